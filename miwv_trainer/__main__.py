@@ -1,0 +1,7 @@
+"""`python -m miwv_trainer` is the command `miwv`."""
+
+import sys
+
+from miwv_trainer.cli import main
+
+sys.exit(main())

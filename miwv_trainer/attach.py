@@ -1,0 +1,74 @@
+"""The only file that touches a Trainer."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import Trainer
+
+from miwv_trainer.callback import MIWVCallback
+from miwv_trainer.config import MIWVConfig
+from miwv_trainer.pool import check_map_style
+from miwv_trainer.rendering import pool_from_tokenized
+from miwv_trainer.sampler import MIWVDataSampler
+
+logger = logging.getLogger(__name__)
+
+
+def attach(trainer: Trainer, config: MIWVConfig | Mapping[str, Any] | None = None) -> MIWVCallback:
+    """
+    Lets a Trainer choose its training data: its `train_dataset` becomes the pool, of which it trains on the selection.
+
+    Works on any instance of [`~transformers.Trainer`] (`SFTTrainer`, `Seq2SeqTrainer`, a subclass), before or after other
+    callbacks are added, and before `train()`.
+
+    Args:
+        trainer: The Trainer. Its `train_dataset` must be tokenised, with `labels` that are -100 outside the response.
+        config: A [`MIWVConfig`], or a mapping of its values; by default `MIWVConfig()`.
+
+    Returns:
+        The callback that was added; its `rounds` hold the scores.
+
+    Raises:
+        TypeError: the dataset is not map-style, or a configuration key is unknown.
+        ValueError: the dataset cannot be a pool, or the Trainer has a pool attached already.
+    """
+    if not isinstance(config, MIWVConfig):
+        config = MIWVConfig.from_dict(config or {})
+    _check_trainer(trainer)
+    args = trainer.args
+    pool = pool_from_tokenized(trainer.train_dataset, trainer.processing_class, trainer.model.config)
+    sampler = MIWVDataSampler(len(pool), config.fraction, _seed(config, args))
+    callback = MIWVCallback(config, sampler, pool)
+
+    def _get_train_sampler(*args: Any, **kwargs: Any) -> MIWVDataSampler:
+        return sampler
+
+    # The Trainer asks itself for its sampler each time it builds the dataloader; set on this instance only.
+    trainer._get_train_sampler = _get_train_sampler
+    trainer.add_callback(callback)
+    return callback
+
+
+def _check_trainer(trainer: Trainer) -> None:
+    if any(isinstance(callback, MIWVCallback) for callback in trainer.callback_handler.callbacks):
+        raise ValueError("A MIWVCallback is attached to this Trainer already; a Trainer takes one pool.")
+    if trainer.train_dataset is None:
+        raise ValueError("The Trainer has no `train_dataset`, which is the pool to select from.")
+    if trainer.args.to_dict().get("packing"):
+        raise ValueError(
+            "The Trainer packs its dataset (`packing=True`): several samples share a line, so none can be chosen by "
+            "itself. Set `packing=False`."
+        )
+    check_map_style(trainer.train_dataset)
+    strategy = trainer.args.train_sampling_strategy
+    if strategy != "random":
+        logger.warning(
+            "`train_sampling_strategy=%r` has no effect with a MIWVDataSampler: the selection is shuffled.", strategy
+        )
+
+
+def _seed(config: MIWVConfig, args: Any) -> int:
+    if config.seed is not None:
+        return config.seed
+    return args.data_seed if args.data_seed is not None else args.seed

@@ -1,0 +1,164 @@
+"""The command `miwv`: score a pool, select from its scores, report on them."""
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+import datasets
+import numpy as np
+import torch
+from accelerate import PartialState
+
+from miwv_trainer.config import DEFAULT_EMBEDDER, Layout, MIWVConfig
+from miwv_trainer.distributed import World
+from miwv_trainer.loading import DTYPES, load_model, load_rows
+from miwv_trainer.rendering import instruction_text, pool_from_rows
+from miwv_trainer.report import round_summary, score_table
+from miwv_trainer.rounds import Moment, check_model, find_exemplars, run_round
+from miwv_trainer.selection import number_selected, select_top
+from miwv_trainer.store import Store, StoredRound, write_text
+
+DEFAULT_OUTPUT = "miwv-output"
+SELECTED = "selected.jsonl"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one subcommand; bad input ends in one line on standard error and exit status 2."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("miwv_trainer").setLevel(logging.INFO)
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
+        print(f"miwv: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def score(arguments: argparse.Namespace) -> None:
+    """`miwv score`: round 0 of a pool with a model, without training."""
+    config = MIWVConfig(
+        fraction=arguments.fraction,
+        embedder=_embedder(arguments.embedder),
+        layout=arguments.layout,
+        max_length=arguments.max_length,
+        tokens_per_batch=arguments.tokens_per_batch,
+    )
+    state = PartialState(cpu=not torch.cuda.is_available())
+    world = World.current(state.device)
+    rows = load_rows(arguments.dataset, arguments.max_samples)
+    model, tokenizer = load_model(arguments.model, arguments.dtype)
+    model.to(state.device)
+    pool = pool_from_rows(rows, tokenizer, show_progress=world.is_main)
+    check_model(model, pool)
+    store = Store(arguments.output)
+    exemplars = find_exemplars(model, pool, config, store, world, reuse=False)
+    with world.together("setting an earlier round aside"):
+        aside = store.set_aside() if world.is_main else None
+    if aside is not None:
+        logging.getLogger(__name__).warning("Rounds of an earlier run were moved to %s.", aside)
+    finished = run_round(model, pool, exemplars, config, store, world, Moment())
+    if world.is_main:
+        selected = write_selected(store.output / SELECTED, rows, finished.selection)
+        print(score_table(finished, pool.texts))
+        print(round_summary([finished]))
+        print(f"scores: {finished.folder / 'scores.parquet'}\nselected samples: {selected}")
+    state.destroy_process_group()
+
+
+def select(arguments: argparse.Namespace) -> None:
+    """`miwv select`: another fraction of scores that exist."""
+    config = MIWVConfig(fraction=arguments.fraction)
+    latest = _rounds(arguments.scores)[-1]
+    miwv = latest.column("miwv")
+    selection = select_top(miwv, number_selected(config.fraction, len(miwv)))
+    if arguments.dataset is None:
+        print("\n".join(map(str, selection.tolist())))
+        return
+    rows = load_rows(arguments.dataset)
+    if len(rows) < len(miwv):
+        raise ValueError(
+            f"{arguments.dataset} has {len(rows)} samples, but {latest.folder} holds scores of {len(miwv)}: give the "
+            "dataset that was scored."
+        )
+    path = write_selected(Path(arguments.scores) / SELECTED, rows, selection)
+    print(f"{len(selection)} of {len(miwv)} samples, MIWV {miwv[selection].min():.4f} and above: {path}")
+
+
+def report(arguments: argparse.Namespace) -> None:
+    """`miwv report`: the rounds of a run as text."""
+    rounds = _rounds(arguments.run_folder)
+    texts = None
+    if arguments.dataset is not None:
+        texts = [instruction_text(row) or "" for row in load_rows(arguments.dataset)]
+    print(round_summary(rounds))
+    print(score_table(rounds[-1], texts))
+
+
+def write_selected(path: Path, rows: datasets.Dataset, selection: np.ndarray) -> Path:
+    """Writes the chosen samples as they came, one JSON object a line, in pool order."""
+    lines = [json.dumps(rows[int(index)], ensure_ascii=False, default=str) for index in selection]
+    write_text(path, "".join(line + "\n" for line in lines))
+    return path
+
+
+def _rounds(output: str) -> list[StoredRound]:
+    store = Store(output)
+    numbers = store.rounds()
+    if not numbers:
+        raise FileNotFoundError(
+            f"There are no scores in {store.folder}. Give the folder that `miwv score --output` or the Trainer wrote to."
+        )
+    return [store.read_round(number) for number in numbers]
+
+
+def _embedder(name: str) -> str | np.ndarray:
+    """A `.npy` file stands for the array in it."""
+    return np.load(name, allow_pickle=False) if name.endswith(".npy") else name
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="miwv", description="Score instruction samples by Model Instruction Weakness Value, and select."
+    )
+    commands = parser.add_subparsers(required=True, metavar="{score,select,report}")
+
+    scoring = commands.add_parser("score", help="score a pool with a model and select the top fraction")
+    scoring.set_defaults(run=score)
+    scoring.add_argument("--model", required=True, help="hub name, folder, or folder with a GGUF file")
+    scoring.add_argument("--dataset", required=True, help="hub name, or a JSON, JSON Lines, CSV or Parquet file")
+    scoring.add_argument("--output", default=DEFAULT_OUTPUT, help="folder to write to (default: %(default)s)")
+    scoring.add_argument(
+        "--fraction", type=float, default=MIWVConfig.fraction, help="share that is selected (default: %(default)s)"
+    )
+    scoring.add_argument(
+        "--embedder",
+        default=DEFAULT_EMBEDDER,
+        help="sentence-transformers name or folder, tfidf, model, or a .npy file (default: %(default)s)",
+    )
+    scoring.add_argument("--dtype", choices=list(DTYPES), help="default: as the model was saved")
+    scoring.add_argument("--max-samples", type=int, help="score the first so many samples only")
+    scoring.add_argument("--max-length", type=int, help="longest sequence in tokens (default: the model's context)")
+    scoring.add_argument(
+        "--tokens-per-batch",
+        type=int,
+        default=MIWVConfig.tokens_per_batch,
+        help="tokens of one forward, padding included (default: %(default)s)",
+    )
+    scoring.add_argument("--layout", choices=list(get_args(Layout)), default=MIWVConfig.layout)
+
+    selecting = commands.add_parser("select", help="select another fraction of scores that exist")
+    selecting.set_defaults(run=select)
+    selecting.add_argument("--scores", required=True, metavar="OUTPUT", help="the folder `miwv score` wrote to")
+    selecting.add_argument("--fraction", type=float, required=True, help="share that is selected")
+    selecting.add_argument("--dataset", help="the pool that was scored; without it, indices are printed")
+
+    reporting = commands.add_parser("report", help="show the rounds of a run")
+    reporting.set_defaults(run=report)
+    reporting.add_argument("--run", dest="run_folder", required=True, metavar="OUTPUT", help="the folder of the run")
+    reporting.add_argument("--dataset", help="the pool that was scored, to show its prompts")
+    return parser

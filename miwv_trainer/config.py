@@ -1,0 +1,158 @@
+"""Every knob of the library, checked when it is constructed.
+
+Defaults are the paper's (Jiang et al., AAAI 2026, arXiv 2511.07074) where it names one: the embedder is
+BGE-large-en, the score is taken once. The default fraction is the 5 % at which the paper's selection was strongest
+on Alpaca.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+DEFAULT_EMBEDDER = "BAAI/bge-large-en-v1.5"
+
+RescoreStrategy = Literal["no", "epoch"]
+Layout = Literal["auto", "padded"]
+
+
+@dataclass
+class MIWVConfig:
+    """
+    What to select and how to score. Usable with [`~transformers.HfArgumentParser`].
+
+    Args:
+        fraction (`float`, defaults to `0.05`):
+            Share of the pool that is selected, in (0, 1]. `floor(fraction * N)` samples, at least one.
+        rescore_strategy (`str`, defaults to `"no"`):
+            `"no"` scores once, before the first step. `"epoch"` scores again before every later epoch, with the model
+            as it then is. A full rescore forwards the whole pool about three times.
+        embedder (`str`, or array of shape `(N, d)`, defaults to `"BAAI/bge-large-en-v1.5"`):
+            What decides which samples are similar. Any sentence-transformers name or folder; `"tfidf"` (needs no
+            download); `"model"` (the mean of the prompt's last hidden states in the model being trained); or an array
+            with one line per sample, in pool order.
+        seed (`int`, *optional*):
+            Seed of the order within an epoch. By default the Trainer's `data_seed`, else its `seed`.
+        max_length (`int`, *optional*):
+            Longest sequence, in tokens, that is forwarded. By default the model's `max_position_embeddings`.
+        tokens_per_batch (`int`, defaults to `4096`):
+            Upper bound on the tokens of one scoring forward, padding included. One longer row goes alone.
+        logits_chunk (`int`, defaults to `256`):
+            Number of positions whose logits are held in float32 at once.
+        layout (`str`, defaults to `"auto"`):
+            How samples share a forward: `"padded"` (one sequence a row, sorted by length). `"auto"` lets the library
+            choose; today that is `"padded"` too.
+        allow_identical_exemplars (`bool`, defaults to `False`):
+            Whether a copy of a sample may be its exemplar, as in the letter of the paper. Off, because the copy's
+            one-shot loss collapses and neither of the two is ever selected.
+        output_dir (`str`, *optional*):
+            Folder that receives `miwv/`. By default the Trainer's `output_dir`.
+
+    Raises:
+        TypeError: an unknown key.
+        ValueError: a value out of range; the message says what was given and what is allowed.
+    """
+
+    fraction: float = field(
+        default=0.05, metadata={"help": "Share of the pool that is selected, above 0 and at most 1."}
+    )
+    rescore_strategy: RescoreStrategy = field(
+        default="no", metadata={"help": "'no' scores once, 'epoch' again before every later epoch."}
+    )
+    embedder: str = field(
+        default=DEFAULT_EMBEDDER,
+        metadata={"help": "A sentence-transformers name or folder, 'tfidf', or 'model'."},
+    )
+    seed: int | None = field(
+        default=None, metadata={"help": "Seed of the order within an epoch; by default the Trainer's."}
+    )
+    max_length: int | None = field(
+        default=None, metadata={"help": "Longest sequence in tokens; by default the model's context."}
+    )
+    tokens_per_batch: int = field(default=4096, metadata={"help": "Tokens of one scoring forward, padding included."})
+    logits_chunk: int = field(default=256, metadata={"help": "Positions whose logits are held in float32 at once."})
+    layout: Layout = field(default="auto", metadata={"help": "How samples share a forward."})
+    allow_identical_exemplars: bool = field(
+        default=False, metadata={"help": "Whether a copy of a sample may be its exemplar."}
+    )
+    output_dir: str | None = field(
+        default=None, metadata={"help": "Folder that receives miwv/; by default the Trainer's output_dir."}
+    )
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> "MIWVConfig":
+        # The generated __init__ would name an unknown key but not the known ones.
+        _refuse_unknown_keys(cls, kwargs)
+        return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        _check_fraction(self.fraction)
+        _check_choice("rescore_strategy", self.rescore_strategy, get_args(RescoreStrategy))
+        _check_choice("layout", self.layout, get_args(Layout))
+        _check_embedder(self.embedder)
+        _check_positive_integer("tokens_per_batch", self.tokens_per_batch)
+        _check_positive_integer("logits_chunk", self.logits_chunk)
+        if self.max_length is not None:
+            _check_positive_integer("max_length", self.max_length)
+        if self.seed is not None and (not isinstance(self.seed, int) or self.seed < 0):
+            raise ValueError(f"`seed` must be a whole number of at least 0, or None, but got {self.seed!r}.")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "MIWVConfig":
+        """A configuration from a mapping of names to values. Raises `TypeError` on an unknown name."""
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The values as JSON can hold them; an embedding array is described by its shape."""
+        shown = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "embedder"}
+        return {**shown, "embedder": describe_embedder(self.embedder)}
+
+
+def describe_embedder(embedder: Any) -> str:
+    """The embedder's name, or `"array of shape (N, d)"`."""
+    return embedder if isinstance(embedder, str) else f"array of shape {tuple(embedder.shape)}"
+
+
+def _refuse_unknown_keys(cls: type, values: Mapping[str, Any]) -> None:
+    allowed = [f.name for f in fields(cls)]  # type: ignore[arg-type]
+    unknown = [key for key in values if key not in allowed]
+    if not unknown:
+        return
+    guesses = get_close_matches(unknown[0], allowed, n=1)
+    hint = f" Did you mean `{guesses[0]}`?" if guesses else ""
+    raise TypeError(
+        f"Unknown configuration key{'s' if len(unknown) > 1 else ''}: {', '.join(map(repr, unknown))}.{hint} "
+        f"Allowed: {', '.join(allowed)}."
+    )
+
+
+def _check_fraction(fraction: Any) -> None:
+    is_number = isinstance(fraction, int | float) and not isinstance(fraction, bool)
+    if not is_number or math.isnan(fraction) or not 0 < fraction <= 1:
+        raise ValueError(
+            f"`fraction` must be a number above 0 and at most 1 (0.05 keeps 5 % of the pool), but got {fraction!r}."
+        )
+
+
+def _check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, allowed))}, but got {value!r}.")
+
+
+def _check_positive_integer(name: str, value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"`{name}` must be a whole number of at least 1, but got {value!r}.")
+
+
+def _check_embedder(embedder: Any) -> None:
+    if isinstance(embedder, str) and embedder:
+        return
+    if getattr(embedder, "ndim", None) == 2:
+        return
+    given = f"an array of shape {np.shape(embedder)}" if np.ndim(embedder) else repr(embedder)
+    raise ValueError(
+        "Unknown embedder: `embedder` must be a sentence-transformers name or folder, 'tfidf', 'model', or an array "
+        f"of shape (N, d) with one line per sample, but got {given}."
+    )

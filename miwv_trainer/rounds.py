@@ -1,0 +1,304 @@
+"""One round, from pool to selection. Called by the callback and by the command line, on all ranks alike."""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from miwv_trainer.config import MIWVConfig, describe_embedder
+from miwv_trainer.distributed import World
+from miwv_trainer.packing import NO_EXEMPLAR, plan_padded, plan_prompts, scorable
+from miwv_trainer.pool import Pool
+from miwv_trainer.retrieval import Embeddings, embed_texts, given_embeddings, nearest_exemplars
+from miwv_trainer.scoring import Losses, no_trace, prompt_embeddings, score_batches
+from miwv_trainer.selection import number_selected, overlap, select_top
+from miwv_trainer.store import Store, StoredRound
+
+logger = logging.getLogger(__name__)
+
+LAYOUT = "padded"
+NO_LIMIT = 2**31 - 1
+PROBES = 4
+
+
+@dataclass(frozen=True)
+class Exemplars:
+    """`(N,)` index of each sample's exemplar (-1: none) and `(N,)` cosine between the two."""
+
+    indices: np.ndarray
+    similarities: np.ndarray
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where in training a round stands."""
+
+    number: int = 0
+    global_step: int = 0
+    epoch: int = 0
+
+
+def context_length(model: nn.Module, config: MIWVConfig) -> int:
+    """Longest sequence that is forwarded: `max_length`, else the model's `max_position_embeddings`."""
+    limit = getattr(_text_config(model), "max_position_embeddings", None) or NO_LIMIT
+    return min(limit, config.max_length) if config.max_length is not None else limit
+
+
+def check_model(model: nn.Module, pool: Pool) -> None:
+    """
+    Raises `ValueError` where MIWV is not defined for the model, or the pool is not in its vocabulary.
+    """
+    config = model.config
+    if config.is_encoder_decoder:
+        raise ValueError(
+            f"{type(model).__name__} is an encoder-decoder model; MIWV is defined for causal language models, where "
+            "the exemplar stands before the sample in one sequence."
+        )
+    vocabulary = _text_config(model).vocab_size
+    largest = int(pool.tokens.max(initial=0))
+    if largest >= vocabulary:
+        raise ValueError(
+            f"The pool holds token id {largest}, but the model's vocabulary has {vocabulary} entries: the pool was "
+            "tokenised with another tokenizer. Tokenise it with the model's own, or resize the embeddings."
+        )
+
+
+def find_exemplars(
+    model: nn.Module, pool: Pool, config: MIWVConfig, store: Store, world: World, reuse: bool
+) -> Exemplars:
+    """
+    Which exemplar each sample gets: found once and kept in the store, read from there afterwards.
+
+    With `reuse` false, what the store holds is read all the same unless it came from the model in training, whose
+    weights may be others now.
+    """
+    context = context_length(model, config)
+    fingerprint = exemplar_fingerprint(pool, config, context)
+    may_read = reuse or fingerprint["embedder"] != "model"
+    with world.together("reading the exemplars"):
+        stored = store.read_exemplars(fingerprint) if world.is_main and may_read else None
+    if (stored := world.share(stored)) is not None:
+        logger.info("Exemplars: read from %s.", store.folder)
+        return Exemplars(*stored)
+    embeddings = _embed(model, pool, config, context, world)
+    found = None
+    with world.together("finding the exemplars"):
+        if world.is_main:
+            found = nearest_exemplars(embeddings, pool, context, config.allow_identical_exemplars, show_progress=True)
+            store.write_embeddings(embeddings, fingerprint)
+            store.write_exemplars(*found, fingerprint)
+    return Exemplars(*world.share(found))
+
+
+def run_round(
+    model: nn.Module,
+    pool: Pool,
+    exemplars: Exemplars,
+    config: MIWVConfig,
+    store: Store,
+    world: World,
+    moment: Moment,
+) -> StoredRound:
+    """
+    Scores the pool with the model as it is, selects, and writes the round. Leaves no trace in the model.
+
+    Raises:
+        ValueError: not one sample could be scored.
+    """
+    started = time.perf_counter()
+    context = context_length(model, config)
+    batches = plan_padded(pool, exemplars.indices, context, config.tokens_per_batch)
+    if not batches:
+        raise ValueError(_nothing_scorable(pool, exemplars, context))
+    with no_trace(model):
+        losses = score_batches(
+            model,
+            pool,
+            exemplars.indices,
+            batches,
+            context=context,
+            logits_chunk=config.logits_chunk,
+            world=world,
+            show_progress=world.is_main,
+        )
+    seconds = time.perf_counter() - started
+    miwv = losses.miwv
+    _report_unscorable(pool, exemplars, miwv, context, moment)
+    selection = select_top(miwv, number_selected(config.fraction, len(pool)))
+    summary = _summary(model, pool, config, losses, selection, moment, seconds, context)
+    columns = _columns(pool, exemplars, losses, selection)
+    finished = None
+    with world.together("writing the round"):
+        if world.is_main:
+            finished = store.write_round(moment.number, columns, summary)
+    return world.share(finished)
+
+
+def run_fingerprint(pool: Pool, config: MIWVConfig, context: int) -> dict[str, Any]:
+    """What a round depends on besides the weights; a stored round with another one is refused."""
+    return {
+        **exemplar_fingerprint(pool, config, context),
+        "fraction": config.fraction,
+    }
+
+
+def exemplar_fingerprint(pool: Pool, config: MIWVConfig, context: int) -> dict[str, Any]:
+    """What the exemplars depend on."""
+    return {
+        "pool": pool.fingerprint,
+        "embedder": _embedder_fingerprint(config.embedder),
+        "context": context,
+        "allow_identical_exemplars": config.allow_identical_exemplars,
+    }
+
+
+def _embedder_fingerprint(embedder: Any) -> str:
+    if isinstance(embedder, str):
+        return embedder
+    array = np.ascontiguousarray(torch.as_tensor(embedder).cpu().float().numpy())
+    return f"{describe_embedder(embedder)} {hashlib.sha256(array.tobytes()).hexdigest()[:16]}"
+
+
+def _embed(model: nn.Module, pool: Pool, config: MIWVConfig, context: int, world: World) -> Embeddings:
+    """Embeddings on rank 0; elsewhere whatever fell out."""
+    if not isinstance(config.embedder, str):
+        return given_embeddings(config.embedder, len(pool))
+    if config.embedder == "model":
+        batches = plan_prompts(pool, context, config.tokens_per_batch)
+        with no_trace(model):
+            return prompt_embeddings(model, pool, batches, context=context, world=world, show_progress=world.is_main)
+    embeddings: Embeddings = np.empty((0, 0), dtype=np.float32)
+    with world.together("embedding the instructions"):
+        if world.is_main:
+            embeddings = embed_texts(config.embedder, pool.texts, show_progress=True)
+    return embeddings
+
+
+def _columns(pool: Pool, exemplars: Exemplars, losses: Losses, selection: np.ndarray) -> dict[str, np.ndarray]:
+    miwv = losses.miwv
+    unscored = np.isnan(miwv)
+    selected = np.zeros(len(pool), dtype=bool)
+    selected[selection] = True
+    return {
+        "index": np.arange(len(pool)),
+        "exemplar": exemplars.indices,
+        "similarity": exemplars.similarities,
+        "prompt_tokens": pool.prompt_tokens,
+        "response_tokens": pool.response_tokens,
+        "zero_shot_loss": np.where(unscored, np.nan, losses.zero_shot),
+        "one_shot_loss": np.where(unscored, np.nan, losses.one_shot),
+        "miwv": miwv,
+        "selected": selected,
+    }
+
+
+def _summary(
+    model: nn.Module,
+    pool: Pool,
+    config: MIWVConfig,
+    losses: Losses,
+    selection: np.ndarray,
+    moment: Moment,
+    seconds: float,
+    context: int,
+) -> dict[str, Any]:
+    scored = int(np.isfinite(losses.miwv).sum())
+    return {
+        "fingerprint": {
+            **run_fingerprint(pool, config, context),
+            "model": model_fingerprint(model, losses.zero_shot),
+        },
+        "round": moment.number,
+        "global_step": moment.global_step,
+        "epoch": moment.epoch,
+        "fraction": config.fraction,
+        "number_selected": len(selection),
+        "samples": len(pool),
+        "unscorable": len(pool) - scored,
+        "pool_tokens": int(pool.lengths.sum()) + len(pool) * len(pool.preamble),
+        "tokens_forwarded": losses.tokens_forwarded,
+        "seconds": round(seconds, 3),
+        "samples_per_second": round(scored / seconds, 3),
+        "tokens_per_second": round(losses.tokens_forwarded / seconds, 1),
+        "layout": LAYOUT,
+        "config": config.to_dict(),
+    }
+
+
+def model_fingerprint(model: nn.Module, zero_shot_losses: np.ndarray) -> dict[str, Any]:
+    """A hash of the model's configuration and its zero-shot losses on four samples spread over the pool."""
+    described = json.dumps(_text_config(model).to_dict(), sort_keys=True, default=str)
+    finite = np.flatnonzero(np.isfinite(zero_shot_losses))
+    probes = finite[np.linspace(0, len(finite) - 1, min(PROBES, len(finite))).astype(int)]
+    return {
+        "config": hashlib.sha256(described.encode()).hexdigest()[:16],
+        "zero_shot_losses": {str(index): float(zero_shot_losses[index]) for index in probes},
+    }
+
+
+def _report_unscorable(pool: Pool, exemplars: Exemplars, miwv: np.ndarray, context: int, moment: Moment) -> None:
+    reasons = dict(_unscorable_reasons(pool, exemplars, context))
+    planned = scorable(pool, exemplars.indices, context)
+    reasons["a loss that is not finite"] = int((planned & np.isnan(miwv)).sum())
+    found = {reason: count for reason, count in reasons.items() if count}
+    if found:
+        logger.warning(
+            "Round %d: %d of %d samples could not be scored and are left out: %s.",
+            moment.number, sum(found.values()), len(pool), "; ".join(f"{n} with {why}" for why, n in found.items()),
+        )  # fmt: skip
+    if np.isnan(miwv).all():
+        raise ValueError(
+            "Not one loss is finite: the model gives NaN or infinity on every sample of the pool. Check its weights "
+            "and dtype (float16 overflows easily; use bfloat16 or float32)."
+        )
+    cut = planned & (len(pool.preamble) + pool.lengths + pool.lengths[exemplars.indices] > context)
+    if cut.any():
+        logger.warning(
+            "Round %d: %d exemplars were cut at their beginning, because no exemplar fits the %d tokens of the context "
+            "together with the sample.", moment.number, int(cut.sum()), context,
+        )  # fmt: skip
+
+
+def _unscorable_reasons(pool: Pool, exemplars: Exemplars, context: int) -> Mapping[str, int]:
+    """Each unscorable sample counted once, under the first reason that applies."""
+    incomplete = ~pool.has_prompt_and_response
+    too_long = ~incomplete & (len(pool.preamble) + pool.lengths >= context)
+    alone = ~incomplete & ~too_long & (exemplars.indices == NO_EXEMPLAR)
+    return {
+        "no prompt or no response": int(incomplete.sum()),
+        f"more tokens than the context of {context} leaves room for": int(too_long.sum()),
+        "no exemplar but copies of themselves": int(alone.sum()),
+    }
+
+
+def _nothing_scorable(pool: Pool, exemplars: Exemplars, context: int) -> str:
+    reasons = _unscorable_reasons(pool, exemplars, context)
+    listed = "; ".join(f"{count} with {reason}" for reason, count in reasons.items() if count)
+    return (
+        f"Not one of the {len(pool)} samples can be scored: {listed}. Give samples that differ and that fit the "
+        "context; copies may serve as exemplars with `allow_identical_exemplars=True`."
+    )
+
+
+def _text_config(model: nn.Module) -> Any:
+    return model.config.get_text_config()
+
+
+def round_line(current: StoredRound, previous: StoredRound | None = None) -> str:
+    """One line about a round, for the log."""
+    summary = current.summary
+    line = (
+        f"Round {current.number}: scored {summary['samples'] - summary['unscorable']} of {summary['samples']} samples in "
+        f"{summary['seconds']:.0f} s ({summary['tokens_forwarded']} tokens, {summary['tokens_per_second']:.0f} a second), "
+        f"selected {summary['number_selected']}"
+    )
+    if previous is not None:
+        line += f", {overlap(current.selection, previous.selection):.0%} of them as in round {previous.number}"
+    return line + "."

@@ -1,0 +1,233 @@
+"""Rows through the model to losses.
+
+For sample i with response tokens y_1..y_n, exemplar k and context c, the loss is the mean over the response of
+-log p(y_t | c, y_<t): zero-shot with c = x_i, one-shot with c = x_k, y_k, x_i (equations 2 and 3 of the paper, MIWV
+being their difference). Logits are made only where a response token is predicted, and turned into float32 a few
+positions at a time. The forward is the root module's, which ZeRO-3 needs. This is the padded layout, the reference
+for every other one.
+"""
+
+import inspect
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from tqdm.auto import tqdm
+
+from miwv_trainer.distributed import World
+from miwv_trainer.packing import Batch, Row, batch_rows, prompt_row
+from miwv_trainer.pool import Pool
+
+PADDING_ID = 0  # any id: padding is masked
+
+
+@dataclass(frozen=True)
+class Losses:
+    """
+    Mean negative log-likelihood per response token, in nats.
+
+    Args:
+        zero_shot: `(N,)` float32, NaN where a sample was not scored.
+        one_shot: `(N,)` float32, likewise.
+        tokens_forwarded: Tokens of all rows, padding included.
+    """
+
+    zero_shot: np.ndarray
+    one_shot: np.ndarray
+    tokens_forwarded: int
+
+    @property
+    def miwv(self) -> np.ndarray:
+        """One-shot minus zero-shot; NaN where either is not finite."""
+        with np.errstate(invalid="ignore"):
+            difference = self.one_shot - self.zero_shot
+        return np.where(np.isfinite(difference), difference, np.nan).astype(np.float32)
+
+
+@contextmanager
+def no_trace(model: nn.Module) -> Iterator[None]:
+    """
+    Evaluation mode without gradients inside; outside, nothing has happened.
+
+    Each module's own training flag comes back (a frozen submodule may have been in evaluation mode), and so do the
+    global random states, from which dropout and augmentation of the training that follows will draw.
+    """
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with preserved_rng(), torch.no_grad():
+            yield
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+@contextmanager
+def preserved_rng() -> Iterator[None]:
+    """Brings the global random states of Python, NumPy, torch and CUDA back as they were."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        # fork_rng restores torch's CPU state and that of every CUDA device.
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+
+
+def score_batches(
+    model: nn.Module,
+    pool: Pool,
+    exemplars: np.ndarray,
+    batches: list[Batch],
+    *,
+    context: int,
+    logits_chunk: int,
+    world: World,
+    show_progress: bool = False,
+) -> Losses:
+    """
+    Forwards all batches, each on one rank, and returns the losses on every rank.
+
+    Args:
+        model: A causal language model of transformers, in evaluation mode ([`no_trace`]).
+        exemplars: `(N,)` index of each sample's exemplar.
+        batches: From [`~miwv_trainer.packing.plan_padded`].
+        context: Longest sequence.
+        logits_chunk: Positions whose logits are in float32 at once.
+    """
+    losses = np.zeros((2, len(pool)))
+    scored = np.zeros((2, len(pool)))
+    with world.forwards("scoring the pool"):
+        share = world.deal(batches)
+        for batch in tqdm(share, desc="Scoring", disable=not show_progress):
+            if batch is None:
+                _dummy_forward(model)
+                continue
+            rows = batch_rows(batch, pool, exemplars, context)
+            losses[batch.kinds, batch.samples] = response_losses(model, rows, logits_chunk)
+            scored[batch.kinds, batch.samples] = 1
+    losses, scored = world.sum_slots(losses), world.sum_slots(scored)
+    losses[scored == 0] = np.nan
+    zero_shot, one_shot = losses.astype(np.float32)
+    return Losses(zero_shot, one_shot, sum(batch.tokens for batch in batches))
+
+
+def response_losses(model: nn.Module, rows: list[Row], logits_chunk: int = 256) -> np.ndarray:
+    """
+    `(rows,)` mean negative log-likelihood of each row's response tokens, from one forward.
+
+    A token at position t is predicted at t - 1, so logits are kept at the union of these positions over the batch.
+    """
+    device = _device(model)
+    inputs = _pad(rows, device)
+    kept = np.unique(np.concatenate([row.targets - 1 for row in rows]))
+    logits = _logits(model, inputs, torch.as_tensor(kept, device=device))
+    row_numbers = np.repeat(np.arange(len(rows)), [len(row.targets) for row in rows])
+    positions = np.searchsorted(kept, np.concatenate([row.targets - 1 for row in rows]))
+    answers = np.concatenate([row.ids[row.targets] for row in rows]).astype(np.int64)
+    nll = _negative_log_likelihood(logits, row_numbers, positions, answers, logits_chunk)
+    return np.bincount(row_numbers, weights=nll) / np.bincount(row_numbers)
+
+
+def prompt_embeddings(
+    model: nn.Module,
+    pool: Pool,
+    batches: list[Batch],
+    *,
+    context: int,
+    world: World,
+    show_progress: bool = False,
+) -> np.ndarray:
+    """`(N, hidden)` mean of the last hidden states over each prompt's tokens: the `"model"` embedder."""
+    sums: np.ndarray | None = None
+    with world.forwards("embedding the prompts with the model"):
+        for batch in tqdm(world.deal(batches), desc="Embedding", disable=not show_progress):
+            if batch is None:
+                _dummy_forward(model)
+                continue
+            rows = [prompt_row(pool, sample, context) for sample in batch.samples.tolist()]
+            means = _prompt_means(model, rows)
+            if sums is None:
+                sums = np.zeros((len(pool), means.shape[1]), dtype=np.float32)
+            sums[batch.samples] = means
+    # Rank 0 always has a batch; a rank without one learns the width from it.
+    width = world.share(None if sums is None else sums.shape[1])
+    return world.sum_slots(sums if sums is not None else np.zeros((len(pool), width), dtype=np.float32))
+
+
+def _prompt_means(model: nn.Module, rows: list[Row]) -> np.ndarray:
+    device = _device(model)
+    inputs = _pad(rows, device)
+    extra: dict[str, Any] = {"logits_to_keep": 1} if _keeps_logits(model) else {}
+    hidden = model(**inputs, use_cache=False, output_hidden_states=True, **extra).hidden_states[-1]
+    is_prompt = torch.zeros(hidden.shape[:2], device=device)
+    for number, row in enumerate(rows):
+        is_prompt[number, torch.as_tensor(row.targets, device=device)] = 1
+    means = torch.einsum("bth,bt->bh", hidden.float(), is_prompt) / is_prompt.sum(dim=1, keepdim=True)
+    return means.cpu().numpy()
+
+
+def _pad(rows: list[Row], device: torch.device) -> dict[str, torch.Tensor]:
+    """Right-padded `(rows, length)` ids and mask: correct for every causal family, recurrent ones too."""
+    length = max(len(row.ids) for row in rows)
+    ids = torch.full((len(rows), length), PADDING_ID, dtype=torch.long)
+    mask = torch.zeros((len(rows), length), dtype=torch.long)
+    for number, row in enumerate(rows):
+        ids[number, : len(row.ids)] = torch.from_numpy(row.ids.astype(np.int64))
+        mask[number, : len(row.ids)] = 1
+    return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+
+
+def _logits(model: nn.Module, inputs: dict[str, torch.Tensor], kept: torch.Tensor) -> torch.Tensor:
+    """`(rows, kept, vocabulary)` logits at the kept positions."""
+    if _keeps_logits(model):
+        return model(**inputs, use_cache=False, logits_to_keep=kept).logits
+    return model(**inputs, use_cache=False).logits[:, kept]
+
+
+def _keeps_logits(model: nn.Module) -> bool:
+    """Whether the model's own forward takes `logits_to_keep`; PEFT hands it through."""
+    # transformers' mixin gives every PreTrainedModel this name; PEFT's wrapper has it too.
+    inner = model.get_base_model() if _is_peft(model) else model
+    return "logits_to_keep" in inspect.signature(inner.forward).parameters
+
+
+def _is_peft(model: nn.Module) -> bool:
+    from transformers.utils import is_peft_available
+
+    if not is_peft_available():
+        return False
+    from peft import PeftModel
+
+    return isinstance(model, PeftModel)
+
+
+def _negative_log_likelihood(
+    logits: torch.Tensor, rows: np.ndarray, positions: np.ndarray, answers: np.ndarray, chunk: int
+) -> np.ndarray:
+    """`(targets,)` -log p of each answer, in float32, `chunk` vocabulary rows at a time."""
+    row_index, position_index, answer = (
+        torch.as_tensor(array, device=logits.device) for array in (rows, positions, answers)
+    )
+    pieces = [
+        F.cross_entropy(logits[r, p].float(), a, reduction="none")
+        for r, p, a in zip(row_index.split(chunk), position_index.split(chunk), answer.split(chunk), strict=True)
+    ]
+    return torch.cat(pieces).double().cpu().numpy()
+
+
+def _dummy_forward(model: nn.Module) -> None:
+    """A forward for a rank that ran out of work while others, under ZeRO-3, still need its parameters."""
+    ids = torch.full((1, 2), PADDING_ID, dtype=torch.long, device=_device(model))
+    model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device

@@ -1,0 +1,237 @@
+"""Everything on disk, under `OUTPUT/miwv`. Nothing written is ever half written.
+
+A file goes to a temporary name beside its own, is flushed to the disk and renamed; a round is a folder that appears
+whole. What is read again carries a version and a fingerprint.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import scipy.sparse
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from miwv_trainer.retrieval import Embeddings
+
+FORMAT_VERSION = 1
+FOLDER = "miwv"
+
+SCORES = pa.schema(
+    [
+        ("index", pa.int64()),
+        ("exemplar", pa.int64()),
+        ("similarity", pa.float32()),
+        ("prompt_tokens", pa.int32()),
+        ("response_tokens", pa.int32()),
+        ("zero_shot_loss", pa.float32()),
+        ("one_shot_loss", pa.float32()),
+        ("miwv", pa.float32()),
+        ("selected", pa.bool_()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class StoredRound:
+    """A finished round as it lies on disk: `scores.parquet` and `round.json`."""
+
+    number: int
+    folder: Path
+    scores: pa.Table
+    summary: dict[str, Any]
+
+    def column(self, name: str) -> np.ndarray:
+        """One column of the scores as an array; nulls become NaN (or -1 in `exemplar`)."""
+        column = self.scores[name]
+        if name == "exemplar":
+            column = column.fill_null(-1)
+        return column.to_numpy()
+
+    @property
+    def selection(self) -> np.ndarray:
+        """Ascending indices of the selected samples."""
+        return np.flatnonzero(self.column("selected"))
+
+
+class Store:
+    """The folder `OUTPUT/miwv` of one run."""
+
+    def __init__(self, output: str | os.PathLike[str]) -> None:
+        self.output = Path(output)
+        self.folder = self.output / FOLDER
+
+    def round_folder(self, number: int) -> Path:
+        return self.folder / f"round-{number:03d}"
+
+    def rounds(self) -> list[int]:
+        """Numbers of the finished rounds, ascending."""
+        if not self.folder.is_dir():
+            return []
+        names = [path.name for path in self.folder.glob("round-[0-9][0-9][0-9]")]
+        return sorted(int(name.removeprefix("round-")) for name in names)
+
+    def write_round(self, number: int, columns: Mapping[str, np.ndarray], summary: Mapping[str, Any]) -> StoredRound:
+        """Writes a round as a whole folder. A finished round of that number is an error."""
+        folder = self.round_folder(number)
+        if folder.exists():
+            raise FileExistsError(f"{folder} exists already; finished rounds are never overwritten.")
+        partial = folder.with_name(f".{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        scores = _scores_table(columns)
+        with atomic_path(partial / "scores.parquet") as path:
+            pq.write_table(scores, path)
+        described = {"version": FORMAT_VERSION, **summary}
+        write_text(partial / "round.json", json.dumps(described, indent=2, allow_nan=False) + "\n")
+        os.replace(partial, folder)
+        _sync_folder(self.folder)
+        return StoredRound(number, folder, scores, described)
+
+    def read_round(self, number: int, fingerprint: Mapping[str, Any] | None = None) -> StoredRound:
+        """
+        Reads a finished round.
+
+        Raises:
+            FileNotFoundError: there is none of that number.
+            ValueError: it has another format version, or was made from something else than `fingerprint` says.
+        """
+        folder = self.round_folder(number)
+        if not (folder / "round.json").is_file():
+            found = ", ".join(map(str, self.rounds())) or "none"
+            raise FileNotFoundError(f"There is no round {number} in {self.folder} (rounds there: {found}).")
+        summary = json.loads((folder / "round.json").read_text(encoding="utf-8"))
+        check_version(folder, summary.get("version"))
+        if fingerprint is not None:
+            check_fingerprint(folder, summary["fingerprint"], fingerprint)
+        return StoredRound(number, folder, pq.read_table(folder / "scores.parquet", schema=SCORES), summary)
+
+    def set_aside(self, first: int = 0) -> Path | None:
+        """
+        Moves rounds from number `first` on to a folder `previous-N`, so that a new run neither mixes with an older
+        one nor loses it. Returns that folder, or None where there was nothing to move.
+        """
+        numbers = [number for number in self.rounds() if number >= first]
+        if not numbers:
+            return None
+        taken = list(self.folder.glob("previous-*"))
+        target = self.folder / f"previous-{len(taken)}"
+        target.mkdir()
+        for number in numbers:
+            os.replace(self.round_folder(number), target / self.round_folder(number).name)
+        return target
+
+    def write_exemplars(self, exemplars: np.ndarray, similarities: np.ndarray, fingerprint: Mapping[str, Any]) -> None:
+        table = pa.table({"exemplar": exemplars, "similarity": similarities})
+        described = {"version": str(FORMAT_VERSION), "fingerprint": json.dumps(fingerprint)}
+        with atomic_path(self.folder / "exemplars.parquet") as path:
+            pq.write_table(table.replace_schema_metadata(described), path)
+
+    def read_exemplars(self, fingerprint: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray] | None:
+        """
+        The exemplars found earlier, or None where there are none.
+
+        Raises:
+            ValueError: they have another format version, or belong to something else than `fingerprint` says.
+        """
+        path = self.folder / "exemplars.parquet"
+        if not path.is_file():
+            return None
+        table = pq.read_table(path)
+        described = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+        check_version(path, int(described["version"]))
+        check_fingerprint(path, json.loads(described["fingerprint"]), fingerprint)
+        return table["exemplar"].to_numpy(), table["similarity"].to_numpy()
+
+    def write_embeddings(self, embeddings: Embeddings, fingerprint: Mapping[str, Any]) -> None:
+        """Dense ones as one array, sparse ones (tf-idf) as the three arrays of their CSR form."""
+        if isinstance(embeddings, np.ndarray):
+            arrays = {"embeddings": np.ascontiguousarray(embeddings)}
+        else:
+            shape = np.asarray(embeddings.shape)
+            arrays = {"data": embeddings.data, "indices": embeddings.indices, "indptr": embeddings.indptr}
+            arrays["shape"] = shape
+        described = {"version": str(FORMAT_VERSION), "fingerprint": json.dumps(fingerprint)}
+        with atomic_path(self.folder / "embeddings.safetensors") as path:
+            save_file(arrays, path, metadata=described)
+
+    def read_embeddings(self, fingerprint: Mapping[str, Any]) -> Embeddings | None:
+        """The embeddings computed earlier, or None. Raises like `read_exemplars`."""
+        path = self.folder / "embeddings.safetensors"
+        if not path.is_file():
+            return None
+        with safe_open(path, framework="numpy") as file:
+            described = file.metadata()
+            check_version(path, int(described["version"]))
+            check_fingerprint(path, json.loads(described["fingerprint"]), fingerprint)
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if "embeddings" in arrays:
+            return arrays["embeddings"]
+        parts = (arrays["data"], arrays["indices"], arrays["indptr"])
+        return scipy.sparse.csr_matrix(parts, shape=tuple(arrays["shape"]))
+
+
+def check_version(path: Path, found: Any) -> None:
+    if found != FORMAT_VERSION:
+        raise ValueError(
+            f"{path} has format version {found!r}, but this miwv_trainer reads version {FORMAT_VERSION}. Use the "
+            "version that wrote it, or a fresh output folder."
+        )
+
+
+def check_fingerprint(path: Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Raises `ValueError` naming the first entry of `expected` that differs in `found`."""
+    for name, value in expected.items():
+        if found.get(name) != value:
+            raise ValueError(
+                f"{path} was made with {name} = {found.get(name)!r}, but this run has {name} = {value!r}. Use a fresh "
+                "output folder, or the same values."
+            )
+
+
+@contextmanager
+def atomic_path(target: Path) -> Iterator[Path]:
+    """Gives a temporary path beside `target`; at the end it is flushed to the disk and takes the target's name."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+        _sync_folder(target.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(target: Path, text: str) -> None:
+    """Writes a text file in UTF-8, whole or not at all."""
+    with atomic_path(target) as path:
+        path.write_text(text, encoding="utf-8")
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _scores_table(columns: Mapping[str, np.ndarray]) -> pa.Table:
+    arrays = []
+    for entry in SCORES:
+        values = columns[entry.name]
+        missing = np.isnan(values) if values.dtype.kind == "f" else np.zeros(len(values), dtype=bool)
+        if entry.name == "exemplar":
+            missing = values < 0
+        arrays.append(pa.array(values, type=entry.type, mask=missing))
+    return pa.Table.from_arrays(arrays, schema=SCORES)
