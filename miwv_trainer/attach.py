@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 
 from miwv_trainer.callback import MIWVCallback
 from miwv_trainer.config import MIWVConfig
@@ -39,6 +39,7 @@ def attach(trainer: Trainer, config: MIWVConfig | Mapping[str, Any] | None = Non
     args = trainer.args
     pool = pool_from_tokenized(trainer.train_dataset, trainer.processing_class, trainer.model.config)
     sampler = MIWVDataSampler(len(pool), config.fraction, _seed(config, args))
+    _check_batch(args, sampler)
     callback = MIWVCallback(config, sampler, pool)
 
     def _get_train_sampler(*args: Any, **kwargs: Any) -> MIWVDataSampler:
@@ -68,7 +69,18 @@ def _check_trainer(trainer: Trainer) -> None:
         )
 
 
-def _seed(config: MIWVConfig, args: Any) -> int:
-    if config.seed is not None:
-        return config.seed
+def _check_batch(args: TrainingArguments, sampler: MIWVDataSampler) -> None:
+    """The Trainer's own words for an empty dataloader speak of something else, a dataset without a length."""
+    batch = args.train_batch_size * args.world_size
+    if args.dataloader_drop_last and len(sampler) < batch:
+        raise ValueError(
+            f"There is no batch to train on: {len(sampler)} samples are selected, less than the {batch} of one batch over "
+            "all processes, and `dataloader_drop_last` drops it. Raise `fraction`, lower "
+            "`per_device_train_batch_size`, or set `dataloader_drop_last=False`."
+        )
+
+
+def _seed(config: MIWVConfig, args: TrainingArguments) -> int:
+    if config.sampler_seed is not None:
+        return config.sampler_seed
     return args.data_seed if args.data_seed is not None else args.seed

@@ -76,7 +76,7 @@ class MIWVCallback(TrainerCallback):
             _check_pool_size(len(self.pool), self.sampler, dataloader)
             check_model(model, self.pool)
             _log_last_batch(args, self.sampler)
-            self._store = Store(self.config.output_dir or args.output_dir)
+            self._store = Store(self.config.scores_dir or args.output_dir)
             steps_per_epoch = math.ceil(len(dataloader) / args.gradient_accumulation_steps)
             self._epoch = state.global_step // steps_per_epoch
             self._begin(model, world, state.global_step, steps_per_epoch)
@@ -124,7 +124,7 @@ class MIWVCallback(TrainerCallback):
         if not found:
             raise FileNotFoundError(
                 f"Training resumes at step {global_step}, but {self._store.folder} holds no round scored by then, so the "
-                "selection it was trained on is not known. Point `output_dir` to the folder of the run that wrote the "
+                "selection it was trained on is not known. Point `scores_dir` to the folder of the run that wrote the "
                 "checkpoint, or start afresh."
             )
         due = global_step // steps_per_epoch
@@ -132,7 +132,7 @@ class MIWVCallback(TrainerCallback):
         if self.config.rescore_strategy == "epoch" and mid_epoch and found[-1].summary["epoch"] != due:
             raise FileNotFoundError(
                 f"Training resumes in epoch {due} at step {global_step}, but {self._store.folder} holds no round of that "
-                "epoch. Point `output_dir` to the folder of the run that wrote the checkpoint, or start afresh."
+                "epoch. Point `scores_dir` to the folder of the run that wrote the checkpoint, or start afresh."
             )
         return found
 
@@ -158,12 +158,6 @@ def _check_dataloader(dataloader: Any, sampler: MIWVDataSampler) -> None:
             f"{type(_sampler_of(dataloader)).__name__}. Return the sampler from `_get_train_sampler`, or use "
             "`attach(trainer, config)`; a Trainer whose `get_train_dataloader` builds a loader of its own must pass the "
             "sampler to it."
-        )
-    if len(dataloader) == 0:
-        raise ValueError(
-            f"There is no batch to train on: {len(sampler)} samples are selected, which is less than one batch over all "
-            "processes, and `dataloader_drop_last` drops it. Raise `fraction`, lower `per_device_train_batch_size`, or "
-            "set `dataloader_drop_last=False`."
         )
 
 

@@ -45,7 +45,7 @@ def score(arguments: argparse.Namespace) -> None:
         fraction=arguments.fraction,
         embedder=_embedder(arguments.embedder),
         layout=arguments.layout,
-        max_length=arguments.max_length,
+        scoring_max_length=arguments.max_length,
         tokens_per_batch=arguments.tokens_per_batch,
     )
     state = PartialState(cpu=not torch.cuda.is_available())

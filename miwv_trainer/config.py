@@ -22,7 +22,9 @@ Layout = Literal["auto", "padded"]
 @dataclass
 class MIWVConfig:
     """
-    What to select and how to score. Usable with [`~transformers.HfArgumentParser`].
+    What to select and how to score.
+
+    Usable with [`~transformers.HfArgumentParser`]: no name is one of `TrainingArguments` or of TRL's `SFTConfig`.
 
     Args:
         fraction (`float`, defaults to `0.05`):
@@ -34,9 +36,9 @@ class MIWVConfig:
             What decides which samples are similar. Any sentence-transformers name or folder; `"tfidf"` (needs no
             download); `"model"` (the mean of the prompt's last hidden states in the model being trained); or an array
             with one line per sample, in pool order.
-        seed (`int`, *optional*):
+        sampler_seed (`int`, *optional*):
             Seed of the order within an epoch. By default the Trainer's `data_seed`, else its `seed`.
-        max_length (`int`, *optional*):
+        scoring_max_length (`int`, *optional*):
             Longest sequence, in tokens, that is forwarded. By default the model's `max_position_embeddings`.
         tokens_per_batch (`int`, defaults to `4096`):
             Upper bound on the tokens of one scoring forward, padding included. One longer row goes alone.
@@ -48,7 +50,7 @@ class MIWVConfig:
         allow_identical_exemplars (`bool`, defaults to `False`):
             Whether a copy of a sample may be its exemplar, as in the letter of the paper. Off, because the copy's
             one-shot loss collapses and neither of the two is ever selected.
-        output_dir (`str`, *optional*):
+        scores_dir (`str`, *optional*):
             Folder that receives `miwv/`. By default the Trainer's `output_dir`.
 
     Raises:
@@ -66,10 +68,10 @@ class MIWVConfig:
         default=DEFAULT_EMBEDDER,
         metadata={"help": "A sentence-transformers name or folder, 'tfidf', or 'model'."},
     )
-    seed: int | None = field(
+    sampler_seed: int | None = field(
         default=None, metadata={"help": "Seed of the order within an epoch; by default the Trainer's."}
     )
-    max_length: int | None = field(
+    scoring_max_length: int | None = field(
         default=None, metadata={"help": "Longest sequence in tokens; by default the model's context."}
     )
     tokens_per_batch: int = field(default=4096, metadata={"help": "Tokens of one scoring forward, padding included."})
@@ -78,7 +80,7 @@ class MIWVConfig:
     allow_identical_exemplars: bool = field(
         default=False, metadata={"help": "Whether a copy of a sample may be its exemplar."}
     )
-    output_dir: str | None = field(
+    scores_dir: str | None = field(
         default=None, metadata={"help": "Folder that receives miwv/; by default the Trainer's output_dir."}
     )
 
@@ -92,12 +94,12 @@ class MIWVConfig:
         _check_choice("rescore_strategy", self.rescore_strategy, get_args(RescoreStrategy))
         _check_choice("layout", self.layout, get_args(Layout))
         _check_embedder(self.embedder)
-        _check_positive_integer("tokens_per_batch", self.tokens_per_batch)
-        _check_positive_integer("logits_chunk", self.logits_chunk)
-        if self.max_length is not None:
-            _check_positive_integer("max_length", self.max_length)
-        if self.seed is not None and (not isinstance(self.seed, int) or self.seed < 0):
-            raise ValueError(f"`seed` must be a whole number of at least 0, or None, but got {self.seed!r}.")
+        _check_whole_number("tokens_per_batch", self.tokens_per_batch)
+        _check_whole_number("logits_chunk", self.logits_chunk)
+        if self.scoring_max_length is not None:
+            _check_whole_number("scoring_max_length", self.scoring_max_length)
+        if self.sampler_seed is not None:
+            _check_whole_number("sampler_seed", self.sampler_seed, least=0)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "MIWVConfig":
@@ -141,9 +143,9 @@ def _check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"`{name}` must be one of {', '.join(map(repr, allowed))}, but got {value!r}.")
 
 
-def _check_positive_integer(name: str, value: Any) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"`{name}` must be a whole number of at least 1, but got {value!r}.")
+def _check_whole_number(name: str, value: Any, least: int = 1) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"`{name}` must be a whole number of at least {least}, but got {value!r}.")
 
 
 def _check_embedder(embedder: Any) -> None:

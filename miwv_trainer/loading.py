@@ -50,7 +50,7 @@ def load_model(name: str, dtype: str | None = None) -> tuple[PreTrainedModel, Pr
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **({"gguf_file": gguf} if gguf else {}))
         model = AutoModelForCausalLM.from_pretrained(name, dtype=torch_dtype, **unpacked)
-    except OSError as error:
+    except (OSError, ValueError, ImportError) as error:
         raise OSError(
             f"No model could be loaded from {name!r}: give a folder with a saved model or a GGUF file, or a hub name "
             f"that is reachable or cached. ({str(error).strip().splitlines()[0]})"
@@ -80,7 +80,7 @@ def _make_saveable(model: PreTrainedModel) -> None:
     """Tells a model read from GGUF that its weights are plain floats now, or `save_pretrained` refuses it."""
     model.hf_quantizer = None
     model.is_quantized = False
-    del model.config.quantization_config
+    vars(model.config).pop("quantization_config", None)
 
 
 def _gguf_file(folder: Path) -> str | None:

@@ -65,14 +65,15 @@ def one_shot_row(pool: Pool, sample: int, exemplar: int, context: int) -> Row:
     return Row(ids, before + np.flatnonzero(pool.response_mask(sample)))
 
 
-def batch_rows(batch: Batch, pool: Pool, exemplars: np.ndarray, context: int) -> list[Row]:
-    """The rows of a batch, in its order."""
-    return [
-        zero_shot_row(pool, sample)
-        if kind == ZERO_SHOT
-        else one_shot_row(pool, sample, int(exemplars[sample]), context)
-        for sample, kind in zip(batch.samples.tolist(), batch.kinds.tolist(), strict=True)
-    ]
+def batch_rows(batch: Batch, pool: Pool, exemplars: np.ndarray | None, context: int) -> list[Row]:
+    """The rows of a batch, in its order. `exemplars` may be None where no row is one-shot."""
+    rows = []
+    for sample, kind in zip(batch.samples.tolist(), batch.kinds.tolist(), strict=True):
+        if kind == ZERO_SHOT or exemplars is None:
+            rows.append(zero_shot_row(pool, sample))
+        else:
+            rows.append(one_shot_row(pool, sample, int(exemplars[sample]), context))
+    return rows
 
 
 def plan_padded(pool: Pool, exemplars: np.ndarray, context: int, tokens_per_batch: int) -> list[Batch]:
@@ -83,6 +84,13 @@ def plan_padded(pool: Pool, exemplars: np.ndarray, context: int, tokens_per_batc
     lengths = np.concatenate([alone, behind])
     kinds = np.repeat([ZERO_SHOT, ONE_SHOT], len(samples))
     return _fill(np.tile(samples, 2), kinds, lengths, tokens_per_batch)
+
+
+def plan_zero_shot(pool: Pool, context: int, tokens_per_batch: int) -> list[Batch]:
+    """Every sample with prompt and response that fits the context, without an exemplar, longest first."""
+    lengths = len(pool.preamble) + pool.lengths
+    samples = np.flatnonzero(pool.has_prompt_and_response & (lengths <= context))
+    return _fill(samples, np.full(len(samples), ZERO_SHOT), lengths[samples], tokens_per_batch)
 
 
 def plan_prompts(pool: Pool, context: int, tokens_per_batch: int) -> list[Batch]:

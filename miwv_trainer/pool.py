@@ -186,15 +186,18 @@ def check_map_style(dataset: Any) -> None:
 
 def _check_count(count: int) -> None:
     if count == 0:
-        raise ValueError("The pool is empty: give at least two samples.")
+        raise ValueError(
+            "The pool is empty: give at least two samples. (SFTTrainer drops samples whose response lies beyond "
+            "`max_length`; if it dropped all of them, raise it.)"
+        )
     if count == 1:
         raise ValueError("The pool has one sample: every sample needs another one as its exemplar, so give two.")
 
 
 def _columns(dataset: Any) -> list[str]:
-    names = getattr(dataset, "column_names", None)
-    if isinstance(names, list):
-        return names
+    # Under a transform, the columns are those that it yields.
+    if isinstance(dataset, datasets.Dataset) and dataset.format["type"] != "custom":
+        return dataset.column_names
     first = dataset[0]
     if not isinstance(first, dict) and not hasattr(first, "keys"):
         raise ValueError(
@@ -241,10 +244,10 @@ def _iterate_rows(dataset: Any, columns: list[str]) -> Iterator[dict[str, Any]]:
 
 def _check_lists(arrays: dict[str, Any]) -> None:
     for name, array in arrays.items():
-        if not (pa.types.is_list(array.type) or pa.types.is_large_list(array.type)):
+        kind = array.type
+        if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
             raise ValueError(
-                f"The pool's column `{name}` must hold a list of whole numbers in every line, but its type is "
-                f"{array.type}."
+                f"The pool's column `{name}` must hold a list of whole numbers in every line, but its type is {kind}."
             )
 
 
@@ -297,20 +300,22 @@ def _shared_preamble(ids: list[np.ndarray], prompt_ends: list[int], markers: Tur
     """
     header = np.asarray(markers.user_header, dtype=np.int64)
     if len(header):
-        ends = [_find(sample[:end], header) for sample, end in zip(ids, prompt_ends, strict=True)]
+        ends = [find_tokens(sample[:end], header) for sample, end in zip(ids, prompt_ends, strict=True)]
         first = ids[0][: max(ends[0], 0)]
         if all(
             end == len(first) and np.array_equal(sample[:end], first) for sample, end in zip(ids, ends, strict=True)
         ):
             return first.astype(np.int32)
     every_one_has_bos = markers.bos is not None and all(len(s) and s[0] == markers.bos for s in ids)
-    bos_opens_turns = len(header) > 0 and header[0] == markers.bos
-    if every_one_has_bos and not bos_opens_turns:
+    # SmolLM2's BOS, <|im_start|>, opens every turn; so does Llama-2's.
+    opens_turns = any((s[1:end] == markers.bos).any() for s, end in zip(ids, prompt_ends, strict=True))
+    opens_turns = opens_turns or (len(header) > 0 and header[0] == markers.bos)
+    if every_one_has_bos and not opens_turns:
         return np.asarray([markers.bos], dtype=np.int32)
     return np.empty(0, dtype=np.int32)
 
 
-def _find(sequence: np.ndarray, pattern: np.ndarray) -> int:
+def find_tokens(sequence: np.ndarray, pattern: np.ndarray) -> int:
     """First position of `pattern` in `sequence`, or -1."""
     last_start = max(len(sequence) - len(pattern) + 1, 0)
     for start in np.flatnonzero(sequence[:last_start] == pattern[0]):

@@ -24,6 +24,7 @@ from miwv_trainer.pool import (
     TurnMarkers,
     build_pool,
     check_map_style,
+    find_tokens,
     read_tokenized,
 )
 
@@ -40,10 +41,15 @@ RENDERED_AT_ONCE = 512
 
 
 class RenderedText(NamedTuple):
-    """A sample as text: the whole, and for each response the text before it and the text through its end."""
+    """
+    A sample as text: the whole, and for each response the text before it and the text through its end.
+
+    The end is None where the next user's turn opens right behind: a template may render the end of an earlier turn
+    otherwise than that of the last one, so it cannot be seen by rendering the conversation up to there.
+    """
 
     whole: str
-    responses: list[tuple[str, str]]
+    responses: list[tuple[str, str | None]]
 
 
 def pool_from_rows(rows: Any, tokenizer: PreTrainedTokenizerBase, show_progress: bool = False) -> Pool:
@@ -114,24 +120,29 @@ def tokenize(dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> d
 def render(rows: Iterable[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase) -> Iterator[TokenizedSample]:
     """Token ids and response mask of each row, in order."""
     has_template = tokenizer.chat_template is not None
+    markers = turn_markers(tokenizer)
     remaining = iter(rows)
     while some := list(islice(remaining, RENDERED_AT_ONCE)):
-        texts = [_render_chat(row, tokenizer) if has_template else _render_alpaca(row, tokenizer) for row in some]
+        if has_template:
+            texts = [_render_chat(row, tokenizer, markers) for row in some]
+        else:
+            texts = [_render_alpaca(row, tokenizer) for row in some]
         # A chat template writes its own special tokens.
-        yield from _tokenize(texts, tokenizer, add_special_tokens=not has_template)
+        yield from _tokenize(texts, tokenizer, markers, add_special_tokens=not has_template)
 
 
 def instruction_text(row: Mapping[str, Any]) -> str | None:
     """The instruction a text embedder sees: what the user said; None where no known column is left."""
     prompt = row.get("prompt")
     if isinstance(prompt, str):
-        return prompt
+        return prompt.strip()
     messages = prompt if prompt is not None else row.get("messages")
     if messages is not None:
         before_response = takewhile(lambda message: message["role"] != "assistant", messages)
-        return "\n\n".join(message["content"] for message in before_response if message["role"] == "user")
+        said = [message["content"] for message in before_response if message["role"] == "user"]
+        return "\n\n".join(said).strip()
     if row.get("instruction") is not None:
-        return _with_input(row)
+        return _with_input(row).strip()
     return None
 
 
@@ -166,25 +177,29 @@ def turn_markers(tokenizer: PreTrainedTokenizerBase) -> TurnMarkers:
     header = between[_common_prefix(between, end_of_turn) or len(end_of_turn) :]
     if not header or before[-len(header) :] != header:
         return none
-    while header and not tokenizer.decode(header[-1:]).strip():
-        header.pop()  # a newline here may merge with the user's first word
+    # A newline at the end of either may merge with the word that follows.
     suffix = _ids(tokenizer, prompt.partition(user)[2])
-    return TurnMarkers(tuple(header), tuple(suffix), tokenizer.bos_token_id)
+    return TurnMarkers(
+        tuple(_without_blank_end(header, tokenizer)),
+        tuple(_without_blank_end(suffix, tokenizer)),
+        tokenizer.bos_token_id,
+    )
 
 
-def conversation(row: Mapping[str, Any]) -> list[Message]:
+def conversation(row: Mapping[str, Any]) -> tuple[list[Message], int]:
     """
-    The messages of a row.
+    The messages of a row, and how many of them are given, as the prompt (0 where that is for the roles to say).
 
     Raises:
-        ValueError: the row has none of the known columns, or they hold no response.
+        ValueError: the row has none of the known columns.
     """
     if row.get("prompt") is not None and row.get("completion") is not None:
-        return _as_messages(row["prompt"], "user") + _as_messages(row["completion"], "assistant")
+        prompt = _as_messages(row["prompt"], "user")
+        return prompt + _as_messages(row["completion"], "assistant"), len(prompt)
     if row.get("messages") is not None:
-        return list(row["messages"])
+        return list(row["messages"]), 0
     if row.get("instruction") is not None and row.get("output") is not None:
-        return _as_messages(_with_input(row), "user") + _as_messages(row["output"], "assistant")
+        return _as_messages(_with_input(row), "user") + _as_messages(row["output"], "assistant"), 1
     raise ValueError(
         f"A sample needs the columns {COLUMNS}, none of them null; this one has {', '.join(row) or 'none'}."
     )
@@ -199,30 +214,51 @@ def _with_input(row: Mapping[str, Any]) -> str:
     return f"{row['instruction']}\n\n{given}" if given.strip() else row["instruction"]
 
 
-def _render_chat(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> RenderedText:
-    messages = conversation(row)
+def _render_chat(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, markers: TurnMarkers) -> RenderedText:
+    messages, given = conversation(row)
     whole = _apply(tokenizer, messages)
-    responses = []
+    if given:
+        return RenderedText(whole, [(_apply(tokenizer, messages[:given], prompting=True), whole)])
+    responses: list[tuple[str, str | None]] = []
     for turn, message in enumerate(messages):
-        if message["role"] == "assistant":
-            before = _apply(tokenizer, messages[:turn], prompting=True) if turn else ""
-            is_last = turn == len(messages) - 1
-            responses.append((before, whole if is_last else _apply(tokenizer, messages[: turn + 1])))
+        if message["role"] != "assistant":
+            continue
+        before = _apply(tokenizer, messages[:turn], prompting=True) if turn else ""
+        following = messages[turn + 1]["role"] if turn + 1 < len(messages) else None
+        if following is None:
+            responses.append((before, whole))
+        elif following == "user" and markers.user_header:
+            responses.append((before, None))
+        else:
+            responses.append((before, _apply(tokenizer, messages[: turn + 1])))
     return RenderedText(whole, responses)
 
 
 def _render_alpaca(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> RenderedText:
-    whole, responses = "", []
-    has_input = row.get("instruction") is not None and bool((row.get("input") or "").strip())
-    for message in conversation({**row, "input": None}):
+    """Each response behind Alpaca's text with what was said since the last one; given turns are no response."""
+    messages, given = conversation(row)
+    has_own_input = row.get("prompt") is None and row.get("messages") is None
+    whole, said = "", list[str]()
+    responses: list[tuple[str, str | None]] = []
+    for turn, message in enumerate(messages):
         if message["role"] != "assistant":
-            given = f"\n\n### Input:\n{row['input']}" if has_input else ""
-            introduction = ALPACA_INTRODUCTION.format(ALPACA_WITH_INPUT if has_input else "")
-            whole += f"{introduction}\n\n### Instruction:\n{message['content']}{given}\n\n### Response:"
+            said.append(message["content"])
+            continue
+        if has_own_input:
+            before = whole + _alpaca_prompt(row["instruction"], row.get("input") or "")
         else:
-            before, whole = whole, whole + message["content"] + (tokenizer.eos_token or "")
+            before = whole + _alpaca_prompt("\n\n".join(said))
+        said = []
+        whole = before + message["content"] + (tokenizer.eos_token or "")
+        if turn >= given:
             responses.append((before, whole))
     return RenderedText(whole, responses)
+
+
+def _alpaca_prompt(instruction: str, given: str = "") -> str:
+    introduction = ALPACA_INTRODUCTION.format(ALPACA_WITH_INPUT if given.strip() else "")
+    shown = f"\n\n### Input:\n{given}" if given.strip() else ""
+    return f"{introduction}\n\n### Instruction:\n{instruction}{shown}\n\n### Response:"
 
 
 def _apply(tokenizer: PreTrainedTokenizerBase, messages: list[Message], prompting: bool = False) -> str:
@@ -234,18 +270,33 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def _tokenize(
-    texts: list[RenderedText], tokenizer: PreTrainedTokenizerBase, add_special_tokens: bool
+    texts: list[RenderedText], tokenizer: PreTrainedTokenizerBase, markers: TurnMarkers, add_special_tokens: bool
 ) -> Iterator[TokenizedSample]:
     """All pieces of many samples in one call, which a fast tokenizer spreads over its threads."""
-    pieces = dict.fromkeys(p for text in texts for p in (text.whole, *(q for pair in text.responses for q in pair)))
+    pieces = dict.fromkeys(
+        piece
+        for text in texts
+        for piece in (text.whole, *(part for pair in text.responses for part in pair))
+        if piece is not None
+    )
     encoded = tokenizer(list(pieces), add_special_tokens=add_special_tokens)["input_ids"]
     ids = dict(zip(pieces, encoded, strict=True))
+    eos = tokenizer.eos_token_id
+    header = np.asarray(markers.user_header, dtype=np.int64)
     for text in texts:
         whole = ids[text.whole]
-        is_response = np.zeros(len(whole), dtype=bool)
+        if add_special_tokens and eos is not None and whole[-2:] == [eos, eos]:
+            whole = whole[:-1]  # one from the text, one from a tokenizer that ends every text with it
+        array = np.asarray(whole, dtype=np.int64)
+        is_response = np.zeros(len(array), dtype=bool)
         for before, through in text.responses:
-            is_response[_common_prefix(ids[before], whole) : _common_prefix(ids[through], whole)] = True
-        yield TokenizedSample(np.asarray(whole, dtype=np.int64), is_response)
+            start = _common_prefix(ids[before], whole)
+            if through is None:
+                end = start + find_tokens(array[start:], header)
+            else:
+                end = _common_prefix(ids[through], whole)
+            is_response[start:end] = True
+        yield TokenizedSample(array, is_response)
 
 
 def _common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
@@ -261,20 +312,28 @@ def _texts(
     """Instructions from columns that survived tokenisation, else decoded prompts, else nothing."""
     first = dataset[0]
     if instruction_text(first) is not None:
+        is_plain = isinstance(dataset, datasets.Dataset) and dataset.format["type"] != "custom"
         names = [name for name in ("prompt", "messages", "instruction", "input") if name in first]
-        rows = dataset.select_columns(names) if isinstance(dataset, datasets.Dataset) else dataset
+        rows = dataset.select_columns(names) if is_plain else dataset
         return [instruction_text(rows[index]) or "" for index in range(len(rows))]
     if tokenizer is None:
         return None
-    prompts = [_without_markers(pool.prompt(index).tolist(), markers) for index in range(len(pool))]
+    prompts = [_users_words(pool.prompt(index), markers, tokenizer) for index in range(len(pool))]
     return [text.strip() for text in tokenizer.batch_decode(prompts, skip_special_tokens=True)]
 
 
-def _without_markers(prompt: list[int], markers: TurnMarkers) -> list[int]:
-    """The user's own words, so that a decoded prompt is the text that the raw columns would have given."""
-    header, suffix = list(markers.user_header), list(markers.generation_prompt)
-    if header and prompt[: len(header)] == header:
-        prompt = prompt[len(header) :]
-    if suffix and prompt[-len(suffix) :] == suffix:
-        prompt = prompt[: -len(suffix)]
-    return prompt
+def _users_words(prompt: np.ndarray, markers: TurnMarkers, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What stands between the user's header and the generation prompt, as the raw columns would have given it."""
+    header, suffix = np.asarray(markers.user_header), list(markers.generation_prompt)
+    if len(header) and (start := find_tokens(prompt, header)) >= 0:
+        prompt = prompt[start + len(header) :]
+    words = prompt.tolist()
+    trimmed = _without_blank_end(words, tokenizer)
+    return trimmed[: -len(suffix)] if suffix and trimmed[-len(suffix) :] == suffix else words
+
+
+def _without_blank_end(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    end = len(ids)
+    while end and not tokenizer.decode(ids[end - 1 : end]).strip():
+        end -= 1
+    return ids[:end]

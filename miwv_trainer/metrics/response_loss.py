@@ -1,0 +1,40 @@
+"""Response loss and perplexity of a corpus from the losses of its samples."""
+
+import math
+
+import datasets
+import evaluate
+
+_DESCRIPTION = """
+Mean negative log-likelihood per response token over a corpus, in nats, and its exponential, the perplexity. Samples are
+weighted by their number of response tokens, so the result does not depend on how they were batched.
+"""
+
+_KWARGS_DESCRIPTION = """
+Args:
+    predictions (list of float): mean negative log-likelihood per response token of each sample.
+    references (list of int): number of response tokens of each sample.
+Returns:
+    response_loss (float), perplexity (float), response_tokens (int).
+Examples:
+    >>> metric = evaluate.load(metric_path("response_loss"))
+    >>> metric.compute(predictions=[1.0, 2.0], references=[3, 1])["response_loss"]
+    1.25
+"""
+
+
+class ResponseLoss(evaluate.Metric):
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation="",
+            inputs_description=_KWARGS_DESCRIPTION,
+            features=datasets.Features(
+                {"predictions": datasets.Value("float64"), "references": datasets.Value("int64")}
+            ),
+        )
+
+    def _compute(self, predictions: list[float], references: list[int]) -> dict[str, float]:
+        tokens = sum(references)
+        loss = math.fsum(mean * count for mean, count in zip(predictions, references, strict=True)) / tokens
+        return {"response_loss": loss, "perplexity": math.exp(loss), "response_tokens": tokens}

@@ -1,0 +1,55 @@
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = next(
+    line.split('"')[1]
+    for line in (HERE / "miwv_trainer" / "__init__.py").read_text(encoding="utf-8").splitlines()
+    if line.startswith("__version__")
+)
+
+EXTRAS = {
+    "embed": ["sentence-transformers>=6.2"],
+    "faiss": ["faiss-cpu>=1.12"],
+    "trl": ["trl>=1.16"],
+    "peft": ["peft>=0.21"],
+    "deepspeed": ["deepspeed>=0.19.8"],
+    "gguf": ["gguf>=0.19"],
+    "test": ["pytest>=9", "pytest-timeout>=2.4", "ruff>=0.17", "mypy>=2.4", "pre-commit>=4"],
+}
+
+setup(
+    name="miwv-trainer",
+    version=VERSION,
+    description="Lets the Hugging Face Trainer choose its training data with the model it trains (MIWV).",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11,<3.14",
+    packages=find_packages(include=["miwv_trainer", "miwv_trainer.*"]),
+    package_data={"miwv_trainer": ["py.typed"]},
+    install_requires=[
+        "torch>=2.9",
+        "transformers>=5.23,<6",
+        "accelerate>=1.15",
+        "datasets>=5.2",
+        "evaluate>=0.4.6",
+        "jinja2>=3.1",
+        "numpy>=2.0",
+        "pyarrow>=21",
+        "safetensors>=0.6",
+        "scikit-learn>=1.7",
+        "scipy>=1.15",
+        "tqdm>=4.66",
+    ],
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["miwv=miwv_trainer.cli:main"]},
+    classifiers=[
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Typing :: Typed",
+    ],
+)

@@ -1,0 +1,120 @@
+"""Run on each rank by test_distributed.py: trains with the sampler attached and writes what it saw as JSON.
+
+    launched_checks.py FOLDER OUTPUT
+
+One launch makes all checks of a backend, because importing torch and DeepSpeed takes 15 s a process.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
+
+from miwv_trainer import MIWVConfig, attach, tokenize
+from miwv_trainer.distributed import World
+from miwv_trainer.packing import Row
+from miwv_trainer.scoring import no_trace, response_losses
+from tests.tiny import tiny_dataset, tiny_tokenizer
+
+
+class TrainedIndices(TrainerCallback):
+    """Collects the `position` column that the collator below lets through."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+
+class PositionCollator(DataCollatorForSeq2Seq):
+    def __init__(self, tokenizer, seen: list[int]) -> None:
+        super().__init__(tokenizer)
+        self.seen = seen
+
+    def __call__(self, features, return_tensors=None):
+        self.seen.extend(feature.pop("position") for feature in features)
+        return super().__call__(features, return_tensors)
+
+
+class EngineLosses(TrainerCallback):
+    """Two losses through the wrapped model's own forward, beside the library's through the module inside."""
+
+    def __init__(self) -> None:
+        self.own: list[float] = []
+        self.engine: list[float] = []
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        wrapped = self.trainer.model_wrapped
+        generator = np.random.default_rng(0)
+        for length in (9, 23):
+            ids = generator.integers(0, 300, length).astype(np.int32)
+            targets = np.arange(length // 2, length)
+            labels = torch.full((1, length), -100)
+            labels[0, targets] = torch.from_numpy(ids[targets].astype(np.int64))
+            with no_trace(model):
+                self.own.append(float(response_losses(model, [Row(ids, targets)])[0]))
+                tensor = torch.from_numpy(ids.astype(np.int64))[None]
+                self.engine.append(float(wrapped(input_ids=tensor, labels=labels, use_cache=False).loss))
+
+
+def main() -> None:
+    folder, output = Path(sys.argv[1]), Path(sys.argv[2])
+    results = []
+    # 17 samples over the ranks leave some of them without a batch at the end; 2 leave one without any.
+    for count, fraction in ((24, 0.5), (17, 0.3), (2, 0.5)):
+        results.append(train(folder, output / f"pool-{count}", count, fraction))
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    (output / f"rank-{rank}.json").write_text(json.dumps(results))
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def train(folder: Path, output: Path, count: int, fraction: float) -> dict:
+    tokenizer = tiny_tokenizer()
+    pool = tokenize(tiny_dataset(count), tokenizer).add_column("position", list(range(count)))
+    seen: list[int] = []
+    losses = EngineLosses()
+    trainer = Trainer(
+        model=AutoModelForCausalLM.from_pretrained(folder),
+        args=TrainingArguments(
+            output_dir=str(output),
+            num_train_epochs=2,
+            per_device_train_batch_size=2,
+            learning_rate=1e-3,
+            save_strategy="no",
+            report_to="none",
+            use_cpu=True,
+            disable_tqdm=True,
+            remove_unused_columns=False,
+        ),
+        train_dataset=pool.remove_columns(["instruction", "input", "output"]),
+        data_collator=PositionCollator(tokenizer, seen),
+        processing_class=tokenizer,
+        callbacks=[losses],
+    )
+    losses.trainer = trainer
+    config = MIWVConfig(fraction=fraction, embedder="tfidf", rescore_strategy="epoch", tokens_per_batch=128)
+    callback = attach(trainer, config)
+    trainer.train()
+    world = World.current(trainer.args.device)
+    return {
+        "rank": world.rank,
+        "world_size": world.size,
+        "sharded": world.sharded,
+        "wrapper": type(trainer.model_wrapped).__name__,
+        "seen": seen,
+        "selections": [current.selection.tolist() for current in callback.rounds],
+        "zero_shot": [current.column("zero_shot_loss").tolist() for current in callback.rounds],
+        "one_shot": [current.column("one_shot_loss").tolist() for current in callback.rounds],
+        "own_losses": losses.own,
+        "engine_losses": losses.engine,
+        "steps": trainer.state.global_step,
+        "max_steps": trainer.state.max_steps,
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""`miwv score`, `select` and `report`, as typed."""
+
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from transformers import DataCollatorForSeq2Seq, Trainer
+
+from miwv_trainer import MIWVConfig, attach, tokenize
+from miwv_trainer.cli import main
+from miwv_trainer.loading import load_model, load_rows
+from tests.test_attach import arguments
+from tests.tiny import instruction_rows, save_tiny
+
+ROWS = instruction_rows(20)
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def pool_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pool") / "pool.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return path
+
+
+@pytest.fixture(scope="module")
+def scored(model_folder: Path, pool_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("scored")
+    command = f"score --model {model_folder} --dataset {pool_file} --output {output} --embedder tfidf --fraction 0.2"
+    assert main(command.split()) == 0
+    return output
+
+
+def selected_rows(output: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in (output / "selected.jsonl").read_text().splitlines()]
+
+
+def test_score_writes_the_files_others_read(scored: Path) -> None:
+    table = pq.read_table(scored / "miwv" / "round-000" / "scores.parquet")
+    summary = json.loads((scored / "miwv" / "round-000" / "round.json").read_text())
+    assert table["index"].to_pylist() == list(range(20))
+    miwv = table["one_shot_loss"].to_numpy() - table["zero_shot_loss"].to_numpy()
+    np.testing.assert_allclose(table["miwv"].to_numpy(), miwv, atol=1e-6)
+    highest = sorted(np.argsort(-table["miwv"].to_numpy(), kind="stable")[:4].tolist())
+    assert np.flatnonzero(table["selected"].to_numpy()).tolist() == highest
+    assert summary["number_selected"] == 4
+    assert selected_rows(scored) == [ROWS[index] for index in highest]
+
+
+def test_select_takes_another_fraction_of_the_same_scores(scored: Path, pool_file: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(scored, copy)
+    assert main(f"select --scores {copy} --fraction 0.1 --dataset {pool_file}".split()) == 0
+    miwv = pq.read_table(copy / "miwv" / "round-000" / "scores.parquet")["miwv"].to_numpy()
+    assert selected_rows(copy) == [ROWS[index] for index in sorted(np.argsort(-miwv, kind="stable")[:2].tolist())]
+
+
+def test_select_without_a_dataset_prints_indices(scored: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(f"select --scores {scored} --fraction 0.2".split()) == 0
+    table = pq.read_table(scored / "miwv" / "round-000" / "scores.parquet")
+    printed = [int(line) for line in capsys.readouterr().out.split()]
+    assert printed == np.flatnonzero(table["selected"].to_numpy()).tolist()
+
+
+def test_report_shows_the_highest_samples(scored: Path, pool_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(f"report --run {scored} --dataset {pool_file}".split()) == 0
+    printed = capsys.readouterr().out
+    miwv = pq.read_table(scored / "miwv" / "round-000" / "scores.parquet")["miwv"].to_numpy()
+    assert "round 0 (step 0): 4 of 20 selected" in printed
+    assert f"{miwv.max():.3f}" in printed
+    assert ROWS[int(miwv.argmax())]["instruction"] in printed
+
+
+def test_python_m_is_the_same_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "miwv_trainer", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert all(name in done.stdout for name in ("score", "select", "report"))
+
+
+def test_attach_and_score_agree_on_one_pool(scored: Path, model_folder: Path, pool_file: Path, tmp_path: Path) -> None:
+    model, tokenizer = load_model(str(model_folder), "float32")
+    trainer = Trainer(
+        model=model,
+        args=arguments(tmp_path, max_steps=1),
+        # Without the text columns, so that the embedder sees decoded prompts.
+        train_dataset=tokenize(load_rows(str(pool_file)), tokenizer).select_columns(["input_ids", "labels"]),
+        data_collator=DataCollatorForSeq2Seq(tokenizer),
+        processing_class=tokenizer,
+    )
+    callback = attach(trainer, MIWVConfig(fraction=0.2, embedder="tfidf"))
+    trainer.train()
+    typed = pq.read_table(scored / "miwv" / "round-000" / "scores.parquet")
+    assert callback.rounds[0].column("exemplar").tolist() == typed["exemplar"].to_pylist()
+    assert callback.rounds[0].selection.tolist() == np.flatnonzero(typed["selected"].to_numpy()).tolist()
+    np.testing.assert_allclose(callback.rounds[0].column("miwv"), typed["miwv"].to_numpy(), atol=1e-6)
+
+
+def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path) -> None:
+    lines = "".join(json.dumps(row) + "\n" for row in ROWS)
+    (tmp_path / "a.jsonl").write_text(lines)
+    (tmp_path / "a.json").write_text(json.dumps(ROWS))
+    with gzip.open(tmp_path / "a.jsonl.gz", "wt") as file:
+        file.write(lines)
+    datasets.Dataset.from_list(ROWS).to_parquet(tmp_path / "a.parquet")
+    datasets.Dataset.from_list(ROWS).to_csv(tmp_path / "a.csv", index=False)
+    for name in ("a.jsonl", "a.json", "a.jsonl.gz", "a.parquet", "a.csv"):
+        rows = load_rows(str(tmp_path / name)).to_list()
+        assert [{key: value or "" for key, value in row.items()} for row in rows] == ROWS, name
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--fraction 0", "`fraction` must be a number above 0 and at most 1"),
+        ("--fraction -1", "`fraction` must be a number above 0 and at most 1"),
+        ("--fraction 1.5", "`fraction` must be a number above 0 and at most 1"),
+        ("--fraction nan", "`fraction` must be a number above 0 and at most 1"),
+        ("--embedder nothing-like-this", "could not be loaded: it is no folder here"),
+        ("--dataset missing.jsonl", "is no file here and could not be loaded from the hub"),
+        ("--dataset {tmp}/pool.txt", "not a kind of file that can be read; allowed: .json"),
+        ("--dataset {tmp}/empty.jsonl", "is empty"),
+        ("--dataset {tmp}/broken.jsonl", "could not be read as json"),
+        ("--dataset {tmp}/text.jsonl", "needs the columns `prompt` and `completion`"),
+        ("--dataset {tmp}/one.jsonl", "The pool has one sample"),
+        ("--model {tmp}/no-model", "No model could be loaded"),
+        ("--model {tmp}/two-gguf", "several GGUF files"),
+    ],
+)
+def test_bad_input_ends_in_one_clear_line(
+    options: str,
+    words: str,
+    model_folder: Path,
+    pool_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "pool.txt").write_text("text")
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "broken.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt": \n')
+    (tmp_path / "text.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
+    (tmp_path / "one.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    (tmp_path / "no-model").mkdir()
+    (tmp_path / "two-gguf").mkdir()
+    for name in ("a.gguf", "b.gguf"):
+        (tmp_path / "two-gguf" / name).write_text("")
+    output = tmp_path / "output"
+    command = f"score --model {model_folder} --dataset {pool_file} --embedder tfidf --output {output} "
+    assert main((command + options.format(tmp=tmp_path)).split()) == 2
+    printed = capsys.readouterr().err.strip().splitlines()[-1]
+    assert printed.startswith("miwv: ")
+    assert words in printed
+    assert not list(output.rglob("round-*"))
+
+
+def test_select_where_nothing_was_scored_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(f"select --scores {tmp_path} --fraction 0.1".split()) == 2
+    assert "There are no scores in" in capsys.readouterr().err
+
+
+def test_select_with_a_shorter_dataset_is_refused(
+    scored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "short.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS[:5]))
+    assert main(f"select --scores {scored} --fraction 0.1 --dataset {tmp_path / 'short.jsonl'}".split()) == 2
+    assert "has 5 samples, but" in capsys.readouterr().err
+
+
+def test_an_unknown_dtype_is_refused(model_folder: Path) -> None:
+    with pytest.raises(ValueError, match="`dtype` must be one of 'float32', 'bfloat16', but got 'int4'"):
+        load_model(str(model_folder), "int4")

@@ -1,0 +1,157 @@
+import copy
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from transformers import HfArgumentParser, Seq2SeqTrainingArguments, TrainingArguments
+from trl import SFTConfig
+
+from miwv_trainer import MIWVConfig
+
+
+def test_the_defaults_are_the_papers_embedder_one_scoring_and_five_percent():
+    config = MIWVConfig()
+    assert config.embedder == "BAAI/bge-large-en-v1.5"
+    assert config.rescore_strategy == "no"
+    assert config.fraction == 0.05
+    assert config.allow_identical_exemplars is False
+
+
+@pytest.mark.parametrize("fraction", [1, 1.0, 1e-9, 0.5])
+def test_every_fraction_above_zero_and_up_to_one_is_accepted(fraction):
+    assert MIWVConfig(fraction=fraction).fraction == fraction
+
+
+@pytest.mark.parametrize("fraction", [0, 0.0, -0.1, 1.0000001, 5, float("nan"), float("inf"), True, "0.05", None])
+def test_any_other_fraction_is_refused_with_what_was_given(fraction):
+    with pytest.raises(ValueError, match="`fraction` must be a number above 0 and at most 1") as error:
+        MIWVConfig(fraction=fraction)
+    assert repr(fraction) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        ({"rescore_strategy": "steps"}, "`rescore_strategy` must be one of 'no', 'epoch', but got 'steps'"),
+        ({"rescore_strategy": None}, "`rescore_strategy` must be one of 'no', 'epoch', but got None"),
+        ({"layout": "rows"}, "`layout` must be one of 'auto', 'padded', but got 'rows'"),
+    ],
+)
+def test_a_choice_that_is_none_of_the_allowed_names_them(values, words):
+    with pytest.raises(ValueError, match=words):
+        MIWVConfig(**values)
+
+
+@pytest.mark.parametrize("name", ["tokens_per_batch", "logits_chunk", "scoring_max_length"])
+@pytest.mark.parametrize("value", [0, -1, 1.5, "8", True])
+def test_counts_must_be_whole_numbers_of_at_least_one(name, value):
+    with pytest.raises(ValueError, match=f"`{name}` must be a whole number of at least 1, but got {value!r}"):
+        MIWVConfig(**{name: value})
+
+
+@pytest.mark.parametrize("seed", [-1, 0.5, "7", True])
+def test_a_seed_that_is_no_whole_number_of_at_least_zero_is_refused(seed):
+    with pytest.raises(
+        ValueError, match=f"`sampler_seed` must be a whole number of at least 0, but got {seed!r}"
+    ):
+        MIWVConfig(sampler_seed=seed)
+
+
+def test_the_smallest_allowed_numbers_are_accepted():
+    config = MIWVConfig(sampler_seed=0, scoring_max_length=1, tokens_per_batch=1, logits_chunk=1)
+    assert (config.sampler_seed, config.scoring_max_length) == (0, 1)
+    assert (config.tokens_per_batch, config.logits_chunk) == (1, 1)
+
+
+@pytest.mark.parametrize("embedder", ["tfidf", "model", "some/folder", np.zeros((3, 2)), torch.zeros(3, 2)])
+def test_an_embedder_is_a_name_or_an_array_with_one_line_per_sample(embedder):
+    assert MIWVConfig(embedder=embedder).embedder is embedder
+
+
+@pytest.mark.parametrize(
+    "embedder, given",
+    [
+        ("", "''"),
+        (None, "None"),
+        (7, "7"),
+        (np.zeros(3), r"an array of shape \(3,\)"),
+        (np.zeros((2, 3, 4)), r"an array of shape \(2, 3, 4\)"),
+        (torch.zeros(3), r"an array of shape .*3"),
+    ],
+)
+def test_an_unknown_embedder_is_refused_with_the_alternatives(embedder, given):
+    words = f"Unknown embedder: .*sentence-transformers name or folder, 'tfidf', 'model', or an array.* but got {given}"
+    with pytest.raises(ValueError, match=words):
+        MIWVConfig(embedder=embedder)
+
+
+@pytest.mark.parametrize("build", [lambda values: MIWVConfig(**values), MIWVConfig.from_dict])
+def test_an_unknown_key_is_refused_with_the_nearest_and_all_known_ones(build):
+    with pytest.raises(TypeError, match="Unknown configuration key: 'fractoin'. Did you mean `fraction`") as error:
+        build({"fractoin": 0.1})
+    for name in ("rescore_strategy", "embedder", "sampler_seed", "scoring_max_length", "scores_dir"):
+        assert name in str(error.value).partition("Allowed: ")[2]
+
+
+def test_several_unknown_keys_are_all_named_and_nothing_is_guessed_where_nothing_is_near():
+    with pytest.raises(TypeError, match="Unknown configuration keys: 'zzz', 'qqq'. Allowed: ") as error:
+        MIWVConfig(zzz=1, qqq=2, fraction=0.5)
+    assert "Did you mean" not in str(error.value)
+
+
+def test_from_dict_takes_the_same_values_as_the_constructor():
+    values = {
+        "fraction": 0.2,
+        "rescore_strategy": "epoch",
+        "embedder": "tfidf",
+        "sampler_seed": 3,
+        "scoring_max_length": 64,
+    }
+    assert MIWVConfig.from_dict(values) == MIWVConfig(**values)
+
+
+def test_the_values_survive_json():
+    config = MIWVConfig(fraction=0.2, embedder="tfidf", sampler_seed=3, scores_dir="runs/a")
+    assert MIWVConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize("array", [np.zeros((3, 2)), torch.zeros(3, 2)])
+def test_an_embedding_array_is_described_by_its_shape(array):
+    shown = MIWVConfig(embedder=array).to_dict()
+    assert json.loads(json.dumps(shown))["embedder"] == "array of shape (3, 2)"
+
+
+def test_copies_keep_the_values_and_replacements_are_checked_again():
+    config = MIWVConfig(fraction=0.2, sampler_seed=4)
+    assert copy.deepcopy(config) == config
+    assert dataclasses.replace(config, fraction=0.3) == MIWVConfig(fraction=0.3, sampler_seed=4)
+    with pytest.raises(ValueError, match="`fraction` must be"):
+        dataclasses.replace(config, fraction=2.0)
+
+
+def test_a_command_line_fills_every_field_through_the_argument_parser():
+    line = (
+        "--fraction 0.1 --rescore_strategy epoch --embedder tfidf --sampler_seed 5 --scoring_max_length 128 "
+        "--tokens_per_batch 99 --logits_chunk 7 --layout padded --allow_identical_exemplars true --scores_dir runs/b"
+    )
+    (config,) = HfArgumentParser(MIWVConfig).parse_args_into_dataclasses(line.split())
+    assert dataclasses.astuple(config) == (0.1, "epoch", "tfidf", 5, 128, 99, 7, "padded", True, "runs/b")
+
+
+@pytest.mark.parametrize("arguments", [TrainingArguments, Seq2SeqTrainingArguments, SFTConfig])
+def test_no_name_is_taken_by_the_arguments_of_a_trainer(arguments):
+    names = {field.name for field in dataclasses.fields(MIWVConfig)}
+    assert len(names) == 10
+    assert names.isdisjoint(field.name for field in dataclasses.fields(arguments))
+
+
+def test_an_empty_command_line_gives_the_defaults():
+    (config,) = HfArgumentParser(MIWVConfig).parse_args_into_dataclasses([])
+    assert config == MIWVConfig()
+
+
+def test_the_argument_parser_refuses_an_impossible_value():
+    with pytest.raises(ValueError, match="`fraction` must be"):
+        HfArgumentParser(MIWVConfig).parse_args_into_dataclasses(["--fraction", "0"])

@@ -1,0 +1,469 @@
+import datasets
+import numpy as np
+import pytest
+import torch
+
+from miwv_trainer.pool import Pool, TokenizedSample, TurnMarkers, build_pool, check_map_style, read_tokenized
+
+BOS, SYSTEM, USER, ASSISTANT = 1, 2, 3, 4
+NO_MARKERS = TurnMarkers()
+CHAT_MARKERS = TurnMarkers(user_header=(USER,), generation_prompt=(ASSISTANT,), bos=BOS)
+
+IDS = [[5, 6, 7, 8], [9, 10], [11, 12, 13, 14, 15]]
+LABELS = [[-100, -100, 7, 8], [-100, 10], [-100, 12, -100, 14, -100]]
+MASKS = [[0, 0, 1, 1], [0, 1], [0, 1, 0, 1, 0]]
+
+
+class MapStyle(torch.utils.data.Dataset):
+    """The least a Trainer accepts as a dataset."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        return self.rows[index]
+
+
+class Stream(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        return iter(())
+
+
+def labelled_rows(ids=IDS, labels=LABELS):
+    return [{"input_ids": i, "labels": label} for i, label in zip(ids, labels, strict=True)]
+
+
+def labelled_dataset():
+    return datasets.Dataset.from_dict({"input_ids": IDS, "labels": LABELS})
+
+
+def pool_of(ids, masks, markers=NO_MARKERS):
+    samples = [TokenizedSample(np.array(i), np.array(m, dtype=bool)) for i, m in zip(ids, masks, strict=True)]
+    return build_pool(samples, markers)
+
+
+def pool_from(dataset, markers=NO_MARKERS):
+    return build_pool(read_tokenized(dataset), markers)
+
+
+def as_lists(pool):
+    return (
+        [pool.sample(index).tolist() for index in range(len(pool))],
+        [pool.response_mask(index).astype(int).tolist() for index in range(len(pool))],
+    )
+
+
+def tensors(rows):
+    return [{name: torch.tensor(value) for name, value in row.items()} for row in rows]
+
+
+def many_chunks():
+    parts = [datasets.Dataset.from_list([row]) for row in labelled_rows()]
+    return datasets.concatenate_datasets(parts)
+
+
+def behind_an_index():
+    reversed_rows = datasets.Dataset.from_list(labelled_rows()[::-1])
+    return reversed_rows.select([2, 1, 0])
+
+
+DATASETS = {
+    "a list of dicts": lambda: labelled_rows(),
+    "torch dataset of lists": lambda: MapStyle(labelled_rows()),
+    "torch dataset of tensors": lambda: MapStyle(tensors(labelled_rows())),
+    "torch subset": lambda: torch.utils.data.Subset(MapStyle(labelled_rows()), [0, 1, 2]),
+    "datasets": labelled_dataset,
+    "datasets in several chunks": many_chunks,
+    "datasets behind an index": behind_an_index,
+    "datasets with torch format": lambda: labelled_dataset().with_format("torch"),
+    "datasets with numpy format": lambda: labelled_dataset().with_format("numpy"),
+    "datasets with some columns formatted": lambda: labelled_dataset().with_format("torch", columns=["labels"]),
+    "datasets with 32-bit ids": lambda: labelled_dataset().cast_column(
+        "input_ids", datasets.List(datasets.Value("int32"))
+    ),
+    "datasets with large lists": lambda: labelled_dataset().cast_column(
+        "input_ids", datasets.LargeList(datasets.Value("int64"))
+    ),
+    "datasets with a transform": lambda: labelled_dataset().with_transform(lambda batch: dict(batch)),
+    "datasets with a column more": lambda: labelled_dataset().add_column("topic", ["a", "b", "c"]),
+}
+
+
+@pytest.mark.parametrize("kind", DATASETS)
+def test_every_kind_of_map_style_dataset_gives_the_same_pool(kind):
+    pool = pool_from(DATASETS[kind]())
+    assert as_lists(pool) == (IDS, MASKS)
+    assert pool.fingerprint == pool_of(IDS, MASKS).fingerprint
+
+
+def test_a_file_gives_the_same_fingerprint_as_the_rows_it_holds(tmp_path):
+    labelled_dataset().to_json(tmp_path / "any_name.jsonl")
+    labelled_dataset().to_parquet(tmp_path / "other_name.parquet")
+    cache = str(tmp_path / "cache")
+    from_json = datasets.load_dataset("json", data_files=str(tmp_path / "any_name.jsonl"), cache_dir=cache)["train"]
+    from_parquet = datasets.Dataset.from_parquet(str(tmp_path / "other_name.parquet"), cache_dir=cache)
+    assert pool_from(from_json).fingerprint == pool_from(from_parquet).fingerprint == pool_of(IDS, MASKS).fingerprint
+
+
+def test_a_transform_that_tokenizes_raw_columns_is_read_as_what_it_yields():
+    def look_up(batch):
+        return {"input_ids": [IDS[n] for n in batch["number"]], "labels": [LABELS[n] for n in batch["number"]]}
+
+    raw = datasets.Dataset.from_dict({"number": [0, 1, 2]}).with_transform(look_up)
+    assert as_lists(pool_from(raw)) == (IDS, MASKS)
+
+
+def test_columns_of_lists_of_one_fixed_length_are_read_too():
+    fixed = datasets.Sequence(datasets.Value("int64"), length=3)
+    dataset = datasets.Dataset.from_dict(
+        {"input_ids": [[5, 6, 7], [8, 9, 10]], "labels": [[-100, 6, 7], [-100, -100, 10]]},
+        features=datasets.Features({"input_ids": fixed, "labels": fixed}),
+    )
+    assert as_lists(pool_from(dataset)) == ([[5, 6, 7], [8, 9, 10]], [[0, 1, 1], [0, 0, 1]])
+
+
+def test_rows_beyond_one_arrow_batch_stay_in_order():
+    count = 10_003  # one batch is 10,000
+    ids = [[index + 1, index + 2] for index in range(count)]
+    pool = pool_from(datasets.Dataset.from_dict({"input_ids": ids, "labels": [[-100, i[1]] for i in ids]}))
+    assert pool.tokens.tolist() == [token for pair in ids for token in pair]
+    assert pool.is_response.tolist() == [False, True] * count
+
+
+@pytest.mark.parametrize("column", ["completion_mask", "assistant_masks"])
+@pytest.mark.parametrize("build", [datasets.Dataset.from_list, MapStyle])
+def test_without_labels_a_mask_column_says_what_is_response(column, build):
+    rows = [{"input_ids": i, column: m} for i, m in zip(IDS, MASKS, strict=True)]
+    assert as_lists(pool_from(build(rows))) == (IDS, MASKS)
+
+
+def test_where_both_masks_exist_the_response_is_what_both_mark():
+    rows = [
+        {"input_ids": [5, 6, 7, 8], "completion_mask": [0, 1, 1, 1], "assistant_masks": [1, 0, 1, 1]},
+        {"input_ids": [5, 6], "completion_mask": [0, 1], "assistant_masks": [0, 1]},
+    ]
+    assert as_lists(pool_from(rows))[1] == [[0, 0, 1, 1], [0, 1]]
+
+
+def test_labels_take_precedence_over_masks():
+    rows = [{**row, "completion_mask": [1] * len(row["input_ids"])} for row in labelled_rows()]
+    assert as_lists(pool_from(rows))[1] == MASKS
+
+
+def test_a_label_is_response_even_where_it_is_token_zero():
+    rows = [{"input_ids": [5, 0], "labels": [-100, 0]}, {"input_ids": [6, 7], "labels": [-100, 7]}]
+    assert as_lists(pool_from(rows)) == ([[5, 0], [6, 7]], [[0, 1], [0, 1]])
+
+
+@pytest.mark.parametrize("build", [datasets.Dataset.from_list, lambda rows: MapStyle(tensors(rows))])
+def test_padding_on_either_side_is_left_out(build):
+    padded = [
+        {
+            "input_ids": [5, 6, 7, 8, 0, 0],
+            "labels": [-100, -100, 7, 8, -100, -100],
+            "attention_mask": [1, 1, 1, 1, 0, 0],
+        },
+        {
+            "input_ids": [0, 0, 0, 0, 9, 10],
+            "labels": [-100, -100, -100, -100, -100, 10],
+            "attention_mask": [0, 0, 0, 0, 1, 1],
+        },
+        {
+            "input_ids": [11, 12, 13, 14, 15, 0],
+            # a label on padding, as a collator that pads labels with the pad token leaves it
+            "labels": [-100, 12, -100, 14, -100, 0],
+            "attention_mask": [1, 1, 1, 1, 1, 0],
+        },
+    ]
+    pool = pool_from(build(padded))
+    assert as_lists(pool) == (IDS, MASKS)
+    assert pool.fingerprint == pool_of(IDS, MASKS).fingerprint
+
+
+@pytest.mark.parametrize(
+    "masks, prompts, responses",
+    [
+        ([[0, 0, 1], [0, 1]], [2, 1], [1, 1]),
+        ([[0, 1, 0, 1], [0, 0, 1]], [1, 2], [2, 1]),
+        ([[0, 0], [0, 1]], [2, 1], [0, 1]),
+        ([[0, 1], [0, 0, 0]], [1, 3], [1, 0]),
+        ([[0, 0], [0, 0, 0], [0, 1, 1], [0], [0, 0]], [2, 3, 1, 1, 2], [0, 0, 2, 0, 0]),
+        ([[1, 1], [0, 1], [1, 0, 1]], [0, 1, 0], [2, 1, 2]),
+        ([[], [0, 0, 1, 0], []], [0, 2, 0], [0, 1, 0]),
+        ([[0, 1], [1], [1, 0]], [1, 0, 0], [1, 1, 1]),
+    ],
+    ids=[
+        "one response each",
+        "two spans",
+        "no response in the first",
+        "no response in the last",
+        "no response around one",
+        "response from the first token on",
+        "empty samples",
+        "neighbours that touch",
+    ],
+)
+def test_prompt_ends_at_the_first_response_token_and_all_response_tokens_are_counted(masks, prompts, responses):
+    pool = pool_of([list(range(20, 20 + len(mask))) for mask in masks], masks)
+    assert pool.prompt_tokens.tolist() == prompts
+    assert pool.response_tokens.tolist() == responses
+    assert pool.lengths.tolist() == [len(mask) for mask in masks]
+    assert pool.has_prompt_and_response.tolist() == [p > 0 and r > 0 for p, r in zip(prompts, responses, strict=True)]
+
+
+def test_prompt_and_preamble_are_not_counted_twice():
+    pool = pool_of([[BOS, 5, 6, 7], [BOS, 8, 9]], [[0, 0, 0, 1], [0, 0, 1]], TurnMarkers(bos=BOS))
+    assert pool.preamble.tolist() == [BOS]
+    assert pool.prompt_tokens.tolist() == [2, 1]
+    assert [pool.prompt(index).tolist() for index in range(2)] == [[5, 6], [8]]
+    assert pool.sample(0).tolist() == [5, 6, 7]
+
+
+def test_the_preamble_is_what_all_samples_show_before_the_first_user_turn():
+    ids = [[BOS, SYSTEM, 50, USER, 60, ASSISTANT, 70], [BOS, SYSTEM, 50, USER, 61, ASSISTANT, 71]]
+    pool = pool_of(ids, [[0] * 6 + [1]] * 2, CHAT_MARKERS)
+    assert pool.preamble.tolist() == [BOS, SYSTEM, 50]
+    assert pool.sample(1).tolist() == [USER, 61, ASSISTANT, 71]
+
+
+def test_words_that_all_prompts_begin_with_stay_in_the_prompts():
+    ids = [[BOS, USER, 60, 61, 62, ASSISTANT, 70], [BOS, USER, 60, 61, 63, ASSISTANT, 71]]
+    pool = pool_of(ids, [[0] * 6 + [1]] * 2, CHAT_MARKERS)
+    assert pool.preamble.tolist() == [BOS]
+    assert pool.sample(0).tolist() == [USER, 60, 61, 62, ASSISTANT, 70]
+
+
+def test_a_system_turn_that_one_sample_lacks_belongs_to_the_prompts_and_only_bos_is_shared():
+    ids = [[BOS, SYSTEM, 50, USER, 60, 70], [BOS, USER, 61, 71], [BOS, SYSTEM, 50, USER, 62, 72]]
+    pool = pool_of(ids, [[0] * 5 + [1], [0] * 3 + [1], [0] * 5 + [1]], CHAT_MARKERS)
+    assert pool.preamble.tolist() == [BOS]
+    assert [pool.sample(index).tolist() for index in range(3)] == [sample[1:] for sample in ids]
+
+
+def test_system_turns_of_one_length_that_differ_belong_to_the_prompts():
+    ids = [[BOS, SYSTEM, 50, USER, 60, 70], [BOS, SYSTEM, 51, USER, 61, 71]]
+    pool = pool_of(ids, [[0] * 5 + [1]] * 2, CHAT_MARKERS)
+    assert pool.preamble.tolist() == [BOS]
+    assert pool.prompt(1).tolist() == [SYSTEM, 51, USER, 61]
+
+
+def test_without_bos_system_turns_that_differ_leave_no_preamble():
+    ids = [[SYSTEM, 50, USER, 60, 70], [SYSTEM, 51, USER, 61, 71]]
+    pool = pool_of(ids, [[0] * 4 + [1]] * 2, TurnMarkers(user_header=(USER,)))
+    assert pool.preamble.tolist() == []
+    assert pool.sample(0).tolist() == ids[0]
+
+
+def test_a_bos_token_that_one_sample_lacks_is_no_preamble():
+    ids = [[BOS, 60, 70], [61, 71]]
+    pool = pool_of(ids, [[0, 0, 1], [0, 1]], TurnMarkers(bos=BOS))
+    assert pool.preamble.tolist() == []
+    assert [pool.sample(0).tolist(), pool.sample(1).tolist()] == ids
+
+
+def test_a_bos_token_that_opens_every_turn_is_not_taken_off_a_system_turn():
+    turn_opener = BOS  # as in SmolLM2, whose BOS is <|im_start|>
+    ids = [[turn_opener, SYSTEM, 50, turn_opener, USER, 60, 70], [turn_opener, SYSTEM, 51, turn_opener, USER, 61, 71]]
+    pool = pool_of(ids, [[0] * 6 + [1]] * 2, TurnMarkers(user_header=(turn_opener, USER), bos=turn_opener))
+    assert pool.preamble.tolist() == []
+    assert pool.sample(1).tolist() == ids[1]
+
+
+def test_a_bos_token_that_opens_every_turn_is_not_taken_off_where_no_template_is_known():
+    turn_opener = BOS  # SmolLM2 again, in a Trainer without a tokenizer: the model's configuration names it BOS
+    ids = [[turn_opener, USER, 60, turn_opener, ASSISTANT, 70], [turn_opener, USER, 61, turn_opener, ASSISTANT, 71]]
+    pool = pool_of(ids, [[0] * 5 + [1]] * 2, TurnMarkers(bos=turn_opener))
+    assert pool.sample(1).tolist() == ids[1]
+
+
+def test_a_user_header_of_several_tokens_is_found_only_as_a_whole():
+    ids = [[USER, 50, USER, 9, 60, 70], [USER, 50, USER, 9, 61, 71]]
+    pool = pool_of(ids, [[0] * 5 + [1]] * 2, TurnMarkers(user_header=(USER, 9)))
+    assert pool.preamble.tolist() == [USER, 50]
+
+
+def test_a_user_header_inside_the_response_ends_no_preamble():
+    ids = [[BOS, 60, USER, 70], [BOS, 60, USER, 71]]
+    pool = pool_of(ids, [[0, 0, 1, 1]] * 2, CHAT_MARKERS)
+    assert pool.preamble.tolist() == [BOS]
+
+
+def test_the_fingerprint_changes_with_every_single_token():
+    base = pool_of(IDS, MASKS).fingerprint
+    for sample, ids in enumerate(IDS):
+        for position in range(len(ids)):
+            changed = [list(other) for other in IDS]
+            changed[sample][position] += 100
+            assert pool_of(changed, MASKS).fingerprint != base
+
+
+def test_the_fingerprint_changes_with_every_single_position_of_the_mask():
+    base = pool_of(IDS, MASKS).fingerprint
+    for sample, mask in enumerate(MASKS):
+        for position in range(len(mask)):
+            changed = [list(other) for other in MASKS]
+            changed[sample][position] = 1 - changed[sample][position]
+            assert pool_of(IDS, changed).fingerprint != base
+
+
+def test_the_fingerprint_tells_where_samples_end_and_in_which_order_they_come():
+    two_one = pool_of([[5, 6, 7], [8]], [[0, 1, 1], [0]])
+    one_two = pool_of([[5, 6], [7, 8]], [[0, 1], [1, 0]])
+    swapped = pool_of([[8], [5, 6, 7]], [[0], [0, 1, 1]])
+    assert two_one.tokens.tolist() == one_two.tokens.tolist()
+    assert len({two_one.fingerprint, one_two.fingerprint, swapped.fingerprint}) == 3
+
+
+def test_the_fingerprint_changes_with_the_preamble():
+    ids, masks = [[BOS, 5, 6], [BOS, 7, 8]], [[0, 0, 1]] * 2
+    other = [[9, *sample[1:]] for sample in ids]
+    with_bos = pool_of(ids, masks, TurnMarkers(bos=BOS))
+    with_other = pool_of(other, masks, TurnMarkers(bos=9))
+    assert with_bos.tokens.tolist() == with_other.tokens.tolist()
+    assert with_bos.fingerprint != with_other.fingerprint
+
+
+def test_the_fingerprint_ignores_texts_and_the_width_of_integers():
+    pool = pool_of(IDS, MASKS)
+    wide = Pool(
+        pool.preamble.astype(np.int64),
+        pool.tokens.astype(np.int64),
+        pool.is_response.astype(np.uint8),
+        pool.offsets,
+        texts=["a", "b", "c"],
+    )
+    assert wide.fingerprint == pool.fingerprint
+
+
+def test_only_samples_with_equal_tokens_and_equal_response_are_duplicates():
+    ids = [[5, 6, 7], [5, 6], [5, 6, 7], [5, 6, 7], [5, 6], [5, 6, 8]]
+    masks = [[0, 0, 1], [0, 1], [0, 0, 1], [0, 1, 1], [0, 1], [0, 0, 1]]
+    groups = pool_of(ids, masks).duplicate_groups.tolist()
+    same = {(a, b) for a in range(6) for b in range(a + 1, 6) if groups[a] == groups[b]}
+    assert same == {(0, 2), (1, 4)}
+
+
+@pytest.mark.parametrize("split", [datasets.DatasetDict, dict])
+def test_a_dictionary_of_splits_is_refused_with_the_names_of_the_splits(split):
+    splits = split({"train": labelled_dataset(), "test": labelled_dataset()})
+    with pytest.raises(TypeError, match=r"dictionary of splits \(train, test\); pass one of them.*dataset\['train'\]"):
+        check_map_style(splits)
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [Stream(), labelled_dataset().to_iterable_dataset(), (row for row in labelled_rows()), object(), None],
+    ids=["torch", "datasets", "generator", "object", "None"],
+)
+def test_a_dataset_without_length_or_index_is_refused_with_a_way_out(stream):
+    words = f"must be a map-style dataset.*got {type(stream).__name__}.*without `streaming=True`.*from_generator"
+    with pytest.raises(TypeError, match=words):
+        list(read_tokenized(stream))
+
+
+@pytest.mark.parametrize("build", [MapStyle, list, datasets.Dataset.from_list])
+def test_an_empty_pool_is_refused(build):
+    with pytest.raises(ValueError, match="The pool is empty: give at least two samples"):
+        pool_from(build([]))
+    with pytest.raises(ValueError, match="The pool is empty"):
+        build_pool([], NO_MARKERS)
+
+
+@pytest.mark.parametrize("build", [MapStyle, datasets.Dataset.from_list])
+def test_a_pool_of_one_sample_is_refused(build):
+    with pytest.raises(ValueError, match="The pool has one sample: every sample needs another one as its exemplar"):
+        pool_from(build(labelled_rows()[:1]))
+    with pytest.raises(ValueError, match="The pool has one sample"):
+        pool_of(IDS[:1], MASKS[:1])
+
+
+def test_samples_that_are_no_dictionaries_are_refused():
+    with pytest.raises(ValueError, match="must be dictionaries with `input_ids` and `labels`, but.* is a tuple"):
+        pool_from(MapStyle([(IDS[0], LABELS[0]), (IDS[1], LABELS[1])]))
+
+
+def test_a_packed_dataset_is_refused():
+    rows = [{**row, "seq_lengths": [len(row["input_ids"])]} for row in labelled_rows()]
+    with pytest.raises(ValueError, match="packed .*`seq_lengths`.*Set `packing=False`"):
+        pool_from(datasets.Dataset.from_list(rows))
+
+
+def test_a_dataset_that_is_not_tokenized_is_refused_with_what_to_do():
+    rows = datasets.Dataset.from_dict({"instruction": ["a", "b"], "output": ["c", "d"]})
+    words = r"no `input_ids` \(columns: instruction, output\).*miwv_trainer.tokenize.*SFTTrainer"
+    with pytest.raises(ValueError, match=words):
+        pool_from(rows)
+
+
+def test_a_dataset_without_labels_is_refused_with_what_to_do():
+    rows = datasets.Dataset.from_dict({"input_ids": IDS, "topic": ["a", "b", "c"]})
+    with pytest.raises(ValueError, match=r"no `labels` \(columns: input_ids, topic\).*-100 everywhere but on the resp"):
+        pool_from(rows)
+
+
+@pytest.mark.parametrize("labels", [[1, 2], [None, None]], ids=["a number each", "all null"])
+def test_a_column_that_holds_no_lists_is_refused(labels):
+    dataset = datasets.Dataset.from_dict({"input_ids": [[1, 2], [3, 4]], "labels": labels})
+    with pytest.raises(ValueError, match="column `labels` must hold a list of whole numbers in every line, but"):
+        pool_from(dataset)
+
+
+def test_a_sample_without_input_ids_is_refused_by_its_number():
+    with pytest.raises(ValueError, match="Sample 1 of the pool has no `input_ids`"):
+        pool_from(MapStyle([labelled_rows()[0], {"labels": [1]}]))
+
+
+@pytest.mark.parametrize("build", [MapStyle, datasets.Dataset.from_list])
+@pytest.mark.parametrize("column", ["labels", "attention_mask"])
+def test_columns_of_different_lengths_are_refused_by_sample_number(build, column):
+    rows = [{**row, "attention_mask": [1] * len(row["input_ids"])} for row in labelled_rows()]
+    rows[2][column] = rows[2][column][:-1]
+    with pytest.raises(ValueError, match=f"Sample 2 of the pool has 5 `input_ids` but 4 `{column}`"):
+        pool_from(build(rows))
+
+
+@pytest.mark.parametrize(
+    "bad, shown",
+    [
+        ([[5, 6]], r"shape \(1, 2\) and type int64"),
+        ([5.0, 6.0], r"shape \(2,\) and type float64"),
+        (["a", "b"], r"shape \(2,\) and type <U1"),
+        (None, r"shape \(1,\) and type object"),
+        (torch.ones(1, 2), r"shape \(1, 2\) and type float32"),
+        (7, r"shape \(\) and type int64"),
+    ],
+)
+def test_ids_that_are_no_flat_list_of_whole_numbers_are_refused(bad, shown):
+    rows = [labelled_rows()[0], {"input_ids": bad, "labels": [-100, 6]}]
+    with pytest.raises(ValueError, match=f"Sample 1 of the pool: `input_ids` must be a flat list.* has {shown}"):
+        pool_from(MapStyle(rows))
+
+
+def test_a_null_in_an_arrow_column_is_refused_by_its_sample_number():
+    dataset = datasets.Dataset.from_dict({"input_ids": [[5, 6], [7, 8]], "labels": [[-100, 6], None]})
+    with pytest.raises(ValueError, match="Sample 1 of the pool: `labels` must be a flat list of whole numbers"):
+        pool_from(dataset)
+
+
+def test_a_sample_without_labels_is_refused_by_its_number():
+    with pytest.raises(ValueError, match="Sample 1 of the pool has no `labels`"):
+        pool_from(MapStyle([labelled_rows()[0], {"input_ids": [5, 6]}]))
+
+
+def test_a_pool_whose_labels_are_all_ignored_is_refused():
+    with pytest.raises(ValueError, match="Not one sample of the pool has a response token: all labels are -100"):
+        pool_of(IDS, [[0] * len(ids) for ids in IDS])
+
+
+def test_a_pool_in_which_no_prompt_can_be_told_is_refused():
+    words = "No prompt can be told from the response.*prompt/completion pairs, or messages with `assistant_only_loss"
+    with pytest.raises(ValueError, match=words):
+        pool_of(IDS, [[1] * len(ids) for ids in IDS])
+
+
+def test_one_sample_with_prompt_and_response_is_enough_to_keep_the_pool():
+    pool = pool_of(IDS, [[1, 1, 1, 1], [0, 0], [0, 0, 0, 0, 1]])
+    assert pool.has_prompt_and_response.tolist() == [False, False, True]

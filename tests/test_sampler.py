@@ -1,0 +1,217 @@
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sampler
+
+from miwv_trainer.sampler import MIWVDataSampler
+
+POOL_SIZE = 200
+CHOSEN = np.array([3, 17, 20, 41, 59, 88, 90, 101, 130, 144, 150, 151, 160, 170, 171, 172, 180, 190, 198, 199])
+
+
+def sampler_of(selection=CHOSEN, seed: int = 7, fraction: float = 0.1) -> MIWVDataSampler:
+    sampler = MIWVDataSampler(POOL_SIZE, fraction=fraction, seed=seed)
+    sampler.set_selection(selection)
+    return sampler
+
+
+def test_an_epoch_yields_every_selected_index_once_and_nothing_else():
+    sampler = sampler_of()
+    for epoch in range(5):
+        sampler.set_epoch(epoch)
+        drawn = list(sampler)
+        assert sorted(drawn) == CHOSEN.tolist()
+        assert all(type(index) is int for index in drawn)
+
+
+def test_an_epoch_is_shuffled():
+    assert list(sampler_of()) != CHOSEN.tolist()
+
+
+def test_the_length_is_fixed_before_the_first_selection():
+    sampler = MIWVDataSampler(52_002, fraction=0.01)
+    assert len(sampler) == 520
+    sampler.set_selection(np.arange(3))
+    assert len(sampler) == 520 == len(list(sampler))
+
+
+def test_the_order_does_not_depend_on_the_order_in_which_indices_were_given():
+    backwards = sampler_of(CHOSEN[::-1])
+    shuffled = sampler_of(np.random.default_rng(0).permutation(CHOSEN).tolist())
+    assert list(sampler_of()) == list(backwards) == list(shuffled)
+
+
+def test_the_order_does_not_depend_on_the_global_random_state():
+    orders = []
+    for seed in (0, 1):
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        orders.append(list(sampler_of()))
+    assert orders[0] == orders[1]
+
+
+def test_the_order_does_not_depend_on_epochs_drawn_before():
+    fresh, used = sampler_of(), sampler_of()
+    for epoch in range(3):
+        used.set_epoch(epoch)
+        list(used)
+    fresh.set_epoch(5)
+    used.set_epoch(5)
+    assert list(fresh) == list(used)
+
+
+def test_the_order_does_not_depend_on_fraction_or_pool_size():
+    larger = MIWVDataSampler(1_000, fraction=0.02, seed=7)
+    larger.set_selection(CHOSEN)
+    assert list(larger) == list(sampler_of())
+
+
+def test_epochs_and_seeds_differ():
+    sampler = sampler_of()
+    orders = [sampler.order(epoch).tolist() for epoch in range(6)]
+    orders += [sampler_of(seed=seed).order(0).tolist() for seed in (0, 1, 8)]
+    assert len({tuple(order) for order in orders}) == len(orders)
+
+
+def test_seed_and_epoch_are_not_added_up():
+    assert sampler_of(seed=7).order(1).tolist() != sampler_of(seed=8).order(0).tolist()
+
+
+def test_iterating_leaves_the_global_random_state_alone():
+    random_before, numpy_before, torch_before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    sampler = sampler_of()
+    sampler.set_epoch(1)
+    list(sampler)
+    assert random.getstate() == random_before
+    assert all(np.array_equal(a, b) for a, b in zip(np.random.get_state(), numpy_before, strict=True))
+    assert torch.equal(torch.get_rng_state(), torch_before)
+
+
+def test_a_new_selection_takes_effect_with_the_next_epoch_and_not_within_one():
+    sampler = sampler_of()
+    expected = list(sampler)
+    running = iter(sampler)
+    drawn = [next(running) for _ in range(5)]
+    sampler.set_selection(np.arange(20))
+    assert drawn + list(running) == expected
+    assert sorted(sampler) == list(range(20))
+
+
+def test_a_selection_smaller_than_the_length_is_repeated_evenly():
+    sampler = sampler_of(CHOSEN[:6])
+    drawn = list(sampler)
+    assert len(drawn) == len(sampler) == 20
+    assert drawn[:6] == drawn[6:12] == drawn[12:18]
+    assert sorted(drawn[:6]) == CHOSEN[:6].tolist()
+    assert drawn[18:] == drawn[:2]
+
+
+def test_a_loader_yields_what_the_sampler_orders():
+    sampler = sampler_of()
+    batches = list(DataLoader(list(range(POOL_SIZE)), batch_size=4, sampler=sampler))
+    assert torch.cat(batches).tolist() == list(sampler)
+
+
+@pytest.mark.parametrize("drawn_before", [0, 1, 9, 20])
+def test_a_state_restored_from_json_in_the_middle_of_an_epoch_gives_the_same_remaining_order(drawn_before):
+    original = sampler_of()
+    original.set_epoch(2)
+    running = iter(original)
+    for _ in range(drawn_before):
+        next(running)
+    state = json.loads(json.dumps(original.state_dict()))
+
+    restored = MIWVDataSampler(POOL_SIZE, fraction=0.1, seed=7)
+    restored.load_state_dict(state)
+    assert list(restored)[drawn_before:] == list(running)
+    for sampler in (original, restored):
+        sampler.set_epoch(3)
+    assert list(restored) == list(original)
+    assert restored.state_dict() == original.state_dict()
+
+
+def test_a_state_restored_from_another_selection_or_epoch_gives_another_order():
+    restored = MIWVDataSampler(POOL_SIZE, fraction=0.1, seed=7)
+    restored.load_state_dict({**sampler_of().state_dict(), "epoch": 1})
+    assert list(restored) != list(sampler_of())
+    restored.load_state_dict(sampler_of(np.arange(20)).state_dict())
+    assert list(restored) != list(sampler_of())
+
+
+def test_a_state_saved_before_the_first_selection_restores_to_none():
+    restored = sampler_of()
+    restored.load_state_dict(json.loads(json.dumps(MIWVDataSampler(POOL_SIZE, fraction=0.1, seed=7).state_dict())))
+    assert restored.selection is None
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "words"),
+    [
+        ("version", 0, r"`version` is 0, this sampler's is 1\. Make the sampler with the same values"),
+        ("pool_size", 300, r"`pool_size` is 300, this sampler's is 200"),
+        ("fraction", 0.2, r"`fraction` is 0\.2, this sampler's is 0\.1"),
+        ("seed", 8, r"`seed` is 8, this sampler's is 7"),
+    ],
+)
+def test_a_state_that_does_not_fit_is_refused_by_the_name_of_both_values(name, other, words):
+    sampler = sampler_of(CHOSEN[:3])
+    with pytest.raises(ValueError, match=words):
+        sampler.load_state_dict({**sampler_of().state_dict(), name: other})
+    assert sampler.selection.tolist() == CHOSEN[:3].tolist()
+
+
+def test_a_state_without_a_version_is_refused():
+    state = sampler_of().state_dict()
+    del state["version"]
+    with pytest.raises(ValueError, match="`version` is None"):
+        sampler_of().load_state_dict(state)
+
+
+def test_iterating_without_a_selection_is_an_error_that_names_the_callback():
+    with pytest.raises(RuntimeError, match=r"no selection yet.*callbacks=\[MIWVCallback\(config, sampler\)\]"):
+        iter(MIWVDataSampler(POOL_SIZE))
+
+
+@pytest.mark.parametrize(
+    ("selection", "words"),
+    [
+        ([3, 4, 3, 3], "The selection names 2 samples twice"),
+        ([], r"must hold 1 to 20 samples, but got 0"),
+        (list(range(21)), r"must hold 1 to 20 samples, but got 21"),
+        ([-1, 5], r"must lie in 0 to 199, but spans -1 to 5"),
+        ([5, 200], r"must lie in 0 to 199, but spans 5 to 200"),
+    ],
+)
+def test_an_impossible_selection_is_refused_and_the_old_one_stays(selection, words):
+    sampler = sampler_of()
+    with pytest.raises(ValueError, match=words):
+        sampler.set_selection(np.asarray(selection, dtype=np.int64))
+    assert sampler.selection.tolist() == CHOSEN.tolist()
+
+
+@pytest.mark.parametrize("pool_size", [0, 1])
+def test_a_pool_of_fewer_than_two_samples_is_refused(pool_size):
+    with pytest.raises(ValueError, match=rf"`pool_size` must be at least 2, but got {pool_size}"):
+        MIWVDataSampler(pool_size)
+
+
+@pytest.mark.parametrize("fraction", [0, -0.1, 1.01, float("nan")])
+def test_an_impossible_fraction_is_refused(fraction):
+    with pytest.raises(ValueError, match=r"`fraction` must be a number above 0 and at most 1"):
+        MIWVDataSampler(POOL_SIZE, fraction=fraction)
+
+
+def test_a_negative_seed_is_refused():
+    with pytest.raises(ValueError, match=r"seed` must be a whole number of at least 0.*-1"):
+        MIWVDataSampler(POOL_SIZE, seed=-1)
+
+
+def test_accelerate_finds_nothing_to_replace_or_to_seed():
+    sampler = sampler_of()
+    assert isinstance(sampler, Sampler)
+    assert not isinstance(sampler, RandomSampler | BatchSampler)
+    assert not hasattr(sampler, "generator")
