@@ -9,16 +9,17 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-MODULES = (
-    "argparse ast base64 binascii bisect bz2 calendar codecs collections colorsys compileall contextlib copy csv "
-    "dataclasses datetime difflib dis email.utils enum filecmp fileinput fnmatch fractions functools getpass gettext glob "
-    "gzip hashlib heapq hmac html imaplib importlib.util inspect ipaddress itertools json keyword linecache locale logging "
-    "lzma math mimetypes multiprocessing netrc ntpath numbers opcode operator os os.path pathlib pickle pickletools pkgutil "
-    "platform plistlib posixpath pprint py_compile pyclbr queue quopri random re runpy secrets shelve shlex shutil signal "
-    "site smtplib socket sqlite3 ssl stat statistics string struct subprocess sysconfig tarfile tempfile textwrap threading "
-    "timeit token tokenize trace traceback types typing unicodedata urllib.parse uuid warnings wave weakref webbrowser "
-    "xml.dom.minidom xml.sax.saxutils zipapp zipfile zlib"
-).split()
+MODULES = """
+argparse ast base64 binascii bisect bz2 calendar codecs collections colorsys compileall contextlib copy csv
+dataclasses datetime difflib dis email.utils enum filecmp fileinput fnmatch fractions functools getpass
+gettext glob gzip hashlib heapq hmac html imaplib importlib.util inspect ipaddress itertools json keyword
+linecache locale logging lzma math mimetypes multiprocessing netrc ntpath numbers opcode operator os os.path
+pathlib pickle pickletools pkgutil platform plistlib posixpath pprint py_compile pyclbr queue quopri random re
+runpy secrets shelve shlex shutil signal site smtplib socket sqlite3 ssl stat statistics string struct
+subprocess sysconfig tarfile tempfile textwrap threading timeit token tokenize trace traceback types typing
+unicodedata urllib.parse uuid warnings wave weakref webbrowser xml.dom.minidom xml.sax.saxutils zipapp zipfile
+zlib
+""".split()
 PURPOSE = ("What does `{}` do?", "Explain what `{}` is for.", "What is `{}` used for in Python?")
 SIGNATURE = ("What is the signature of `{}`?", "How is `{}` called?", "Which arguments does `{}` take?")
 ERRORS = ("Which errors does `{}` raise?", "When does `{}` fail?")

@@ -3,8 +3,8 @@
     make quickstart
     make quickstart MODEL=/path/to/model DATASET=/path/to/pool.jsonl FRACTION=0.05
 
-Scores the pool with the model, keeps the top fraction, trains a LoRA adapter on it with the Hugging Face Trainer, scores
-again after the first epoch, and goes on with the new selection.
+Scores the pool with the model, keeps the top fraction, trains a LoRA adapter on it with the Hugging Face Trainer,
+scores again after the first epoch, and goes on with the new selection.
 """
 
 import argparse
@@ -40,6 +40,7 @@ FRACTION = 0.25
 
 def main() -> None:
     arguments = parse_arguments()
+    output = Path(arguments.output) if arguments.output is not None else next_run()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("miwv_trainer").setLevel(logging.INFO)
     set_seed(0)
@@ -56,7 +57,7 @@ def main() -> None:
     trainer = Trainer(
         model=get_peft_model(model, lora),
         args=TrainingArguments(
-            output_dir=arguments.output,
+            output_dir=str(output),
             num_train_epochs=2,
             per_device_train_batch_size=4,
             learning_rate=5e-4,
@@ -84,11 +85,9 @@ def main() -> None:
     print("\nRound 0, the highest and the lowest MIWV:")
     print(score_table(callback.rounds[0], texts))
     print("\n" + round_summary(callback.rounds))
-    print(
-        f"held-out response loss: {before:.4f} before, {after:.4f} after training on {arguments.fraction:.0%} of the pool"
-    )
+    print(f"held-out response loss: {before:.4f} before, {after:.4f} after training on {arguments.fraction:.0%} of it")
     print(f"scores: {callback.rounds[0].folder.parent}")
-    print(f"adapter: {Path(arguments.output).resolve()}")
+    print(f"adapter: {output}")
     print(f"{time.perf_counter() - started:.0f} s")
 
 
@@ -100,8 +99,15 @@ def parse_arguments() -> argparse.Namespace:
         "--fraction", type=float, default=FRACTION, help="share that is selected (default: %(default)s)"
     )
     parser.add_argument("--embedder", default="tfidf", help="what finds exemplars (default: %(default)s)")
-    parser.add_argument("--output", default="quickstart-output", help="folder to write to (default: %(default)s)")
+    parser.add_argument("--output", help="folder to write to (default: a new one in quickstart-output)")
     return parser.parse_args()
+
+
+def next_run() -> Path:
+    """A folder of its own for each run: scores of another pool in the same one would be refused."""
+    folder = Path("quickstart-output")
+    taken = [int(path.name.removeprefix("run-")) for path in folder.glob("run-*")]
+    return folder / f"run-{max(taken, default=0) + 1}"
 
 
 def default_model() -> Path:

@@ -19,8 +19,8 @@ def attach(trainer: Trainer, config: MIWVConfig | Mapping[str, Any] | None = Non
     """
     Lets a Trainer choose its training data: its `train_dataset` becomes the pool, of which it trains on the selection.
 
-    Works on any instance of [`~transformers.Trainer`] (`SFTTrainer`, `Seq2SeqTrainer`, a subclass), before or after other
-    callbacks are added, and before `train()`.
+    Works on any instance of [`~transformers.Trainer`] (`SFTTrainer`, `Seq2SeqTrainer`, a subclass), before or after
+    other callbacks are added, and before `train()`.
 
     Args:
         trainer: The Trainer. Its `train_dataset` must be tokenised, with `labels` that are -100 outside the response.
@@ -74,8 +74,8 @@ def _check_batch(args: TrainingArguments, sampler: MIWVDataSampler) -> None:
     batch = args.train_batch_size * args.world_size
     if args.dataloader_drop_last and len(sampler) < batch:
         raise ValueError(
-            f"There is no batch to train on: {len(sampler)} samples are selected, less than the {batch} of one batch over "
-            "all processes, and `dataloader_drop_last` drops it. Raise `fraction`, lower "
+            f"There is no batch to train on: {len(sampler)} samples are selected, less than the {batch} of one batch "
+            "over all processes, and `dataloader_drop_last` drops it. Raise `fraction`, lower "
             "`per_device_train_batch_size`, or set `dataloader_drop_last=False`."
         )
 

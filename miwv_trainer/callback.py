@@ -101,14 +101,15 @@ class MIWVCallback(TrainerCallback):
         assert self._store is not None and self.pool is not None
         resuming = global_step > 0
         self._exemplars = find_exemplars(model, self.pool, self.config, self._store, world, reuse=resuming)
-        stored = None
+        stored: list[StoredRound] = []
         with world.together("reading the rounds"):
             if world.is_main:
-                stored = self._stored_rounds(model, global_step, steps_per_epoch) if resuming else []
+                if resuming:
+                    stored = self._stored_rounds(model, global_step, steps_per_epoch)
                 aside = self._store.set_aside(len(stored))
                 if aside is not None:
                     logger.warning("Rounds of an earlier run in %s were moved to %s.", self._store.folder, aside)
-        self.rounds = list(world.share(stored) or [])
+        self.rounds = world.share(stored)
         if self.rounds:
             self.sampler.set_selection(self.rounds[-1].selection)
             logger.info("Resumed with the selection of round %d.", self.rounds[-1].number)
@@ -123,16 +124,16 @@ class MIWVCallback(TrainerCallback):
         found = [stored for stored in found if stored.summary["global_step"] <= global_step]
         if not found:
             raise FileNotFoundError(
-                f"Training resumes at step {global_step}, but {self._store.folder} holds no round scored by then, so the "
-                "selection it was trained on is not known. Point `scores_dir` to the folder of the run that wrote the "
-                "checkpoint, or start afresh."
+                f"Training resumes at step {global_step}, but {self._store.folder} holds no round scored by then, so "
+                "the selection it was trained on is not known. Point `scores_dir` to the folder of the run that wrote "
+                "the checkpoint, or start afresh."
             )
         due = global_step // steps_per_epoch
         mid_epoch = global_step % steps_per_epoch > 0
         if self.config.rescore_strategy == "epoch" and mid_epoch and found[-1].summary["epoch"] != due:
             raise FileNotFoundError(
-                f"Training resumes in epoch {due} at step {global_step}, but {self._store.folder} holds no round of that "
-                "epoch. Point `scores_dir` to the folder of the run that wrote the checkpoint, or start afresh."
+                f"Training resumes in epoch {due} at step {global_step}, but {self._store.folder} holds no round of "
+                "that epoch. Point `scores_dir` to the folder of the run that wrote the checkpoint, or start afresh."
             )
         return found
 
@@ -146,8 +147,8 @@ class MIWVCallback(TrainerCallback):
         missing = len(self.sampler) - len(current.selection)
         if missing:
             logger.warning(
-                "Only %d samples could be scored and selected; %d of them are repeated in each epoch, because the length "
-                "of an epoch is fixed before training.", len(current.selection), missing,
+                "Only %d samples could be scored and selected; %d of them are repeated in each epoch, because the "
+                "length of an epoch is fixed before training.", len(current.selection), missing,
             )  # fmt: skip
 
 
@@ -156,8 +157,8 @@ def _check_dataloader(dataloader: Any, sampler: MIWVDataSampler) -> None:
         raise ValueError(
             "The Trainer does not use this MIWVDataSampler: its training dataloader has a "
             f"{type(_sampler_of(dataloader)).__name__}. Return the sampler from `_get_train_sampler`, or use "
-            "`attach(trainer, config)`; a Trainer whose `get_train_dataloader` builds a loader of its own must pass the "
-            "sampler to it."
+            "`attach(trainer, config)`; a Trainer whose `get_train_dataloader` builds a loader of its own must pass "
+            "the sampler to it."
         )
 
 

@@ -6,7 +6,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import datasets
 import numpy as np
@@ -111,12 +111,13 @@ def _rounds(output: str) -> list[StoredRound]:
     numbers = store.rounds()
     if not numbers:
         raise FileNotFoundError(
-            f"There are no scores in {store.folder}. Give the folder that `miwv score --output` or the Trainer wrote to."
+            f"There are no scores in {store.folder}. Give the folder that `miwv score --output` or the Trainer wrote "
+            "to."
         )
     return [store.read_round(number) for number in numbers]
 
 
-def _embedder(name: str) -> str | np.ndarray:
+def _embedder(name: str) -> Any:
     """A `.npy` file stands for the array in it."""
     return np.load(name, allow_pickle=False) if name.endswith(".npy") else name
 

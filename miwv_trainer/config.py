@@ -64,6 +64,7 @@ class MIWVConfig:
     rescore_strategy: RescoreStrategy = field(
         default="no", metadata={"help": "'no' scores once, 'epoch' again before every later epoch."}
     )
+    # An array is welcome too, but HfArgumentParser wants one plain type.
     embedder: str = field(
         default=DEFAULT_EMBEDDER,
         metadata={"help": "A sentence-transformers name or folder, 'tfidf', or 'model'."},

@@ -69,8 +69,10 @@ def batch_rows(batch: Batch, pool: Pool, exemplars: np.ndarray | None, context: 
     """The rows of a batch, in its order. `exemplars` may be None where no row is one-shot."""
     rows = []
     for sample, kind in zip(batch.samples.tolist(), batch.kinds.tolist(), strict=True):
-        if kind == ZERO_SHOT or exemplars is None:
+        if kind == ZERO_SHOT:
             rows.append(zero_shot_row(pool, sample))
+        elif exemplars is None:
+            raise ValueError(f"Sample {sample} is to be scored behind its exemplar, but no exemplars were given.")
         else:
             rows.append(one_shot_row(pool, sample, int(exemplars[sample]), context))
     return rows

@@ -157,7 +157,7 @@ def turn_markers(tokenizer: PreTrainedTokenizerBase) -> TurnMarkers:
     if tokenizer.chat_template is None:
         return none
     user, assistant, next_user = "Alpha", "Beta", "Gamma"
-    turns = [
+    turns: list[Message] = [
         {"role": "user", "content": user},
         {"role": "assistant", "content": assistant},
         {"role": "user", "content": next_user},

@@ -6,7 +6,7 @@ samples would take 10.8 GB).
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import scipy.sparse
@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from miwv_trainer.packing import NO_EXEMPLAR
 from miwv_trainer.pool import Pool
 
-Embeddings = np.ndarray | scipy.sparse.csr_matrix
+Embeddings: TypeAlias = np.ndarray | scipy.sparse.csr_matrix
 
 SIMILARITIES_AT_ONCE = 2**25  # 128 MiB of float32
 # Below this, a difference of two cosines in float32 is rounding, which differs between machines.
@@ -42,8 +42,8 @@ def embed_texts(embedder: str, texts: Sequence[str] | None, show_progress: bool 
     """
     if texts is None:
         raise ValueError(
-            f"The embedder {embedder!r} needs the instructions as text, but the pool has no text column and the Trainer "
-            "no tokenizer to decode the prompts. Pass `processing_class=tokenizer` to the Trainer, or use "
+            f"The embedder {embedder!r} needs the instructions as text, but the pool has no text column and the "
+            "Trainer no tokenizer to decode the prompts. Pass `processing_class=tokenizer` to the Trainer, or use "
             '`embedder="model"` or an array of shape (N, d).'
         )
     if embedder == "tfidf":
@@ -93,13 +93,14 @@ def nearest_exemplars(
     exemplars = np.full(size, NO_EXEMPLAR, dtype=np.int64)
     similarities = np.full(size, np.nan, dtype=np.float32)
     chunk = max(1, SIMILARITIES_AT_ONCE // size)
-    unfit = np.flatnonzero(~pool.has_prompt_and_response)
+    unfit = np.flatnonzero(~(pool.has_prompt_and_response & _is_finite(unit)))
     copies = _copies(pool) if not allow_identical else {}
     starts = tqdm(range(0, size, chunk), desc="Finding exemplars", disable=not show_progress)
     for start in starts:
         queries = np.arange(start, min(start + chunk, size))
         cosines = _cosines(unit, queries)
         cosines[:, unfit] = -np.inf
+        cosines[np.isnan(cosines).any(axis=1)] = -np.inf
         cosines[np.arange(len(queries)), queries] = -np.inf
         for row in np.flatnonzero([query in copies for query in queries.tolist()]):
             cosines[row, copies[int(queries[row])]] = -np.inf
@@ -132,6 +133,13 @@ def _copies(pool: Pool) -> dict[int, np.ndarray]:
     edges = np.flatnonzero(np.diff(groups[order])) + 1
     same = [members for members in np.split(order, edges) if len(members) > 1]
     return {int(member): members for members in same for member in members}
+
+
+def _is_finite(unit: Embeddings) -> np.ndarray:
+    """`(N,)` whether an embedding can be compared; a model may overflow on a prompt."""
+    if isinstance(unit, np.ndarray):
+        return np.asarray(np.isfinite(unit).all(axis=1))
+    return np.ones(unit.shape[0], dtype=bool)
 
 
 def _cosines(unit: Embeddings, queries: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from miwv_trainer.distributed import World
 from miwv_trainer.packing import NO_EXEMPLAR, plan_padded, plan_prompts, scorable
 from miwv_trainer.pool import Pool
 from miwv_trainer.retrieval import Embeddings, embed_texts, given_embeddings, nearest_exemplars
-from miwv_trainer.scoring import Losses, no_trace, prompt_embeddings, score_batches
+from miwv_trainer.scoring import Losses, is_prompt_tuned, no_trace, prompt_embeddings, score_batches
 from miwv_trainer.selection import number_selected, overlap, select_top
 from miwv_trainer.store import Store, StoredRound
 
@@ -51,7 +51,7 @@ def context_length(model: nn.Module, config: MIWVConfig) -> int:
     return min(limit, config.scoring_max_length) if config.scoring_max_length is not None else limit
 
 
-def check_model(model: nn.Module, pool: Pool) -> None:
+def check_model(model: Any, pool: Pool) -> None:
     """
     Raises `ValueError` where MIWV is not defined for the model, or the pool is not in its vocabulary.
     """
@@ -61,8 +61,13 @@ def check_model(model: nn.Module, pool: Pool) -> None:
             f"{type(model).__name__} is an encoder-decoder model; MIWV is defined for causal language models, where "
             "the exemplar stands before the sample in one sequence."
         )
+    if is_prompt_tuned(model):
+        raise ValueError(
+            "The model is prompt-tuned by PEFT: its virtual tokens shift every position, and losses would be read at "
+            "the wrong ones. Train LoRA, another adapter, or the whole model."
+        )
     vocabulary = _text_config(model).vocab_size
-    largest = int(pool.tokens.max(initial=0))
+    largest = int(max(pool.tokens.max(initial=0), pool.preamble.max(initial=0)))
     if largest >= vocabulary:
         raise ValueError(
             f"The pool holds token id {largest}, but the model's vocabulary has {vocabulary} entries: the pool was "
@@ -87,13 +92,22 @@ def find_exemplars(
     if (stored := world.share(stored)) is not None:
         logger.info("Exemplars: read from %s.", store.folder)
         return Exemplars(*stored)
-    embeddings = _embed(model, pool, config, context, world)
-    found = None
+    embeddings = None
+    with world.together("reading the embeddings"):
+        if world.is_main and may_read:
+            embeddings = store.read_embeddings(fingerprint)
+    if world.share(embeddings is None):
+        embeddings = _embed(model, pool, config, context, world)
+        with world.together("writing the embeddings"):
+            if world.is_main:
+                store.write_embeddings(embeddings, fingerprint)
+    found: Any = None
     with world.together("finding the exemplars"):
         if world.is_main:
-            found = nearest_exemplars(embeddings, pool, context, config.allow_identical_exemplars, show_progress=True)
-            store.write_embeddings(embeddings, fingerprint)
-            store.write_exemplars(*found, fingerprint)
+            indices, similarities = found = nearest_exemplars(
+                embeddings, pool, context, config.allow_identical_exemplars, show_progress=True
+            )
+            store.write_exemplars(indices, similarities, fingerprint)
     return Exemplars(*world.share(found))
 
 
@@ -134,7 +148,7 @@ def run_round(
     selection = select_top(miwv, number_selected(config.fraction, len(pool)))
     summary = _summary(model, pool, config, losses, selection, moment, seconds, context)
     columns = _columns(pool, exemplars, losses, selection)
-    finished = None
+    finished: Any = None
     with world.together("writing the round"):
         if world.is_main:
             finished = store.write_round(moment.number, columns, summary)
@@ -261,8 +275,8 @@ def _report_unscorable(pool: Pool, exemplars: Exemplars, miwv: np.ndarray, conte
     cut = planned & (len(pool.preamble) + pool.lengths + pool.lengths[exemplars.indices] > context)
     if cut.any():
         logger.warning(
-            "Round %d: %d exemplars were cut at their beginning, because no exemplar fits the %d tokens of the context "
-            "together with the sample.", moment.number, int(cut.sum()), context,
+            "Round %d: the exemplar of %d sample(s) was cut at its beginning, because none fits the %d tokens of the "
+            "context together with the sample.", moment.number, int(cut.sum()), context,
         )  # fmt: skip
 
 
@@ -287,16 +301,17 @@ def _nothing_scorable(pool: Pool, exemplars: Exemplars, context: int) -> str:
     )
 
 
-def _text_config(model: nn.Module) -> Any:
+def _text_config(model: Any) -> Any:
     return model.config.get_text_config()
 
 
 def round_line(current: StoredRound, previous: StoredRound | None = None) -> str:
     """One line about a round, for the log."""
     summary = current.summary
+    scored = summary["samples"] - summary["unscorable"]
     line = (
-        f"Round {current.number}: scored {summary['samples'] - summary['unscorable']} of {summary['samples']} samples in "
-        f"{summary['seconds']:.0f} s ({summary['tokens_forwarded']} tokens, {summary['tokens_per_second']:.0f} a second), "
+        f"Round {current.number}: scored {scored} of {summary['samples']} samples in {summary['seconds']:.0f} s "
+        f"({summary['tokens_forwarded']} tokens, {summary['tokens_per_second']:.0f} a second), "
         f"selected {summary['number_selected']}"
     )
     if previous is not None:

@@ -29,7 +29,9 @@ class MIWVDataSampler(Sampler[int]):
     """
 
     def __init__(self, pool_size: int, fraction: float = MIWVConfig.fraction, seed: int = 42) -> None:
-        MIWVConfig(fraction=fraction, sampler_seed=seed)  # the same checks, the same words
+        MIWVConfig(fraction=fraction)  # the same check, the same words
+        if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+            raise ValueError(f"`seed` must be a whole number of at least 0, but got {seed!r}.")
         if pool_size < 2:
             raise ValueError(f"`pool_size` must be at least 2, but got {pool_size}.")
         self.pool_size = pool_size

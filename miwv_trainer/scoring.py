@@ -19,10 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from tqdm.auto import tqdm
+from transformers.utils import is_peft_available
 
 from miwv_trainer.distributed import World
 from miwv_trainer.packing import Batch, Row, batch_rows, prompt_row
-from miwv_trainer.pool import Pool
+from miwv_trainer.pool import IGNORED_LABEL, Pool
 
 PADDING_ID = 0  # any id: padding is masked
 
@@ -123,17 +124,33 @@ def response_losses(model: nn.Module, rows: list[Row], logits_chunk: int = 256) 
     """
     `(rows,)` mean negative log-likelihood of each row's response tokens, from one forward.
 
-    A token at position t is predicted at t - 1, so logits are kept at the union of these positions over the batch.
+    A token at position t is predicted at t - 1, so logits are kept at the union of these positions over the batch. A
+    model that TRL has given a fused head is scored through it, as it is trained: under ZeRO-3 a forward that takes
+    another way through the head leaves its weight partitioned where the next training step expects it whole.
     """
-    device = _device(model)
-    inputs = _pad(rows, device)
-    kept = np.unique(np.concatenate([row.targets - 1 for row in rows]))
-    logits = _logits(model, inputs, torch.as_tensor(kept, device=device))
+    inputs = _pad(rows, _device(model))
     row_numbers = np.repeat(np.arange(len(rows)), [len(row.targets) for row in rows])
-    positions = np.searchsorted(kept, np.concatenate([row.targets - 1 for row in rows]))
+    predicting = np.concatenate([row.targets - 1 for row in rows])
     answers = np.concatenate([row.ids[row.targets] for row in rows]).astype(np.int64)
-    nll = _negative_log_likelihood(logits, row_numbers, positions, answers, logits_chunk)
+    if _has_fused_head(model):
+        nll = _through_fused_head(model, inputs, row_numbers, predicting, answers)
+    else:
+        kept, positions = np.unique(predicting, return_inverse=True)
+        logits = _logits(model, inputs, torch.as_tensor(kept, device=inputs["input_ids"].device))
+        nll = _negative_log_likelihood(logits, row_numbers, positions, answers, logits_chunk)
     return np.bincount(row_numbers, weights=nll) / np.bincount(row_numbers)
+
+
+def _through_fused_head(
+    model: nn.Module, inputs: dict[str, torch.Tensor], rows: np.ndarray, predicting: np.ndarray, answers: np.ndarray
+) -> np.ndarray:
+    """`(targets,)` -log p of each answer, from the log-probabilities that TRL's fused head gives for labels."""
+    labels = torch.full_like(inputs["input_ids"], IGNORED_LABEL)
+    device = labels.device
+    row_index, position_index = torch.as_tensor(rows, device=device), torch.as_tensor(predicting, device=device)
+    labels[row_index, position_index + 1] = torch.as_tensor(answers, device=device)
+    log_probs = model(**inputs, labels=labels, use_cache=False, fused_lm_head=True).log_probs
+    return -log_probs[row_index, position_index].double().cpu().numpy()
 
 
 def prompt_embeddings(
@@ -158,18 +175,25 @@ def prompt_embeddings(
                 sums = np.zeros((len(pool), means.shape[1]), dtype=np.float32)
             sums[batch.samples] = means
     # Rank 0 always has a batch; a rank without one learns the width from it.
-    width = world.share(None if sums is None else sums.shape[1])
+    width = world.share(0 if sums is None else sums.shape[1])
     return world.sum_slots(sums if sums is not None else np.zeros((len(pool), width), dtype=np.float32))
 
 
 def _prompt_means(model: nn.Module, rows: list[Row]) -> np.ndarray:
-    device = _device(model)
-    inputs = _pad(rows, device)
-    extra: dict[str, Any] = {"logits_to_keep": 1} if _keeps_logits(model) else {}
-    hidden = model(**inputs, use_cache=False, output_hidden_states=True, **extra).hidden_states[-1]
-    is_prompt = torch.zeros(hidden.shape[:2], device=device)
+    """`(rows, hidden)` means over each row's targets of what the backbone puts out during a root forward."""
+    inputs = _pad(rows, _device(model))
+    outputs: list[torch.Tensor] = []
+    hook = _inner(model).base_model.register_forward_hook(
+        lambda module, args, output: outputs.append(output.last_hidden_state)
+    )
+    try:
+        _forward_one_position(model, inputs)
+    finally:
+        hook.remove()
+    (hidden,) = outputs
+    is_prompt = torch.zeros(hidden.shape[:2], device=hidden.device)
     for number, row in enumerate(rows):
-        is_prompt[number, torch.as_tensor(row.targets, device=device)] = 1
+        is_prompt[number, torch.as_tensor(row.targets, device=hidden.device)] = 1
     means = torch.einsum("bth,bt->bh", hidden.float(), is_prompt) / is_prompt.sum(dim=1, keepdim=True)
     return means.cpu().numpy()
 
@@ -187,21 +211,31 @@ def _pad(rows: list[Row], device: torch.device) -> dict[str, torch.Tensor]:
 
 def _logits(model: nn.Module, inputs: dict[str, torch.Tensor], kept: torch.Tensor) -> torch.Tensor:
     """`(rows, kept, vocabulary)` logits at the kept positions."""
-    if _keeps_logits(model):
+    if "logits_to_keep" in inspect.signature(_inner(model).forward).parameters:
         return model(**inputs, use_cache=False, logits_to_keep=kept).logits
     return model(**inputs, use_cache=False).logits[:, kept]
 
 
-def _keeps_logits(model: nn.Module) -> bool:
-    """Whether the model's own forward takes `logits_to_keep`; PEFT hands it through."""
-    # transformers' mixin gives every PreTrainedModel this name; PEFT's wrapper has it too.
-    inner = model.get_base_model() if _is_peft(model) else model
-    return "logits_to_keep" in inspect.signature(inner.forward).parameters
+def _inner(model: Any) -> Any:
+    """The transformers model inside PEFT's wrapper, which hands its arguments through."""
+    return model.get_base_model() if _is_peft(model) else model
+
+
+def _has_fused_head(model: nn.Module) -> bool:
+    """Whether TRL's `add_fused_lm_head` has given the model a forward that takes `fused_lm_head`."""
+    # TRL's forward shows the original's signature to `generate`, so look at the function itself.
+    return "fused_lm_head" in inspect.signature(_inner(model).forward, follow_wrapped=False).parameters
+
+
+def is_prompt_tuned(model: Any) -> bool:
+    """Whether PEFT puts virtual tokens before the input. (Prefix tuning's are keys and values, which shift nothing.)"""
+    if not _is_peft(model):
+        return False
+    config = model.active_peft_config
+    return config.is_prompt_learning and config.peft_type != "PREFIX_TUNING"
 
 
 def _is_peft(model: nn.Module) -> bool:
-    from transformers.utils import is_peft_available
-
     if not is_peft_available():
         return False
     from peft import PeftModel
@@ -223,10 +257,20 @@ def _negative_log_likelihood(
     return torch.cat(pieces).double().cpu().numpy()
 
 
+def _forward_one_position(model: nn.Module, inputs: dict[str, torch.Tensor]) -> None:
+    """A root forward like those that score, with the head on one position only."""
+    if _has_fused_head(model):
+        labels = torch.full_like(inputs["input_ids"], IGNORED_LABEL)
+        labels[0, 1:2] = PADDING_ID
+        model(**inputs, labels=labels, use_cache=False, fused_lm_head=True)
+    else:
+        _logits(model, inputs, torch.zeros(1, dtype=torch.long, device=inputs["input_ids"].device))
+
+
 def _dummy_forward(model: nn.Module) -> None:
     """A forward for a rank that ran out of work while others, under ZeRO-3, still need its parameters."""
     ids = torch.full((1, 2), PADDING_ID, dtype=torch.long, device=_device(model))
-    model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+    _forward_one_position(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -76,7 +76,7 @@ class Store:
         """Numbers of the finished rounds, ascending."""
         if not self.folder.is_dir():
             return []
-        names = [path.name for path in self.folder.glob("round-[0-9][0-9][0-9]")]
+        names = [path.name for path in self.folder.glob("round-[0-9]*")]
         return sorted(int(name.removeprefix("round-")) for name in names)
 
     def write_round(self, number: int, columns: Mapping[str, np.ndarray], summary: Mapping[str, Any]) -> StoredRound:
@@ -84,15 +84,18 @@ class Store:
         folder = self.round_folder(number)
         if folder.exists():
             raise FileExistsError(f"{folder} exists already; finished rounds are never overwritten.")
+        scores = _scores_table(columns)
+        described = {"version": FORMAT_VERSION, **summary}
         partial = folder.with_name(f".{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        scores = _scores_table(columns)
-        with atomic_path(partial / "scores.parquet") as path:
-            pq.write_table(scores, path)
-        described = {"version": FORMAT_VERSION, **summary}
-        write_text(partial / "round.json", json.dumps(described, indent=2, allow_nan=False) + "\n")
-        os.replace(partial, folder)
+        try:
+            with atomic_path(partial / "scores.parquet") as path:
+                pq.write_table(scores, path)
+            write_text(partial / "round.json", json.dumps(described, indent=2, allow_nan=False) + "\n")
+            os.replace(partial, folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
         _sync_folder(self.folder)
         return StoredRound(number, folder, scores, described)
 
@@ -122,8 +125,8 @@ class Store:
         numbers = [number for number in self.rounds() if number >= first]
         if not numbers:
             return None
-        taken = list(self.folder.glob("previous-*"))
-        target = self.folder / f"previous-{len(taken)}"
+        taken = [int(path.name.removeprefix("previous-")) for path in self.folder.glob("previous-*")]
+        target = self.folder / f"previous-{max(taken, default=-1) + 1}"
         target.mkdir()
         for number in numbers:
             os.replace(self.round_folder(number), target / self.round_folder(number).name)
@@ -147,8 +150,7 @@ class Store:
             return None
         table = pq.read_table(path)
         described = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
-        check_version(path, int(described["version"]))
-        check_fingerprint(path, json.loads(described["fingerprint"]), fingerprint)
+        _check_described(path, described, fingerprint)
         return table["exemplar"].to_numpy(), table["similarity"].to_numpy()
 
     def write_embeddings(self, embeddings: Embeddings, fingerprint: Mapping[str, Any]) -> None:
@@ -169,9 +171,7 @@ class Store:
         if not path.is_file():
             return None
         with safe_open(path, framework="numpy") as file:
-            described = file.metadata()
-            check_version(path, int(described["version"]))
-            check_fingerprint(path, json.loads(described["fingerprint"]), fingerprint)
+            _check_described(path, file.metadata() or {}, fingerprint)
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if "embeddings" in arrays:
             return arrays["embeddings"]
@@ -195,6 +195,13 @@ def check_fingerprint(path: Path, found: Mapping[str, Any], expected: Mapping[st
                 f"{path} was made with {name} = {found.get(name)!r}, but this run has {name} = {value!r}. Use a fresh "
                 "output folder, or the same values."
             )
+
+
+def _check_described(path: Path, described: Mapping[str, str], expected: Mapping[str, Any]) -> None:
+    """Checks the version and fingerprint that a file holds as text beside its arrays."""
+    version = described.get("version", "")
+    check_version(path, int(version) if version.isdigit() else version)
+    check_fingerprint(path, json.loads(described["fingerprint"]), expected)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import pytest
 # Set before transformers is imported: tests never ask a hub, and a tiny model is slower on many threads.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

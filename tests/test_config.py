@@ -53,9 +53,7 @@ def test_counts_must_be_whole_numbers_of_at_least_one(name, value):
 
 @pytest.mark.parametrize("seed", [-1, 0.5, "7", True])
 def test_a_seed_that_is_no_whole_number_of_at_least_zero_is_refused(seed):
-    with pytest.raises(
-        ValueError, match=f"`sampler_seed` must be a whole number of at least 0, but got {seed!r}"
-    ):
+    with pytest.raises(ValueError, match=f"`sampler_seed` must be a whole number of at least 0, but got {seed!r}"):
         MIWVConfig(sampler_seed=seed)
 
 

@@ -266,7 +266,7 @@ def test_exemplars_that_were_cut_are_counted_in_the_log(model, store, caplog):
         finished_round(model, pool, store, MIWVConfig(embedder=vectors, scoring_max_length=12))
     # Sample 0 fits behind nothing; 1 fits behind 2 and takes it; 2 fits behind 1, its nearest.
     assert caplog.messages == [
-        "Round 0: 1 exemplars were cut at their beginning, because no exemplar fits the 12 tokens of the context "
+        "Round 0: the exemplar of 1 sample(s) was cut at its beginning, because none fits the 12 tokens of the context "
         "together with the sample."
     ]
 

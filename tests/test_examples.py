@@ -1,0 +1,153 @@
+"""The example scripts, started as their docstrings say."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import trl
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from tests.launched import ROOT, launch, run
+from tests.tiny import instruction_rows, save_tiny, tiny_tokenizer
+
+EXAMPLES = ROOT / "examples"
+NOTING = ROOT / "tests" / "launched_example.py"
+WRAPPERS = {"ddp": "DistributedDataParallel", "zero2": "DeepSpeedEngine", "zero3": "DeepSpeedEngine"}
+COMMON = (
+    "--fraction 0.5 --embedder tfidf --rescore_strategy epoch --num_train_epochs 2 --per_device_train_batch_size 2 "
+    "--report_to none --use_cpu --save_strategy no"
+).split()
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = save_tiny(tmp_path_factory.mktemp("model"))
+    # TRL knows this template and brings one that marks the assistant's tokens.
+    template = (Path(trl.__file__).parent / "chat_templates" / "qwen2_5.jinja").read_text()
+    tiny_tokenizer(chat_template=template).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pools(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("pools")
+    rows = instruction_rows(24)
+    turns = [
+        [{"role": "user", "content": row["instruction"]}, {"role": "assistant", "content": row["output"]}]
+        for row in rows
+    ]
+    kinds = {
+        "instruction": rows,
+        "prompt": [{"prompt": turn[:1], "completion": turn[1:]} for turn in turns],
+        "messages": [{"messages": turn} for turn in turns],
+    }
+    for name, lines in kinds.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return {name: folder / f"{name}.jsonl" for name in kinds}
+
+
+def check(done: subprocess.CompletedProcess[str], output: Path, notes: Path, processes: int, wrapper: str) -> None:
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    seen = [json.loads((notes / f"rank-{rank}.json").read_text()) for rank in range(processes)]
+    assert [one["rank"] for one in seen] == list(range(processes))
+    assert {one["world_size"] for one in seen} == {processes}
+    assert {one["wrapper"] for one in seen} == {wrapper}
+    assert all(one["steps"] == one["max_steps"] == 12 // processes for one in seen)
+    for number in range(2):
+        scores = pq.read_table(output / "miwv" / f"round-{number:03d}" / "scores.parquet")
+        assert sum(scores["selected"].to_pylist()) == 12
+
+
+@pytest.mark.parametrize(
+    ("script", "pool", "options"),
+    [
+        ("train.py", "instruction", []),
+        ("train.py", "messages", ["--lora_rank", "4"]),
+        ("train_trl.py", "prompt", ["--use_peft", "--lora_r", "4"]),
+        ("train_trl.py", "messages", ["--assistant_only_loss"]),
+    ],
+)
+def test_on_one_process(
+    script: str, pool: str, options: list[str], model_folder: Path, pools: dict[str, Path], tmp_path: Path
+) -> None:
+    output, notes = tmp_path / "output", tmp_path
+    files = ["--model_name_or_path", str(model_folder), "--dataset", str(pools[pool]), "--output_dir", str(output)]
+    command = [sys.executable, str(NOTING), str(notes), str(EXAMPLES / script), *files, *COMMON, *options]
+    is_lora = any("lora" in option for option in options)
+    wrapper = "LlamaForCausalLM" if not is_lora else "PeftModelForCausalLM" if "trl" in script else "PeftModel"
+    check(run(command), output, notes, 1, wrapper)
+    base = AutoModelForCausalLM.from_pretrained(model_folder if is_lora else output)
+    if is_lora:
+        PeftModel.from_pretrained(base, output)
+
+
+@pytest.mark.parametrize(
+    ("backend", "script", "pool", "options"),
+    [
+        ("ddp", "train.py", "instruction", []),
+        ("ddp", "train_trl.py", "messages", ["--assistant_only_loss"]),
+        ("zero2", "train.py", "instruction", []),
+        # ZeRO-3 keeps track of who uses which parameter; TRL's fused head uses the last one in its own way, and so must
+        # the forwards that embed and those that score.
+        ("zero3", "train_trl.py", "prompt", ["--embedder", "model"]),
+    ],
+)
+def test_on_two_processes(
+    backend: str,
+    script: str,
+    pool: str,
+    options: list[str],
+    model_folder: Path,
+    pools: dict[str, Path],
+    tmp_path: Path,
+) -> None:
+    output, notes = tmp_path / "output", tmp_path
+    files = ["--model_name_or_path", str(model_folder), "--dataset", str(pools[pool]), "--output_dir", str(output)]
+    done = launch(backend, 2, NOTING, str(notes), str(EXAMPLES / script), *files, *COMMON, *options)
+    check(done, output, notes, 2, WRAPPERS[backend])
+    AutoModelForCausalLM.from_pretrained(output)
+
+
+def quickstart(output: Path, *options: str) -> str:
+    command = [sys.executable, str(EXAMPLES / "quickstart.py"), "--output", str(output), *options]
+    done = run(command, timeout=900)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+def check_quickstart(printed: str, output: Path) -> None:
+    before, after = map(float, re.search(r"held-out response loss: ([\d.]+) before, ([\d.]+) after", printed).groups())
+    assert before > 0 and after > 0
+    rounds = [pq.read_table(output / "miwv" / f"round-{number:03d}" / "scores.parquet") for number in range(2)]
+    chosen = [set(table.filter(table["selected"])["index"].to_pylist()) for table in rounds]
+    assert f"{len(chosen[0] & chosen[1])} of them selected in round 0 too" in printed
+    miwv = rounds[0]["miwv"].to_pylist()
+    shown = re.findall(r"^ +(\d+) +[\d.]+ +[\d.]+ +(-?[\d.]+)  ", printed, flags=re.MULTILINE)
+    assert [float(value) for _, value in shown] == pytest.approx(
+        sorted(miwv, reverse=True)[:5] + sorted(miwv, reverse=True)[-2:], abs=1e-3
+    )
+    assert (output / "adapter_model.safetensors").is_file()
+
+
+def test_quickstart_on_the_users_own(model_folder: Path, pools: dict[str, Path], tmp_path: Path) -> None:
+    options = ["--model", str(model_folder), "--dataset", str(pools["instruction"]), "--fraction", "0.4"]
+    printed = quickstart(tmp_path, *options)
+    check_quickstart(printed, tmp_path)
+    PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model_folder), tmp_path)
+
+
+def test_the_documentation_pool_is_made_of_short_true_answers() -> None:
+    sys.path.insert(0, str(EXAMPLES))
+    from docstring_pool import docstring_rows
+
+    rows = docstring_rows(lambda row: len(row["output"]) < 300, 120)
+    assert len(rows) == 120
+    assert rows == docstring_rows(lambda row: len(row["output"]) < 300, 120)
+    assert len({row["instruction"] for row in rows}) == 120
+    assert len({row["module"] for row in rows}) > 50
+    assert all(len(row["output"]) < 300 and f"`{row['module']}." in row["instruction"] for row in rows)
