@@ -6,7 +6,7 @@ samples would take 10.8 GB).
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import scipy.sparse
@@ -16,8 +16,7 @@ from tqdm.auto import tqdm
 
 from miwv_trainer.packing import NO_EXEMPLAR
 from miwv_trainer.pool import Pool
-
-Embeddings: TypeAlias = np.ndarray | scipy.sparse.csr_matrix
+from miwv_trainer.store import Embeddings
 
 SIMILARITIES_AT_ONCE = 2**25  # 128 MiB of float32
 # Below this, a difference of two cosines in float32 is rounding, which differs between machines.

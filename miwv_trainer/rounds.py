@@ -16,10 +16,10 @@ from miwv_trainer.config import MIWVConfig, describe_embedder
 from miwv_trainer.distributed import World
 from miwv_trainer.packing import NO_EXEMPLAR, plan_padded, plan_prompts, scorable
 from miwv_trainer.pool import Pool
-from miwv_trainer.retrieval import Embeddings, embed_texts, given_embeddings, nearest_exemplars
+from miwv_trainer.retrieval import embed_texts, given_embeddings, nearest_exemplars
 from miwv_trainer.scoring import Losses, is_prompt_tuned, no_trace, prompt_embeddings, score_batches
 from miwv_trainer.selection import number_selected, overlap, select_top
-from miwv_trainer.store import Store, StoredRound
+from miwv_trainer.store import Embeddings, Store, StoredRound
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +20,8 @@ import scipy.sparse
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from miwv_trainer.retrieval import Embeddings
+# Dense, or for tf-idf sparse; `(N, d)`.
+Embeddings: TypeAlias = np.ndarray | scipy.sparse.csr_matrix
 
 FORMAT_VERSION = 1
 FOLDER = "miwv"

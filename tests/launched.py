@@ -33,12 +33,12 @@ def launch(
     return run(command, timeout)
 
 
-def run(command: list[str], timeout: float = 300) -> subprocess.CompletedProcess[str]:
+def run(command: list[str], timeout: float = 300, threads: int = 1) -> subprocess.CompletedProcess[str]:
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
         "HF_HUB_OFFLINE": "1",
         "DS_ACCELERATOR": "cpu",
-        "OMP_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": str(threads),
     }
     return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=timeout)

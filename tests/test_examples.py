@@ -113,9 +113,9 @@ def test_on_two_processes(
     AutoModelForCausalLM.from_pretrained(output)
 
 
-def quickstart(output: Path, *options: str) -> str:
+def quickstart(output: Path, *options: str, threads: int = 1) -> str:
     command = [sys.executable, str(EXAMPLES / "quickstart.py"), "--output", str(output), *options]
-    done = run(command, timeout=900)
+    done = run(command, timeout=900, threads=threads)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done.stdout
 

@@ -25,7 +25,7 @@ from miwv_trainer.rounds import (
     run_round,
 )
 from miwv_trainer.store import Store
-from tests.tiny import tiny_config, tiny_dataset, tiny_model
+from tests.tiny import tiny_config, tiny_dataset, tiny_model, tiny_tokenizer
 
 WORLD = World(0, 1, torch.device("cpu"))
 COUNT = 24
@@ -463,3 +463,11 @@ def test_a_line_about_a_round_says_what_was_scored_and_selected_and_how_much_sta
     assert round_line(first).startswith(f"Round 0: scored {COUNT - 1} of {COUNT} samples in ")
     assert round_line(first).endswith(" a second), selected 6.")
     assert round_line(second, first).endswith(f", selected 6, {round(100 * kept / 6)}% of them as in round 0.")
+
+
+def test_a_prompt_tuned_model_is_refused(model) -> None:
+    from peft import PromptTuningConfig, get_peft_model
+
+    tuned = get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4))
+    with pytest.raises(ValueError, match="prompt-tuned by PEFT: its virtual tokens shift every position"):
+        check_model(tuned, pool_from_rows(tiny_dataset(4), tiny_tokenizer()))

@@ -410,3 +410,25 @@ def test_scoring_leaves_weights_and_gradients_alone(model):
         score(model)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_trls_fused_head_gives_the_same_losses_and_embeddings(adapter: bool) -> None:
+    from peft import LoraConfig, get_peft_model
+    from trl.trainer.utils import add_fused_lm_head
+
+    rows = [
+        Row(np.arange(1, 20, dtype=np.int32), np.arange(7, 19)),
+        Row(np.arange(30, 40, dtype=np.int32), np.array([3, 4, 9])),
+    ]
+    plain, fused = tiny_model(), tiny_model()
+    add_fused_lm_head(fused)
+    calls = []
+    fused.lm_head.register_forward_hook(lambda *_: calls.append(1))  # the fused way does not call the module
+    if adapter:
+        fused = get_peft_model(fused, LoraConfig(target_modules=["q_proj"]))  # starts as the identity
+    with no_trace(plain), no_trace(fused):
+        expected = response_losses(plain, rows)
+        np.testing.assert_allclose(response_losses(fused, rows), expected, atol=1e-6, rtol=0)
+        np.testing.assert_allclose(scoring._prompt_means(fused, rows), scoring._prompt_means(plain, rows), atol=1e-6)
+    assert not calls
