@@ -25,7 +25,11 @@ def load_rows(name: str, max_samples: int | None = None) -> datasets.Dataset:
         ValueError: a file of another kind, or one that cannot be read.
         FileNotFoundError: neither a file here nor a dataset that the hub gives.
     """
-    rows = _read_file(Path(name)) if Path(name).is_file() else _read_hub(name)
+    path = Path(name).expanduser()
+    if not path.is_file() and (path.suffix in (*READERS, ".gz") or path.is_absolute() or name.startswith((".", "~"))):
+        # Asking the hub for a mistyped path would take a minute of retries.
+        raise FileNotFoundError(f"There is no file {name!r}.")
+    rows = _read_file(path) if path.is_file() else _read_hub(name)
     return rows.select(range(min(max_samples, len(rows)))) if max_samples is not None else rows
 
 
