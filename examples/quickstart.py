@@ -85,7 +85,8 @@ def main() -> None:
     print("\nRound 0, the highest and the lowest MIWV:")
     print(score_table(callback.rounds[0], texts))
     print("\n" + round_summary(callback.rounds))
-    print(f"held-out response loss: {before:.4f} before, {after:.4f} after training on {arguments.fraction:.0%} of it")
+    trained = f"{callback.rounds[0].summary['number_selected']} of {len(pool)} samples"
+    print(f"held-out response loss: {before:.4f} before, {after:.4f} after training on {trained} at a time")
     print(f"scores: {callback.rounds[0].folder.parent}")
     print(f"adapter: {output}")
     print(f"{time.perf_counter() - started:.0f} s")
