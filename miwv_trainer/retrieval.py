@@ -88,6 +88,8 @@ def nearest_exemplars(
         `(N,)` int64 indices, -1 where there is none, and `(N,)` float32 cosines, NaN where there is none.
     """
     unit = _normalise(embeddings)
+    # A transposed sparse matrix would be converted anew for every chunk.
+    transposed = unit.T if isinstance(unit, np.ndarray) else unit.T.tocsr()
     size = len(pool)
     exemplars = np.full(size, NO_EXEMPLAR, dtype=np.int64)
     similarities = np.full(size, np.nan, dtype=np.float32)
@@ -97,7 +99,7 @@ def nearest_exemplars(
     starts = tqdm(range(0, size, chunk), desc="Finding exemplars", disable=not show_progress)
     for start in starts:
         queries = np.arange(start, min(start + chunk, size))
-        cosines = _cosines(unit, queries)
+        cosines = _cosines(unit[queries], transposed)
         cosines[:, unfit] = -np.inf
         cosines[np.isnan(cosines).any(axis=1)] = -np.inf
         cosines[np.arange(len(queries)), queries] = -np.inf
@@ -141,10 +143,10 @@ def _is_finite(unit: Embeddings) -> np.ndarray:
     return np.ones(unit.shape[0], dtype=bool)
 
 
-def _cosines(unit: Embeddings, queries: np.ndarray) -> np.ndarray:
-    if isinstance(unit, np.ndarray):
-        return unit[queries] @ unit.T
-    return (unit[queries] @ unit.T).toarray()
+def _cosines(queries: Embeddings, transposed: Embeddings) -> np.ndarray:
+    """`(queries, N)` products of unit vectors."""
+    products = queries @ transposed
+    return products if isinstance(products, np.ndarray) else products.toarray()
 
 
 def _normalise(embeddings: Embeddings) -> Embeddings:

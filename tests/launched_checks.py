@@ -66,10 +66,23 @@ def main() -> None:
     for count, fraction in ((24, 0.5), (17, 0.3), (2, 0.5)):
         results.append(train(folder, output / f"pool-{count}", count, fraction))
     rank = dist.get_rank() if dist.is_initialized() else 0
+    results[0]["failure"] = failure_of_the_last_rank(rank)
     (output / f"rank-{rank}.json").write_text(json.dumps(results))
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
+
+
+def failure_of_the_last_rank(rank: int) -> str:
+    """What this rank raises when the last one fails in a block that all run together."""
+    world = World.current(torch.device("cpu"))
+    try:
+        with world.together("reading tea leaves"):
+            if rank == world.size - 1:
+                raise OSError("no tea")
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
 
 
 def train(folder: Path, output: Path, count: int, fraction: float) -> dict:

@@ -52,6 +52,8 @@ def test_two_processes_score_and_select_as_one_does(
             assert result["steps"] == result["max_steps"]
             np.testing.assert_allclose(result["own_losses"], result["engine_losses"], atol=1e-5, rtol=0)
         check_trained_indices(results)
+    assert ranks[0][0]["failure"] == "RuntimeError: Rank 1 failed while reading tea leaves: OSError: no tea"
+    assert ranks[1][0]["failure"] == "OSError: no tea"
 
 
 def check_trained_indices(results: list[dict]) -> None:
@@ -61,6 +63,25 @@ def check_trained_indices(results: list[dict]) -> None:
         trained = [i for result in results for i in result["seen"][epoch * per_epoch : (epoch + 1) * per_epoch]]
         assert set(trained) == set(selection)
         assert len(trained) == -(-len(selection) // 4) * 4
+
+
+def test_inside_sharded_forwards_the_failing_rank_prints_and_exits(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The others wait in a collective and could not be told; the launcher ends them when this process is gone."""
+
+    class Exited(BaseException):
+        pass
+
+    def note_exit(status: int) -> None:
+        raise Exited(status)
+
+    monkeypatch.setattr("os._exit", note_exit)
+    with pytest.raises(Exited, match="1"), World(1, 2, torch.device("cpu"), sharded=True).forwards("scoring"):
+        raise RuntimeError("out of memory")
+    printed = capsys.readouterr().err
+    assert "RuntimeError: out of memory" in printed
+    assert "Rank 1 failed while scoring and ends the run." in printed
 
 
 def test_every_rank_gets_equally_many_pieces_and_each_piece_goes_once() -> None:

@@ -251,9 +251,9 @@ def test_a_search_in_chunks_equals_one_at_once(monkeypatch, embedder, at_once):
     seen = []
     cosines = retrieval._cosines
 
-    def watched_cosines(unit, queries):
-        seen.append(len(queries))
-        return cosines(unit, queries)
+    def watched_cosines(queries, transposed):
+        seen.append(queries.shape[0])
+        return cosines(queries, transposed)
 
     monkeypatch.setattr(retrieval, "SIMILARITIES_AT_ONCE", at_once)
     monkeypatch.setattr(retrieval, "_cosines", watched_cosines)

@@ -36,5 +36,7 @@ class ResponseLoss(evaluate.Metric):
 
     def _compute(self, predictions: list[float], references: list[int]) -> dict[str, float]:
         tokens = sum(references)
+        if tokens == 0:
+            raise ValueError("A corpus without a response token has no loss; give at least one sample that has some.")
         loss = math.fsum(mean * count for mean, count in zip(predictions, references, strict=True)) / tokens
         return {"response_loss": loss, "perplexity": math.exp(loss), "response_tokens": tokens}
