@@ -16,6 +16,7 @@ install: $(READY)  ## Make the virtual environment .venv and install everything 
 
 # torch first: deepspeed looks at it while it builds, which an isolated build would hide.
 $(READY): setup.py constraints.txt
+	@echo "Installing into $(VENV): a few minutes, once."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip
 	$(BIN)/python -m pip install -q -c constraints.txt torch setuptools wheel ninja packaging py-cpuinfo

@@ -121,12 +121,14 @@ def render(rows: Iterable[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase
     """Token ids and response mask of each row, in order."""
     has_template = tokenizer.chat_template is not None
     markers = turn_markers(tokenizer)
-    remaining = iter(rows)
-    while some := list(islice(remaining, RENDERED_AT_ONCE)):
-        if has_template:
-            texts = [_render_chat(row, tokenizer, markers) for row in some]
-        else:
-            texts = [_render_alpaca(row, tokenizer) for row in some]
+    numbered = enumerate(rows)
+    while some := list(islice(numbered, RENDERED_AT_ONCE)):
+        texts = []
+        for index, row in some:
+            try:
+                texts.append(_render_chat(row, tokenizer, markers) if has_template else _render_alpaca(row, tokenizer))
+            except ValueError as error:
+                raise ValueError(f"Sample {index} of the pool cannot be rendered. {error}") from error
         # A chat template writes its own special tokens.
         yield from _tokenize(texts, tokenizer, markers, add_special_tokens=not has_template)
 
@@ -139,7 +141,7 @@ def instruction_text(row: Mapping[str, Any]) -> str | None:
     messages = prompt if prompt is not None else row.get("messages")
     if messages is not None:
         before_response = takewhile(lambda message: message["role"] != "assistant", messages)
-        said = [message["content"] for message in before_response if message["role"] == "user"]
+        said = [message["content"] or "" for message in before_response if message["role"] == "user"]
         return "\n\n".join(said).strip()
     if row.get("instruction") is not None:
         return _with_input(row).strip()
@@ -168,7 +170,7 @@ def turn_markers(tokenizer: PreTrainedTokenizerBase) -> TurnMarkers:
             _apply(tokenizer, turns[:2]),
             _apply(tokenizer, turns[:1], prompting=True),
         )
-    except TemplateError:
+    except ValueError:
         return none
     before = _ids(tokenizer, long.partition(user)[0])
     between = _ids(tokenizer, long.partition(assistant)[2].partition(next_user)[0])
@@ -191,8 +193,19 @@ def conversation(row: Mapping[str, Any]) -> tuple[list[Message], int]:
     The messages of a row, and how many of them are given, as the prompt (0 where that is for the roles to say).
 
     Raises:
-        ValueError: the row has none of the known columns.
+        ValueError: the row has none of the known columns, or something else than text in them.
     """
+    messages, given = _messages(row)
+    for message in messages:
+        if not isinstance(message.get("content"), str):
+            raise ValueError(
+                f"The words of every turn must be text, but one of role {message.get('role')!r} holds "
+                f"{message.get('content')!r}."
+            )
+    return messages, given
+
+
+def _messages(row: Mapping[str, Any]) -> tuple[list[Message], int]:
     if row.get("prompt") is not None and row.get("completion") is not None:
         prompt = _as_messages(row["prompt"], "user")
         return prompt + _as_messages(row["completion"], "assistant"), len(prompt)
@@ -205,12 +218,13 @@ def conversation(row: Mapping[str, Any]) -> tuple[list[Message], int]:
     )
 
 
-def _as_messages(content: str | Sequence[Message], role: str) -> list[Message]:
-    return [{"role": role, "content": content}] if isinstance(content, str) else list(content)
+def _as_messages(content: Any, role: str) -> list[Message]:
+    """A list is messages already; anything else is what one of `role` said."""
+    return list(content) if isinstance(content, list | tuple) else [{"role": role, "content": content}]
 
 
 def _with_input(row: Mapping[str, Any]) -> str:
-    given = row.get("input") or ""
+    given = str(row.get("input") or "")
     return f"{row['instruction']}\n\n{given}" if given.strip() else row["instruction"]
 
 
@@ -262,7 +276,10 @@ def _alpaca_prompt(instruction: str, given: str = "") -> str:
 
 
 def _apply(tokenizer: PreTrainedTokenizerBase, messages: list[Message], prompting: bool = False) -> str:
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompting)
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompting)
+    except TemplateError as error:
+        raise ValueError(f"The tokenizer's chat template refuses it: {error}") from error
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -1,5 +1,6 @@
 import functools
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -10,8 +11,8 @@ from tokenizers.processors import TemplateProcessing
 from transformers import LlamaConfig, PreTrainedTokenizerFast, ProcessorMixin
 
 from miwv_trainer import tokenize
-from miwv_trainer.rendering import pool_from_rows, pool_from_tokenized
-from tests.tiny import instruction_rows, tiny_config, tiny_model, tiny_tokenizer
+from miwv_trainer.rendering import pool_from_rows, pool_from_tokenized, render
+from tests.tiny import CHATML, instruction_rows, tiny_config, tiny_model, tiny_tokenizer
 
 SMOLLM2 = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
@@ -727,3 +728,18 @@ def test_plain_text_that_sft_trainer_prepared_is_refused_because_no_prompt_can_b
     trainer = sft_trainer(tmp_path, [{"text": "one and two"}, {"text": "three"}], new_tokenizer("qwen2_5"))
     with pytest.raises(ValueError, match="No prompt can be told from the response"):
         pool_from_tokenized(trainer.train_dataset, trainer.processing_class)
+
+
+def test_a_row_that_the_template_refuses_is_named() -> None:
+    template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    rows = [{"messages": turns}, {"messages": [{"role": "system", "content": "c"}, *turns]}]
+    with pytest.raises(ValueError, match="Sample 1 of the pool cannot be rendered.*refuses it: System role not supp"):
+        list(render(rows, tiny_tokenizer(chat_template=template)))
+
+
+@pytest.mark.parametrize("row", [{"prompt": 3, "completion": "b"}, {"messages": [{"role": "user", "content": None}]}])
+@pytest.mark.parametrize("template", [CHATML, None])
+def test_turns_that_are_no_text_are_refused(row: dict[str, Any], template: str | None) -> None:
+    with pytest.raises(ValueError, match="Sample 0 .* words of every turn must be text, but one of role 'user' holds"):
+        list(render([row], tiny_tokenizer(chat_template=template)))

@@ -66,3 +66,15 @@ def test_resuming_with_another_fraction_is_refused_with_both_values(tmp_path: Pa
     other = MIWVConfig(**{**vars(CONFIG), "fraction": 0.25})
     with pytest.raises(ValueError, match=r"made with fraction = 0.5, but this run has fraction = 0.25"):
         run(tmp_path, tmp_path / "checkpoint-2", config=other)
+
+
+def test_a_run_that_died_between_its_checkpoint_and_the_next_round_scores_that_round(tmp_path: Path) -> None:
+    import shutil
+
+    order, weights, callback = run(tmp_path)
+    scores = callback.rounds[1].column("miwv")
+    shutil.rmtree(tmp_path / "miwv" / "round-001")
+    later, later_weights, resumed = run(tmp_path, tmp_path / "checkpoint-4")
+    assert later == order[4:]
+    assert resumed.rounds[1].column("miwv").tolist() == scores.tolist()
+    assert all(torch.equal(value, later_weights[name]) for name, value in weights.items())
