@@ -24,12 +24,12 @@ from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase, Traine
 from docstring_pool import Row, docstring_rows
 from miwv_trainer import MIWVConfig, attach, tokenize
 from miwv_trainer.distributed import World
+from miwv_trainer.layout import context_length
 from miwv_trainer.loading import cached_as_safetensors, load_model, load_rows
 from miwv_trainer.metrics import metric_path
 from miwv_trainer.packing import plan_zero_shot
 from miwv_trainer.rendering import instruction_text, pool_from_tokenized, render
 from miwv_trainer.report import round_summary, score_table
-from miwv_trainer.rounds import context_length
 from miwv_trainer.scoring import no_trace, score_batches
 
 POOL_SIZE, HELD_OUT_SHARE = 120, 0.1

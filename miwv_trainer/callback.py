@@ -15,13 +15,13 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.distributed import World
+from miwv_trainer.layout import context_length
 from miwv_trainer.pool import Pool
 from miwv_trainer.rendering import pool_from_tokenized
 from miwv_trainer.rounds import (
     Exemplars,
     Moment,
     check_model,
-    context_length,
     find_exemplars,
     round_line,
     run_fingerprint,

@@ -47,6 +47,7 @@ def score(arguments: argparse.Namespace) -> None:
         layout=arguments.layout,
         scoring_max_length=arguments.max_length,
         tokens_per_batch=arguments.tokens_per_batch,
+        tokens_per_row=arguments.tokens_per_row,
     )
     state = PartialState(cpu=not torch.cuda.is_available())
     world = World.current(state.device)
@@ -148,7 +149,13 @@ def _parser() -> argparse.ArgumentParser:
         "--tokens-per-batch",
         type=int,
         default=MIWVConfig.tokens_per_batch,
-        help="tokens of one forward, padding included (default: %(default)s)",
+        help="tokens of one forward in the padded layout, padding included (default: %(default)s)",
+    )
+    scoring.add_argument(
+        "--tokens-per-row",
+        type=int,
+        default=MIWVConfig.tokens_per_row,
+        help="tokens of one forward in the tree layout (default: %(default)s)",
     )
     scoring.add_argument("--layout", choices=list(get_args(Layout)), default=MIWVConfig.layout)
 

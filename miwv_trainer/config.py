@@ -16,7 +16,7 @@ import numpy as np
 DEFAULT_EMBEDDER = "BAAI/bge-large-en-v1.5"
 
 RescoreStrategy = Literal["no", "epoch"]
-Layout = Literal["auto", "padded"]
+Layout = Literal["auto", "tree", "padded"]
 
 
 @dataclass
@@ -41,12 +41,17 @@ class MIWVConfig:
         scoring_max_length (`int`, *optional*):
             Longest sequence, in tokens, that is forwarded. By default the model's `max_position_embeddings`.
         tokens_per_batch (`int`, defaults to `4096`):
-            Upper bound on the tokens of one scoring forward, padding included. One longer row goes alone.
+            Upper bound on the tokens of one scoring forward of the padded layout, padding included. One longer row
+            goes alone.
+        tokens_per_row (`int`, defaults to `512`):
+            Upper bound on the tokens of one scoring forward of the tree layout. Longer rows share more trunks, and
+            waste more attention on pairs that are masked.
         logits_chunk (`int`, defaults to `256`):
             Number of positions whose logits are held in float32 at once.
         layout (`str`, defaults to `"auto"`):
-            How samples share a forward: `"padded"` (one sequence a row, sorted by length). `"auto"` lets the library
-            choose; today that is `"padded"` too.
+            How samples share a forward: `"padded"` (one sequence a row, sorted by length), or `"tree"` (samples with
+            the same exemplar behind one copy of it; two thirds of the tokens, for models with full attention).
+            `"auto"` takes trees where the model can, after scoring a few samples both ways.
         allow_identical_exemplars (`bool`, defaults to `False`):
             Whether a copy of a sample may be its exemplar, as in the letter of the paper. Off, because the copy's
             one-shot loss collapses and neither of the two is ever selected.
@@ -76,6 +81,7 @@ class MIWVConfig:
         default=None, metadata={"help": "Longest sequence in tokens; by default the model's context."}
     )
     tokens_per_batch: int = field(default=4096, metadata={"help": "Tokens of one scoring forward, padding included."})
+    tokens_per_row: int = field(default=512, metadata={"help": "Tokens of one scoring forward in the tree layout."})
     logits_chunk: int = field(default=256, metadata={"help": "Positions whose logits are held in float32 at once."})
     layout: Layout = field(default="auto", metadata={"help": "How samples share a forward."})
     allow_identical_exemplars: bool = field(
@@ -96,6 +102,7 @@ class MIWVConfig:
         _check_choice("layout", self.layout, get_args(Layout))
         _check_embedder(self.embedder)
         _check_whole_number("tokens_per_batch", self.tokens_per_batch)
+        _check_whole_number("tokens_per_row", self.tokens_per_row)
         _check_whole_number("logits_chunk", self.logits_chunk)
         if self.scoring_max_length is not None:
             _check_whole_number("scoring_max_length", self.scoring_max_length)

@@ -1,11 +1,18 @@
-"""How samples share a forward.
+"""How samples share a forward. Rows are composed over the whole pool before they are dealt to ranks, so that scores do
+not depend on the number of ranks.
 
 The padded layout: every sample is one row without an exemplar (its zero-shot loss) and one row behind its exemplar
-(its one-shot loss). Rows are sorted by length, so that little is padded, and composed into batches over the whole
-pool before they are dealt to ranks, so that scores do not depend on the number of ranks. The price is that an
-exemplar is forwarded again for every sample that retrieved it: about three times the pool's own tokens in all.
+(its one-shot loss). Rows are sorted by length, so that little is padded. The price is that an exemplar is forwarded
+again for every sample that retrieved it: about three times the pool's own tokens in all.
+
+The tree layout: attention is causal and the exemplar comes first, so an exemplar's own sequence is a trunk behind which
+every sample that retrieved it is a branch, which sees the trunk and itself. The trunk gives the exemplar's zero-shot
+loss, each branch its sample's one-shot loss: about twice the pool's own tokens. The price is a mask of its own for each
+row, and trunks that stand again where their branches fill several rows.
 """
 
+from bisect import bisect_left, insort
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,6 +93,144 @@ def plan_padded(pool: Pool, exemplars: np.ndarray, context: int, tokens_per_batc
     lengths = np.concatenate([alone, behind])
     kinds = np.repeat([ZERO_SHOT, ONE_SHOT], len(samples))
     return _fill(np.tile(samples, 2), kinds, lengths, tokens_per_batch)
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A trunk, of which at most `trunk_room` tokens are shown, and the samples that stand behind it, each by itself."""
+
+    trunk: int
+    branches: tuple[int, ...]
+    scores_trunk: bool
+    trunk_room: int
+
+    def tokens(self, pool: Pool) -> int:
+        """Tokens forwarded."""
+        shown = min(int(pool.lengths[self.trunk]), self.trunk_room)
+        return len(pool.preamble) + shown + int(pool.lengths[list(self.branches)].sum())
+
+
+@dataclass(frozen=True)
+class TreeRow:
+    """
+    Trees side by side in one sequence.
+
+    Args:
+        ids: `(length,)` tokens.
+        positions: `(length,)` each token's position in its own sequence.
+        tree: `(length,)` number of the tree that a token belongs to.
+        branch: `(length,)` number of its branch within the tree, from 1; 0 in the trunk.
+        targets: `(targets,)` positions in the row of the response tokens that are scored.
+        samples: `(targets,)` the sample that each of them belongs to.
+        kinds: `(targets,)` which of the sample's losses it counts for.
+    """
+
+    ids: np.ndarray
+    positions: np.ndarray
+    tree: np.ndarray
+    branch: np.ndarray
+    targets: np.ndarray
+    samples: np.ndarray
+    kinds: np.ndarray
+
+
+def plan_trees(pool: Pool, exemplars: np.ndarray, context: int, tokens_per_row: int) -> list[list[Tree]]:
+    """
+    Every scorable sample once as a trunk and once as a branch, in rows of at most `tokens_per_row` tokens.
+
+    A row is longer only where a single trunk, or a trunk with one branch, is. A crowded trunk stands again in further
+    rows, there as context only, and so does one that a branch's length has cut.
+    """
+    can_score = scorable(pool, exemplars, context)
+    behind = np.flatnonzero(can_score)
+    room = context - len(pool.preamble) - pool.lengths
+    is_cut = pool.lengths[exemplars[behind]] > room[behind]
+    trees = [Tree(int(exemplars[i]), (int(i),), False, int(room[i])) for i in behind[is_cut]]
+    whole = behind[~is_cut]
+    order = whole[np.argsort(exemplars[whole], kind="stable")]
+    starts = np.searchsorted(exemplars[order], np.arange(len(pool) + 1))
+    for trunk in range(len(pool)):
+        branches = order[starts[trunk] : starts[trunk + 1]]
+        trees += _trees_of(trunk, branches, bool(can_score[trunk]), pool, context, tokens_per_row)
+    sizes = [tree.tokens(pool) for tree in trees]
+    rows = [[trees[number] for number in row] for row in _best_fit(sizes, tokens_per_row)]
+    return sorted(rows, key=lambda row: -sum(tree.tokens(pool) for tree in row))
+
+
+def _trees_of(
+    trunk: int, branches: np.ndarray, scores_trunk: bool, pool: Pool, context: int, tokens_per_row: int
+) -> list[Tree]:
+    """One tree, or several with the same trunk where its branches do not fit one row."""
+    if not len(branches):
+        return [Tree(trunk, (), True, context)] if scores_trunk else []
+    left = tokens_per_row - len(pool.preamble) - int(pool.lengths[trunk])
+    groups = _best_fit(pool.lengths[branches].tolist(), max(left, 1))
+    return [
+        Tree(trunk, tuple(int(branches[number]) for number in sorted(group)), scores_trunk and first == 0, context)
+        for first, group in enumerate(groups)
+    ]
+
+
+def _best_fit(sizes: Sequence[int], capacity: int) -> list[list[int]]:
+    """Numbers of the pieces in each bin: longest first, each into the fullest bin that takes it."""
+    bins: list[list[int]] = []
+    open_bins: dict[int, list[int]] = {}
+    free: list[int] = []  # the keys of `open_bins`, ascending
+    for number in np.argsort(-np.asarray(sizes), kind="stable").tolist():
+        size = sizes[number]
+        at = bisect_left(free, size)
+        if at < len(free):
+            left = free[at] - size
+            chosen = open_bins[free[at]].pop()
+            if not open_bins[free[at]]:
+                del open_bins[free.pop(at)]
+            bins[chosen].append(number)
+        else:
+            left = capacity - size
+            chosen = len(bins)
+            bins.append([number])
+        if left > 0:
+            if left not in open_bins:
+                insort(free, left)
+            open_bins.setdefault(left, []).append(chosen)
+    return bins
+
+
+def tree_row(trees: Sequence[Tree], pool: Pool) -> TreeRow:
+    """Lays trees out side by side: of each its trunk, then its branches."""
+    pieces: list[tuple[np.ndarray, int, int, int]] = []
+    targets, samples, kinds = [], [], []
+    length = 0
+
+    def place(ids: np.ndarray, position: int, tree: int, branch: int) -> None:
+        nonlocal length
+        pieces.append((ids, position, tree, branch))
+        length += len(ids)
+
+    def score_last(sample: int, kind: int) -> None:
+        responses = length - int(pool.lengths[sample]) + np.flatnonzero(pool.response_mask(sample))
+        targets.append(responses)
+        samples.append(np.full(len(responses), sample))
+        kinds.append(np.full(len(responses), kind))
+
+    for number, tree in enumerate(trees):
+        trunk = np.concatenate([pool.preamble, pool.sample(tree.trunk)[-tree.trunk_room :]])
+        place(trunk, 0, number, 0)
+        if tree.scores_trunk:
+            score_last(tree.trunk, ZERO_SHOT)
+        for branch, sample in enumerate(tree.branches, start=1):
+            place(pool.sample(sample), len(trunk), number, branch)
+            score_last(sample, ONE_SHOT)
+    lengths = [len(ids) for ids, *_ in pieces]
+    return TreeRow(
+        ids=np.concatenate([ids for ids, *_ in pieces]),
+        positions=np.concatenate([start + np.arange(len(ids)) for ids, start, *_ in pieces]),
+        tree=np.repeat([tree for _, _, tree, _ in pieces], lengths),
+        branch=np.repeat([branch for *_, branch in pieces], lengths),
+        targets=np.concatenate(targets),
+        samples=np.concatenate(samples),
+        kinds=np.concatenate(kinds),
+    )
 
 
 def plan_zero_shot(pool: Pool, context: int, tokens_per_batch: int) -> list[Batch]:

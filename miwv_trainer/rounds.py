@@ -14,17 +14,16 @@ from torch import nn
 
 from miwv_trainer.config import MIWVConfig, describe_embedder
 from miwv_trainer.distributed import World
-from miwv_trainer.packing import NO_EXEMPLAR, plan_padded, plan_prompts, scorable
+from miwv_trainer.layout import choose_layout, context_length, score_pool, text_config
+from miwv_trainer.packing import NO_EXEMPLAR, plan_prompts, scorable
 from miwv_trainer.pool import Pool
 from miwv_trainer.retrieval import embed_texts, given_embeddings, nearest_exemplars
-from miwv_trainer.scoring import Losses, is_prompt_tuned, no_trace, prompt_embeddings, score_batches
+from miwv_trainer.scoring import Losses, is_prompt_tuned, no_trace, prompt_embeddings
 from miwv_trainer.selection import number_selected, overlap, select_top
 from miwv_trainer.store import Embeddings, Store, StoredRound
 
 logger = logging.getLogger(__name__)
 
-LAYOUT = "padded"
-NO_LIMIT = 2**31 - 1
 PROBES = 4
 
 
@@ -45,12 +44,6 @@ class Moment:
     epoch: int = 0
 
 
-def context_length(model: nn.Module, config: MIWVConfig) -> int:
-    """Longest sequence that is forwarded: `scoring_max_length`, else the model's `max_position_embeddings`."""
-    limit = getattr(_text_config(model), "max_position_embeddings", None) or NO_LIMIT
-    return min(limit, config.scoring_max_length) if config.scoring_max_length is not None else limit
-
-
 def check_model(model: Any, pool: Pool) -> None:
     """
     Raises `ValueError` where MIWV is not defined for the model, or the pool is not in its vocabulary.
@@ -66,7 +59,7 @@ def check_model(model: Any, pool: Pool) -> None:
             "The model is prompt-tuned by PEFT: its virtual tokens shift every position, and losses would be read at "
             "the wrong ones. Train LoRA, another adapter, or the whole model."
         )
-    vocabulary = _text_config(model).vocab_size
+    vocabulary = text_config(model).vocab_size
     largest = int(max(pool.tokens.max(initial=0), pool.preamble.max(initial=0)))
     if largest >= vocabulary:
         raise ValueError(
@@ -128,25 +121,16 @@ def run_round(
     """
     started = time.perf_counter()
     context = context_length(model, config)
-    batches = plan_padded(pool, exemplars.indices, context, config.tokens_per_batch)
-    if not batches:
+    if not scorable(pool, exemplars.indices, context).any():
         raise ValueError(_nothing_scorable(pool, exemplars, context))
     with no_trace(model):
-        losses = score_batches(
-            model,
-            pool,
-            batches,
-            exemplars.indices,
-            context=context,
-            logits_chunk=config.logits_chunk,
-            world=world,
-            show_progress=world.is_main,
-        )
+        layout = choose_layout(model, pool, exemplars.indices, config, world)
+        losses = score_pool(model, pool, exemplars.indices, config, layout, world, show_progress=world.is_main)
     seconds = time.perf_counter() - started
     miwv = losses.miwv
     _report_unscorable(pool, exemplars, miwv, context, moment)
     selection = select_top(miwv, number_selected(config.fraction, len(pool)))
-    summary = _summary(model, pool, config, losses, selection, moment, seconds, context)
+    summary = _summary(model, pool, config, losses, layout, selection, moment, seconds)
     columns = _columns(pool, exemplars, losses, selection)
     finished: Any = None
     with world.together("writing the round"):
@@ -218,11 +202,12 @@ def _summary(
     pool: Pool,
     config: MIWVConfig,
     losses: Losses,
+    layout: str,
     selection: np.ndarray,
     moment: Moment,
     seconds: float,
-    context: int,
 ) -> dict[str, Any]:
+    context = context_length(model, config)
     scored = int(np.isfinite(losses.miwv).sum())
     return {
         "fingerprint": {
@@ -241,14 +226,14 @@ def _summary(
         "seconds": round(seconds, 3),
         "samples_per_second": round(scored / seconds, 3),
         "tokens_per_second": round(losses.tokens_forwarded / seconds, 1),
-        "layout": LAYOUT,
+        "layout": layout,
         "config": config.to_dict(),
     }
 
 
 def model_fingerprint(model: nn.Module, zero_shot_losses: np.ndarray) -> dict[str, Any]:
     """A hash of the model's configuration and its zero-shot losses on four samples spread over the pool."""
-    described = json.dumps(_text_config(model).to_dict(), sort_keys=True, default=str)
+    described = json.dumps(text_config(model).to_dict(), sort_keys=True, default=str)
     finite = np.flatnonzero(np.isfinite(zero_shot_losses))
     probes = finite[np.linspace(0, len(finite) - 1, min(PROBES, len(finite))).astype(int)]
     return {
@@ -299,10 +284,6 @@ def _nothing_scorable(pool: Pool, exemplars: Exemplars, context: int) -> str:
         f"Not one of the {len(pool)} samples can be scored: {listed}. Give samples that differ and that fit the "
         "context; copies may serve as exemplars with `allow_identical_exemplars=True`."
     )
-
-
-def _text_config(model: Any) -> Any:
-    return model.config.get_text_config()
 
 
 def round_line(current: StoredRound, previous: StoredRound | None = None) -> str:

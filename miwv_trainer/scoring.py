@@ -3,13 +3,13 @@
 For sample i with response tokens y_1..y_n, exemplar k and context c, the loss is the mean over the response of
 -log p(y_t | c, y_<t): zero-shot with c = x_i, one-shot with c = x_k, y_k, x_i (equations 2 and 3 of the paper, MIWV
 being their difference). Logits are made only where a response token is predicted, and turned into float32 a few
-positions at a time. The forward is the root module's, which ZeRO-3 needs. This is the padded layout, the reference
-for every other one.
+positions at a time. The forward is the root module's, which ZeRO-3 needs. The padded layout is the reference; rows of
+trees must give the same losses.
 """
 
 import inspect
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from transformers.utils import is_peft_available
 
 from miwv_trainer.distributed import World
-from miwv_trainer.packing import Batch, Row, batch_rows, prompt_row
+from miwv_trainer.packing import Batch, Row, Tree, TreeRow, batch_rows, prompt_row, tree_row
 from miwv_trainer.pool import IGNORED_LABEL, Pool
 
 PADDING_ID = 0  # any id: padding is masked
@@ -103,21 +103,57 @@ def score_batches(
         context: Longest sequence.
         logits_chunk: Positions whose logits are in float32 at once.
     """
-    losses = np.zeros((2, len(pool)))
-    scored = np.zeros((2, len(pool)))
+
+    def score(batch: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        rows = batch_rows(batch, pool, exemplars, context)
+        return batch.kinds, batch.samples, response_losses(model, rows, logits_chunk)
+
+    tokens = sum(batch.tokens for batch in batches)
+    return _sweep(model, len(pool), batches, score, tokens, world, show_progress)
+
+
+def score_trees(
+    model: nn.Module,
+    pool: Pool,
+    rows: list[list[Tree]],
+    *,
+    logits_chunk: int = 256,
+    world: World,
+    show_progress: bool = False,
+) -> Losses:
+    """Like [`score_batches`], for rows of trees from [`~miwv_trainer.packing.plan_trees`]."""
+
+    def score(row: list[Tree]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return tree_losses(model, tree_row(row, pool), logits_chunk)
+
+    tokens = sum(tree.tokens(pool) for row in rows for tree in row)
+    return _sweep(model, len(pool), rows, score, tokens, world, show_progress)
+
+
+def _sweep(
+    model: nn.Module,
+    size: int,
+    work: list[Any],
+    score: Callable[[Any], tuple[np.ndarray, np.ndarray, np.ndarray]],
+    tokens: int,
+    world: World,
+    show_progress: bool,
+) -> Losses:
+    """Each piece of work on one rank, equally many forwards on all, results into slots of their own, one sum."""
+    losses = np.zeros((2, size))
+    scored = np.zeros((2, size))
     with world.forwards("scoring the pool"):
-        share = world.deal(batches)
-        for batch in tqdm(share, desc="Scoring", disable=not show_progress):
-            if batch is None:
+        for piece in tqdm(world.deal(work), desc="Scoring", disable=not show_progress):
+            if piece is None:
                 _dummy_forward(model)
                 continue
-            rows = batch_rows(batch, pool, exemplars, context)
-            losses[batch.kinds, batch.samples] = response_losses(model, rows, logits_chunk)
-            scored[batch.kinds, batch.samples] = 1
+            kinds, samples, values = score(piece)
+            losses[kinds, samples] = values
+            scored[kinds, samples] = 1
     losses, scored = world.sum_slots(losses), world.sum_slots(scored)
     losses[scored == 0] = np.nan
     zero_shot, one_shot = losses.astype(np.float32)
-    return Losses(zero_shot, one_shot, sum(batch.tokens for batch in batches))
+    return Losses(zero_shot, one_shot, tokens)
 
 
 def response_losses(model: nn.Module, rows: list[Row], logits_chunk: int = 256) -> np.ndarray:
@@ -128,17 +164,73 @@ def response_losses(model: nn.Module, rows: list[Row], logits_chunk: int = 256) 
     model that TRL has given a fused head is scored through it, as it is trained: under ZeRO-3 a forward that takes
     another way through the head leaves its weight partitioned where the next training step expects it whole.
     """
-    inputs = _pad(rows, _device(model))
     row_numbers = np.repeat(np.arange(len(rows)), [len(row.targets) for row in rows])
     predicting = np.concatenate([row.targets - 1 for row in rows])
-    answers = np.concatenate([row.ids[row.targets] for row in rows]).astype(np.int64)
-    if _has_fused_head(model):
-        nll = _through_fused_head(model, inputs, row_numbers, predicting, answers)
-    else:
-        kept, positions = np.unique(predicting, return_inverse=True)
-        logits = _logits(model, inputs, torch.as_tensor(kept, device=inputs["input_ids"].device))
-        nll = _negative_log_likelihood(logits, row_numbers, positions, answers, logits_chunk)
+    answers = np.concatenate([row.ids[row.targets] for row in rows])
+    nll = _answer_losses(model, _pad(rows, _device(model)), row_numbers, predicting, answers, logits_chunk)
     return np.bincount(row_numbers, weights=nll) / np.bincount(row_numbers)
+
+
+def tree_losses(model: nn.Module, row: TreeRow, logits_chunk: int = 256) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """
+    Kinds, samples and mean negative log-likelihoods, `(losses,)` each, of what a row of trees scores, from one forward.
+
+    A response token stands right behind the one that predicts it, since its sample's prompt comes first.
+    """
+    device = _device(model)
+    inputs = {
+        "input_ids": torch.as_tensor(row.ids.astype(np.int64), device=device)[None],
+        "position_ids": torch.as_tensor(row.positions, device=device)[None],
+        "attention_mask": _tree_mask(model, row, device),
+    }
+    nll = _answer_losses(model, inputs, np.zeros_like(row.targets), row.targets - 1, row.ids[row.targets], logits_chunk)
+    slots, slot = np.unique(np.stack([row.kinds, row.samples]), axis=1, return_inverse=True)
+    return slots[0], slots[1], np.bincount(slot, weights=nll) / np.bincount(slot)
+
+
+def _tree_mask(model: nn.Module, row: TreeRow, device: torch.device) -> torch.Tensor:
+    """`(1, 1, length, length)`: a token sees what came before it in its own branch, and in the trunk of its tree."""
+    tree, branch = (torch.as_tensor(array, device=device) for array in (row.tree, row.branch))
+    seen = (tree[:, None] == tree[None]) & ((branch[None] == 0) | (branch[:, None] == branch[None]))
+    seen = seen.tril()[None, None]
+    if _inner(model).config._attn_implementation == "sdpa":
+        return seen
+    # The eager attention of transformers adds its mask.
+    dtype = next(model.parameters()).dtype
+    return torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill(~seen, torch.finfo(dtype).min)
+
+
+def tree_obstacle(model: nn.Module) -> str | None:
+    """Why a model cannot take rows of trees, as far as its configuration tells; None where it may."""
+    inner = _inner(model)
+    config = inner.config.get_text_config()
+    attention = inner.config._attn_implementation
+    if attention not in ("sdpa", "eager"):
+        return f"its attention is {attention!r}, which takes no mask of its own for each row"
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if kinds != {"full_attention"}:
+        return f"it has layers of {', '.join(sorted(kinds - {'full_attention'}))}"
+    if getattr(config, "sliding_window", None) is not None:
+        return f"its attention slides over a window of {config.sliding_window} tokens"
+    if "position_ids" not in inspect.signature(inner.forward).parameters:
+        return "its forward takes no `position_ids`"
+    return None
+
+
+def _answer_losses(
+    model: nn.Module,
+    inputs: dict[str, torch.Tensor],
+    rows: np.ndarray,
+    predicting: np.ndarray,
+    answers: np.ndarray,
+    logits_chunk: int,
+) -> np.ndarray:
+    """`(targets,)` -log p of each answer, in the row and at the position that predicts it, from one root forward."""
+    if _has_fused_head(model):
+        return _through_fused_head(model, inputs, rows, predicting, answers.astype(np.int64))
+    kept, positions = np.unique(predicting, return_inverse=True)
+    logits = _logits(model, inputs, torch.as_tensor(kept, device=inputs["input_ids"].device))
+    return _negative_log_likelihood(logits, rows, positions, answers.astype(np.int64), logits_chunk)
 
 
 def _through_fused_head(

@@ -36,7 +36,7 @@ def test_any_other_fraction_is_refused_with_what_was_given(fraction):
     [
         ({"rescore_strategy": "steps"}, "`rescore_strategy` must be one of 'no', 'epoch', but got 'steps'"),
         ({"rescore_strategy": None}, "`rescore_strategy` must be one of 'no', 'epoch', but got None"),
-        ({"layout": "rows"}, "`layout` must be one of 'auto', 'padded', but got 'rows'"),
+        ({"layout": "rows"}, "`layout` must be one of 'auto', 'tree', 'padded', but got 'rows'"),
     ],
 )
 def test_a_choice_that_is_none_of_the_allowed_names_them(values, words):
@@ -132,16 +132,17 @@ def test_copies_keep_the_values_and_replacements_are_checked_again():
 def test_a_command_line_fills_every_field_through_the_argument_parser():
     line = (
         "--fraction 0.1 --rescore_strategy epoch --embedder tfidf --sampler_seed 5 --scoring_max_length 128 "
-        "--tokens_per_batch 99 --logits_chunk 7 --layout padded --allow_identical_exemplars true --scores_dir runs/b"
+        "--tokens_per_batch 99 --tokens_per_row 88 --logits_chunk 7 --layout padded "
+        "--allow_identical_exemplars true --scores_dir runs/b"
     )
     (config,) = HfArgumentParser(MIWVConfig).parse_args_into_dataclasses(line.split())
-    assert dataclasses.astuple(config) == (0.1, "epoch", "tfidf", 5, 128, 99, 7, "padded", True, "runs/b")
+    assert dataclasses.astuple(config) == (0.1, "epoch", "tfidf", 5, 128, 99, 88, 7, "padded", True, "runs/b")
 
 
 @pytest.mark.parametrize("arguments", [TrainingArguments, Seq2SeqTrainingArguments, SFTConfig])
 def test_no_name_is_taken_by_the_arguments_of_a_trainer(arguments):
     names = {field.name for field in dataclasses.fields(MIWVConfig)}
-    assert len(names) == 10
+    assert len(names) == 11
     assert names.isdisjoint(field.name for field in dataclasses.fields(arguments))
 
 

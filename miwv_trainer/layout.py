@@ -1,0 +1,136 @@
+"""How a model's rows are laid out, decided on all ranks alike, and a whole pool scored in that layout.
+
+Trees forward a third fewer tokens than padded rows. They need a mask of their own in every layer, which not every
+family takes; so before the first row a few samples are scored both ways.
+"""
+
+import logging
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from miwv_trainer.config import MIWVConfig
+from miwv_trainer.distributed import World
+from miwv_trainer.packing import NO_EXEMPLAR, plan_padded, plan_trees, scorable
+from miwv_trainer.pool import Pool
+from miwv_trainer.scoring import Losses, score_batches, score_trees, tree_obstacle
+
+logger = logging.getLogger(__name__)
+
+NO_LIMIT = 2**31 - 1
+MOST_BRANCHES = 4
+# The mean difference between the layouts over a few samples may be ten times what the padded one alone gives for other
+# batches, and at least this.
+LEAST_TOLERANCE = {torch.float32: 1e-3}
+LEAST_TOLERANCE_LOW_PRECISION = 0.05
+
+
+def context_length(model: nn.Module, config: MIWVConfig) -> int:
+    """Longest sequence that is forwarded: `scoring_max_length`, else the model's `max_position_embeddings`."""
+    limit = getattr(text_config(model), "max_position_embeddings", None) or NO_LIMIT
+    return min(limit, config.scoring_max_length) if config.scoring_max_length is not None else limit
+
+
+def text_config(model: Any) -> Any:
+    """The configuration of the language model, where there are others beside it."""
+    return model.config.get_text_config()
+
+
+def score_pool(
+    model: nn.Module,
+    pool: Pool,
+    exemplars: np.ndarray,
+    config: MIWVConfig,
+    layout: str,
+    world: World,
+    show_progress: bool = False,
+) -> Losses:
+    """
+    Both losses of every scorable sample, on every rank.
+
+    A loss that is not finite would spread over a whole row of trees; such samples are scored again in padded rows,
+    where it stays with its own.
+    """
+    context = context_length(model, config)
+    options: dict[str, Any] = {"logits_chunk": config.logits_chunk, "world": world, "show_progress": show_progress}
+
+    def in_batches(exemplars: np.ndarray) -> Losses:
+        batches = plan_padded(pool, exemplars, context, config.tokens_per_batch)
+        return score_batches(model, pool, batches, exemplars, context=context, **options)
+
+    if layout == "padded":
+        return in_batches(exemplars)
+    losses = score_trees(model, pool, plan_trees(pool, exemplars, context, config.tokens_per_row), **options)
+    doubtful = scorable(pool, exemplars, context) & np.isnan(losses.miwv)
+    if not doubtful.any():
+        return losses
+    again = in_batches(np.where(doubtful, exemplars, NO_EXEMPLAR))
+    return Losses(
+        np.where(doubtful, again.zero_shot, losses.zero_shot),
+        np.where(doubtful, again.one_shot, losses.one_shot),
+        losses.tokens_forwarded + again.tokens_forwarded,
+    )
+
+
+def choose_layout(model: nn.Module, pool: Pool, exemplars: np.ndarray, config: MIWVConfig, world: World) -> str:
+    """
+    `"tree"` where the model's configuration allows it and a few samples have the same losses both ways; else
+    `"padded"`.
+
+    Args:
+        model: In evaluation mode.
+        exemplars: `(N,)`. At least one sample is scorable.
+
+    Raises:
+        ValueError: `layout="tree"` was asked for and the model cannot take it.
+    """
+    if config.layout == "padded":
+        return "padded"
+    obstacle = tree_obstacle(model) or _difference(model, pool, exemplars, config, world)
+    if obstacle is None:
+        return "tree"
+    name = type(model).__name__
+    if config.layout == "tree":
+        raise ValueError(f'{name} cannot be scored with `layout="tree"`: {obstacle}. Use "auto" or "padded".')
+    logger.warning(
+        '%s is scored in padded rows, which forward half as many tokens again as trees: %s. `layout="padded"` silences '
+        "this.", name, obstacle,
+    )  # fmt: skip
+    return "padded"
+
+
+def _difference(model: nn.Module, pool: Pool, exemplars: np.ndarray, config: MIWVConfig, world: World) -> str | None:
+    """Scores a few samples both ways, on every rank, and says by how much rank 0's losses differ, if too much."""
+    few = _few_related(pool, exemplars, context_length(model, config))
+    of_few = np.full_like(exemplars, NO_EXEMPLAR)
+    of_few[few] = exemplars[few]
+    alone = World(0, 1, world.device, world.sharded)
+
+    def losses(layout: str, config: MIWVConfig) -> np.ndarray:
+        scored = score_pool(model, pool, of_few, config, layout, alone)
+        return np.stack([scored.zero_shot, scored.one_shot])[:, few]
+
+    padded = losses("padded", config)
+    noise = np.abs(padded - losses("padded", replace(config, tokens_per_batch=1))).mean()
+    try:
+        difference = np.abs(padded - losses("tree", config)).mean()
+    except (RuntimeError, ValueError, TypeError) as error:
+        return f"its forward refuses the mask ({type(error).__name__}: {error})"
+    least = LEAST_TOLERANCE.get(next(model.parameters()).dtype, LEAST_TOLERANCE_LOW_PRECISION)
+    # NaN compares as false: where the loss itself is NaN, in both layouts alike, the round will say so.
+    too_much = world.share(bool(difference > max(least, 10 * noise)))
+    return f"the losses of {len(few)} samples differ by {difference:.2g} on average" if too_much else None
+
+
+def _few_related(pool: Pool, exemplars: np.ndarray, context: int) -> np.ndarray:
+    """The shortest exemplar of two samples or more, with these, so that a row holds branches that could be confused."""
+    can_score = np.flatnonzero(scorable(pool, exemplars, context))
+    shared = np.bincount(exemplars[can_score], minlength=len(pool))
+    crowded = np.flatnonzero(shared >= min(2, shared.max()))
+    trunk = crowded[np.argmin(pool.lengths[crowded])]
+    branches = can_score[exemplars[can_score] == trunk]
+    branches = branches[np.argsort(pool.lengths[branches], kind="stable")][:MOST_BRANCHES]
+    return np.union1d(branches, np.intersect1d([trunk], can_score))

@@ -1,0 +1,269 @@
+"""The tree layout: what the planner promises, and the same losses as padded rows or an announced fallback."""
+
+import logging
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from miwv_trainer.config import MIWVConfig
+from miwv_trainer.distributed import World
+from miwv_trainer.layout import choose_layout, score_pool
+from miwv_trainer.packing import NO_EXEMPLAR, Tree, plan_trees, tree_row
+from miwv_trainer.pool import Pool
+from miwv_trainer.rendering import pool_from_rows
+from miwv_trainer.retrieval import embed_texts, nearest_exemplars
+from miwv_trainer.scoring import no_trace
+from tests.tiny import tiny_dataset, tiny_model, tiny_tokenizer
+
+WORLD = World(0, 1, torch.device("cpu"))
+CONTEXT = 512
+PREAMBLE = 3
+
+
+def synthetic_pool(lengths: list[int]) -> Pool:
+    """Samples of given lengths, tokens all different, the last third of each its response."""
+    masks = [np.arange(length) >= length - max(length // 3, 1) for length in lengths]
+    offsets = np.cumsum([0, *lengths])
+    tokens = np.arange(PREAMBLE, PREAMBLE + offsets[-1], dtype=np.int32)
+    return Pool(np.arange(PREAMBLE, dtype=np.int32), tokens, np.concatenate(masks), offsets)
+
+
+def random_case(seed: int) -> tuple[Pool, np.ndarray, int, int]:
+    """A pool whose exemplars crowd on a few samples, some without one, some too long for the context together."""
+    generator = np.random.default_rng(seed)
+    count = int(generator.integers(2, 60))
+    pool = synthetic_pool(generator.integers(2, 40, count).tolist())
+    exemplars = np.minimum((generator.pareto(1.0, count) * 2).astype(np.int64), count - 1)
+    exemplars = np.where(exemplars == np.arange(count), (exemplars + 1) % count, exemplars)
+    exemplars[generator.random(count) < 0.1] = NO_EXEMPLAR
+    return pool, exemplars, int(generator.integers(30, 90)), int(generator.integers(20, 200))
+
+
+def scorable(pool: Pool, exemplars: np.ndarray, context: int) -> list[int]:
+    return [i for i in range(len(pool)) if exemplars[i] >= 0 and PREAMBLE + pool.lengths[i] < context]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_each_sample_is_scored_once_as_a_trunk_and_once_as_a_branch(seed: int) -> None:
+    pool, exemplars, context, budget = random_case(seed)
+    trees = [tree for row in plan_trees(pool, exemplars, context, budget) for tree in row]
+    trunks = sorted(tree.trunk for tree in trees if tree.scores_trunk)
+    branches = sorted(branch for tree in trees for branch in tree.branches)
+    assert trunks == branches == scorable(pool, exemplars, context)
+    assert all(exemplars[branch] == tree.trunk for tree in trees for branch in tree.branches)
+    # Context only: nothing of it is forwarded for nothing.
+    assert all(tree.scores_trunk or tree.branches for tree in trees)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_no_row_is_over_budget_unless_a_trunk_with_one_branch_is(seed: int) -> None:
+    pool, exemplars, context, budget = random_case(seed)
+    for row in plan_trees(pool, exemplars, context, budget):
+        tokens = [len(tree_row([tree], pool).ids) for tree in row]
+        assert sum(tokens) == len(tree_row(row, pool).ids) == sum(tree.tokens(pool) for tree in row)
+        assert sum(tokens) <= budget or (len(row) == 1 and len(row[0].branches) <= 1)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_every_branch_reads_as_its_one_shot_sequence_and_every_trunk_as_its_zero_shot_one(seed: int) -> None:
+    pool, exemplars, context, budget = random_case(seed)
+    for trees in plan_trees(pool, exemplars, context, budget):
+        row = tree_row(trees, pool)
+        for number, tree in enumerate(trees):
+            trunk = row.ids[(row.tree == number) & (row.branch == 0)]
+            if tree.scores_trunk:
+                assert trunk.tolist() == [*range(PREAMBLE), *pool.sample(tree.trunk)]
+            for branch, sample in enumerate(tree.branches, start=1):
+                mine = (row.tree == number) & ((row.branch == 0) | (row.branch == branch))
+                room = context - PREAMBLE - int(pool.lengths[sample])
+                expected = [*range(PREAMBLE), *pool.sample(tree.trunk)[-room:], *pool.sample(sample)]
+                assert row.ids[mine].tolist() == expected
+                assert row.positions[mine].tolist() == list(range(len(expected)))
+                assert len(expected) <= context
+
+
+def test_targets_are_the_response_tokens_of_a_hand_worked_row() -> None:
+    pool = synthetic_pool([6, 3, 4])  # tokens 3..8, 9..11, 12..15; responses 7 8, 11, 15
+    row = tree_row([Tree(0, (1, 2), True, CONTEXT), Tree(2, (), True, CONTEXT)], pool)
+    assert row.ids.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 12, 13, 14, 15]
+    assert row.positions.tolist() == [*range(9), 9, 10, 11, 9, 10, 11, 12, *range(7)]
+    assert row.ids[row.targets].tolist() == [7, 8, 11, 15, 15]
+    assert list(zip(row.samples.tolist(), row.kinds.tolist(), strict=True)) == [(0, 0), (0, 0), (1, 1), (2, 1), (2, 0)]
+
+
+def test_long_rows_forward_hardly_more_than_twice_the_pool() -> None:
+    generator = np.random.default_rng(0)
+    pool = synthetic_pool(generator.integers(20, 200, 2000).tolist())
+    exemplars = (np.arange(2000) + 1 + generator.integers(0, 5, 2000)) % 2000
+    rows = plan_trees(pool, exemplars, 4096, 2048)
+    tokens = sum(tree.tokens(pool) for row in rows for tree in row)
+    assert tokens <= 2.1 * (pool.lengths.sum() + PREAMBLE * len(pool))
+    assert len(rows) <= 1.05 * tokens / 2048 + 1  # filled to the brim
+
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 512,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": CONTEXT,
+    "initializer_range": 0.3,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+GPT2 = {"vocab_size": 512, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": CONTEXT, "initializer_range": 0.3}
+FULL_ATTENTION = {
+    "Llama": SMALL,
+    "Qwen2": SMALL,
+    "Qwen3": {**SMALL, "head_dim": 8},
+    "Mistral": {**SMALL, "sliding_window": None},
+    "Phi3": SMALL,
+    "Olmo2": SMALL,
+    "Granite": SMALL,
+    "Gemma": {**SMALL, "head_dim": 8},
+    "Cohere": SMALL,
+    "GPT2": GPT2,
+    "GPTNeoX": {name: value for name, value in SMALL.items() if name != "num_key_value_heads"},
+}
+OTHERS = {
+    "Gemma2": ({**SMALL, "head_dim": 8}, "it has layers of sliding_attention"),
+    "Gemma3Text": ({**SMALL, "head_dim": 8}, "it has layers of sliding_attention"),
+    "Mistral": ({**SMALL, "sliding_window": 16}, "its attention slides over a window of 16 tokens"),
+    "Mamba": ({"vocab_size": 512, "hidden_size": 32, "num_hidden_layers": 2}, "it has layers of linear_attention"),
+    "Bloom": ({"vocab_size": 512, "hidden_size": 32, "n_layer": 2, "n_head": 4}, "takes no `position_ids`"),
+}
+
+
+def random_model(family: str, values: dict[str, Any], attention: str | None = None) -> Any:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = getattr(transformers, f"{family}Config")(**values)
+        return AutoModelForCausalLM.from_config(config, attn_implementation=attention).float()
+
+
+@pytest.fixture(scope="module")
+def case() -> tuple[Pool, np.ndarray]:
+    pool = pool_from_rows(tiny_dataset(30), tiny_tokenizer())
+    exemplars, _ = nearest_exemplars(embed_texts("tfidf", pool.texts), pool, CONTEXT)
+    return pool, exemplars
+
+
+def both_layouts(model: Any, case: tuple[Pool, np.ndarray], **overrides: Any) -> tuple[np.ndarray, np.ndarray]:
+    with no_trace(model):
+        found = (score_pool(model, *case, MIWVConfig(**overrides), layout, WORLD) for layout in ("tree", "padded"))
+        tree, padded = (np.stack([losses.zero_shot, losses.one_shot]) for losses in found)
+    return tree, padded
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", FULL_ATTENTION)
+def test_families_with_full_attention_have_the_same_losses_by_tree(
+    family: str, attention: str, case: tuple[Pool, np.ndarray]
+) -> None:
+    model = random_model(family, FULL_ATTENTION[family], attention)
+    with no_trace(model):
+        assert choose_layout(model, *case, MIWVConfig(), WORLD) == "tree"
+    tree, padded = both_layouts(model, case, tokens_per_row=200)
+    np.testing.assert_allclose(tree, padded, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_other_families_fall_back_with_a_warning_that_says_why(
+    family: str, case: tuple[Pool, np.ndarray], caplog: pytest.LogCaptureFixture
+) -> None:
+    values, reason = OTHERS[family]
+    model = random_model(family, values)
+    with no_trace(model), caplog.at_level(logging.WARNING, logger="miwv_trainer"):
+        assert choose_layout(model, *case, MIWVConfig(), WORLD) == "padded"
+        (warning,) = caplog.messages
+        assert type(model).__name__ in warning and reason in warning and '`layout="padded"` silences' in warning
+        with pytest.raises(ValueError, match='cannot be scored with `layout="tree"`.*Use "auto" or "padded"'):
+            choose_layout(model, *case, MIWVConfig(layout="tree"), WORLD)
+        caplog.clear()
+        assert choose_layout(model, *case, MIWVConfig(layout="padded"), WORLD) == "padded"
+    assert not caplog.messages
+
+
+def test_attention_that_takes_no_mask_falls_back(case: tuple[Pool, np.ndarray], caplog: Any) -> None:
+    model = tiny_model()
+    model.config._attn_implementation = "flash_attention_2"
+    with no_trace(model):
+        assert choose_layout(model, *case, MIWVConfig(), WORLD) == "padded"
+    assert "its attention is 'flash_attention_2', which takes no mask of its own" in caplog.text
+
+
+def test_a_mask_that_does_not_reach_every_layer_is_noticed(
+    case: tuple[Pool, np.ndarray], monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    """The configuration says nothing here; only the losses of a few real samples do."""
+    model = tiny_model()
+    original = model.model.layers[1].forward
+
+    def forward_without_a_tree_mask(*args: Any, attention_mask: Any = None, **kwargs: Any) -> Any:
+        length = kwargs["position_ids"].shape[-1]
+        return original(*args, attention_mask=torch.ones(1, 1, length, length).tril().bool(), **kwargs)
+
+    monkeypatch.setattr(model.model.layers[1], "forward", forward_without_a_tree_mask)
+    with no_trace(model):
+        assert choose_layout(model, *case, MIWVConfig(), WORLD) == "padded"
+    assert "differ by" in caplog.text
+
+
+def test_a_forward_that_refuses_the_mask_falls_back(
+    case: tuple[Pool, np.ndarray], monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    model = tiny_model()
+    original = model.model.forward
+
+    def forward(*args: Any, attention_mask: Any = None, **kwargs: Any) -> Any:
+        if attention_mask is not None and attention_mask.ndim == 4:
+            raise ValueError("two dimensions, please")
+        return original(*args, attention_mask=attention_mask, **kwargs)
+
+    monkeypatch.setattr(model.model, "forward", forward)
+    with no_trace(model):
+        assert choose_layout(model, *case, MIWVConfig(), WORLD) == "padded"
+    assert "its forward refuses the mask (ValueError: two dimensions, please)" in caplog.text
+
+
+def test_lora_and_trls_fused_head_have_the_same_losses_by_tree(case: tuple[Pool, np.ndarray]) -> None:
+    from trl.trainer.utils import add_fused_lm_head
+
+    model = tiny_model()
+    add_fused_lm_head(model)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = get_peft_model(model, LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+    tree, padded = both_layouts(model, case)
+    np.testing.assert_allclose(tree, padded, atol=2e-5, rtol=0)
+    assert np.abs(padded - both_layouts(tiny_model(), case)[1]).max() > 1e-3  # the adapter does something
+
+
+def test_exemplars_cut_to_fit_the_context_are_cut_alike(case: tuple[Pool, np.ndarray]) -> None:
+    pool, exemplars = case
+    context = int(len(pool.preamble) + pool.lengths.max() + 5)
+    tree, padded = both_layouts(tiny_model(), case, scoring_max_length=context)
+    assert (len(pool.preamble) + pool.lengths + pool.lengths[exemplars] > context).any()
+    np.testing.assert_allclose(tree, padded, atol=2e-5, rtol=0)
+
+
+def test_a_loss_that_is_not_finite_stays_with_its_own_sample(case: tuple[Pool, np.ndarray]) -> None:
+    pool, exemplars = case
+    model = tiny_model()
+    words, counts = np.unique(pool.tokens, return_counts=True)
+    rare = int(words[np.argmin(counts)])
+    with torch.no_grad():
+        model.model.embed_tokens.weight[rare] = torch.nan
+    holds_it = np.array([rare in pool.sample(index) for index in range(len(pool))])
+    tree, padded = both_layouts(model, case)
+    assert np.array_equal(np.isnan(tree), np.isnan(padded))
+    assert np.isnan(tree).any() and not np.isnan(tree[:, ~holds_it & ~holds_it[exemplars]]).any()
+    np.testing.assert_allclose(tree, padded, atol=2e-5, rtol=0)
