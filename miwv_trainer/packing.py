@@ -138,8 +138,8 @@ def plan_trees(pool: Pool, exemplars: np.ndarray, context: int, tokens_per_row: 
     """
     Every scorable sample once as a trunk and once as a branch, in rows of at most `tokens_per_row` tokens.
 
-    A row is longer only where a single trunk, or a trunk with one branch, is. A crowded trunk stands again in further
-    rows, there as context only, and so does one that a branch's length has cut.
+    A row is longer only where a trunk with its longest branch is; its branches then fill a budget of their own. A
+    crowded trunk stands again in further rows, there as context only, and so does one that a branch's length has cut.
     """
     can_score = scorable(pool, exemplars, context)
     behind = np.flatnonzero(can_score)
@@ -164,7 +164,10 @@ def _trees_of(
     if not len(branches):
         return [Tree(trunk, (), True, context)] if scores_trunk else []
     left = tokens_per_row - len(pool.preamble) - int(pool.lengths[trunk])
-    groups = _best_fit(pool.lengths[branches].tolist(), max(left, 1))
+    if left < pool.lengths[branches].max():
+        # Over budget whatever is done: better few rows of a long trunk than one for each of its branches.
+        left = tokens_per_row
+    groups = _best_fit(pool.lengths[branches].tolist(), left)
     return [
         Tree(trunk, tuple(int(branches[number]) for number in sorted(group)), scores_trunk and first == 0, context)
         for first, group in enumerate(groups)

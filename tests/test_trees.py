@@ -61,12 +61,18 @@ def test_each_sample_is_scored_once_as_a_trunk_and_once_as_a_branch(seed: int) -
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_no_row_is_over_budget_unless_a_trunk_with_one_branch_is(seed: int) -> None:
+def test_no_row_is_over_budget_unless_a_trunk_with_its_longest_branch_is(seed: int) -> None:
     pool, exemplars, context, budget = random_case(seed)
     for row in plan_trees(pool, exemplars, context, budget):
         tokens = [len(tree_row([tree], pool).ids) for tree in row]
         assert sum(tokens) == len(tree_row(row, pool).ids) == sum(tree.tokens(pool) for tree in row)
-        assert sum(tokens) <= budget or (len(row) == 1 and len(row[0].branches) <= 1)
+        if sum(tokens) > budget:
+            (tree,) = row
+            behind = np.flatnonzero((exemplars == tree.trunk) & np.isin(np.arange(len(pool)), tree.branches))
+            alone = PREAMBLE + int(pool.lengths[tree.trunk])
+            longest = pool.lengths[np.flatnonzero(exemplars == tree.trunk)].max(initial=0)
+            assert alone + longest > budget
+            assert len(behind) <= 1 or pool.lengths[behind].sum() <= budget
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -85,6 +91,13 @@ def test_every_branch_reads_as_its_one_shot_sequence_and_every_trunk_as_its_zero
                 assert row.ids[mine].tolist() == expected
                 assert row.positions[mine].tolist() == list(range(len(expected)))
                 assert len(expected) <= context
+
+
+def test_a_trunk_that_is_longer_than_a_row_stands_behind_few_rows_not_one_for_each_branch() -> None:
+    pool = synthetic_pool([300, *[20] * 10])
+    exemplars = np.array([1, *[0] * 10])
+    rows = plan_trees(pool, exemplars, 4096, 100)
+    assert sorted(len(row[0].branches) for row in rows if row[0].trunk == 0) == [5, 5]
 
 
 def test_targets_are_the_response_tokens_of_a_hand_worked_row() -> None:
