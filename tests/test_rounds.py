@@ -32,15 +32,6 @@ COUNT = 24
 CONFIG = MIWVConfig(embedder="tfidf", fraction=0.25)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Threads that wait for each other make tiny models twenty times slower on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def pool(tokenizer):
     return pool_from_rows(tiny_dataset(COUNT), tokenizer)

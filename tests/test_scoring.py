@@ -53,15 +53,6 @@ CONFIGS = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Threads that wait for each other make tiny models twenty times slower on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 class WithoutLogitsToKeep(LlamaForCausalLM):
     def forward(self, input_ids, attention_mask, use_cache=None, output_hidden_states=None):
         return super().forward(
