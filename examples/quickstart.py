@@ -50,7 +50,7 @@ def main() -> None:
     pool_rows, held_out_rows = split_rows(arguments.dataset, tokenizer)
     pool, held_out = tokenize(pool_rows, tokenizer), tokenize(held_out_rows, tokenizer)
     print(f"Pool: {len(pool)} samples, held out: {len(held_out)}.")
-    if arguments.model is None:
+    if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
 
     lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -126,7 +126,10 @@ def default_model() -> Path:
 def split_rows(name: str | None, tokenizer: PreTrainedTokenizerBase) -> tuple[datasets.Dataset, datasets.Dataset]:
     """The pool and a held-out tenth: by module for the documentation strings, at random for a user's own."""
     if name is not None:
-        parts = load_rows(name).train_test_split(test_size=HELD_OUT_SHARE, seed=0)
+        rows = load_rows(name)
+        if len(rows) < 4:
+            raise SystemExit(f"{name} has {len(rows)} samples: two are held out, and a pool needs two more.")
+        parts = rows.train_test_split(test_size=max(2, round(HELD_OUT_SHARE * len(rows))), seed=0)
         return parts["train"], parts["test"]
 
     def is_short(row: Row) -> bool:

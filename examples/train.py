@@ -14,6 +14,7 @@ Several GPUs, with DDP or DeepSpeed:
 On machines without a GPU add `--use_cpu`.
 """
 
+import logging
 from dataclasses import dataclass, field
 
 from peft import LoraConfig, get_peft_model
@@ -39,6 +40,8 @@ class ScriptArguments:
 
 
 def main() -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("miwv_trainer").setLevel(logging.INFO)
     parser = HfArgumentParser([ScriptArguments, TrainingArguments, MIWVConfig])
     script, training, config = parser.parse_args_into_dataclasses()
 

@@ -9,6 +9,7 @@
 On machines without a GPU add `--use_cpu`.
 """
 
+import logging
 from dataclasses import dataclass, field
 
 from transformers import HfArgumentParser
@@ -25,6 +26,8 @@ class ScriptArguments:
 
 
 def main() -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("miwv_trainer").setLevel(logging.INFO)
     parser = HfArgumentParser([ScriptArguments, SFTConfig, ModelConfig, MIWVConfig])
     script, training, model, config = parser.parse_args_into_dataclasses()
     trainer = SFTTrainer(

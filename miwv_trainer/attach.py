@@ -7,9 +7,10 @@ from typing import Any
 from transformers import Trainer, TrainingArguments
 
 from miwv_trainer.callback import MIWVCallback
-from miwv_trainer.config import MIWVConfig
+from miwv_trainer.config import MIWVConfig, embeds_text
 from miwv_trainer.pool import check_map_style
 from miwv_trainer.rendering import pool_from_tokenized
+from miwv_trainer.retrieval import given_embeddings
 from miwv_trainer.sampler import MIWVDataSampler
 
 logger = logging.getLogger(__name__)
@@ -37,7 +38,14 @@ def attach(trainer: Trainer, config: MIWVConfig | Mapping[str, Any] | None = Non
         config = MIWVConfig.from_dict(config or {})
     _check_trainer(trainer)
     args = trainer.args
-    pool = pool_from_tokenized(trainer.train_dataset, trainer.processing_class, trainer.model.config)
+    pool = pool_from_tokenized(
+        trainer.train_dataset,
+        trainer.processing_class,
+        trainer.model.config,
+        with_texts=embeds_text(config.embedder),
+    )
+    if not isinstance(config.embedder, str):
+        given_embeddings(config.embedder, len(pool))
     sampler = MIWVDataSampler(len(pool), config.fraction, _seed(config, args))
     _check_batch(args, sampler)
     callback = MIWVCallback(config, sampler, pool)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from miwv_trainer.config import MIWVConfig
+from miwv_trainer.config import MIWVConfig, embeds_text
 from miwv_trainer.distributed import World
 from miwv_trainer.layout import context_length
 from miwv_trainer.pool import Pool
@@ -72,10 +72,16 @@ class MIWVCallback(TrainerCallback):
         with preserved_rng():
             if self.pool is None:
                 with world.together("reading the pool"):
-                    self.pool = pool_from_tokenized(dataloader.dataset, kwargs.get("processing_class"), model.config)
+                    self.pool = pool_from_tokenized(
+                        dataloader.dataset,
+                        kwargs.get("processing_class"),
+                        model.config,
+                        with_texts=embeds_text(self.config.embedder),
+                    )
             _check_pool_size(len(self.pool), self.sampler, dataloader)
             check_model(model, self.pool)
-            _log_last_batch(args, self.sampler)
+            if world.is_main:
+                _log_last_batch(args, self.sampler)
             self._store = Store(self.config.scores_dir or args.output_dir)
             steps_per_epoch = math.ceil(len(dataloader) / args.gradient_accumulation_steps)
             self._epoch = state.global_step // steps_per_epoch
@@ -141,7 +147,8 @@ class MIWVCallback(TrainerCallback):
         assert self._store is not None and self.pool is not None and self._exemplars is not None
         moment = Moment(len(self.rounds), global_step, self._epoch)
         current = run_round(model, self.pool, self._exemplars, self.config, self._store, world, moment)
-        logger.info(round_line(current, self.rounds[-1] if self.rounds else None))
+        if world.is_main:
+            logger.info(round_line(current, self.rounds[-1] if self.rounds else None))
         self.rounds.append(current)
         self.sampler.set_selection(current.selection)
         missing = len(self.sampler) - len(current.selection)
@@ -153,6 +160,12 @@ class MIWVCallback(TrainerCallback):
 
 
 def _check_dataloader(dataloader: Any, sampler: MIWVDataSampler) -> None:
+    if not isinstance(dataloader, torch.utils.data.DataLoader):
+        logger.warning(
+            "The training dataloader is a %s, in which the sampler cannot be seen: make sure that it draws from the "
+            "MIWVDataSampler, as a wrapper around `super().get_train_dataloader()` does.", type(dataloader).__name__,
+        )  # fmt: skip
+        return
     if _sampler_of(dataloader) is not sampler:
         raise ValueError(
             "The Trainer does not use this MIWVDataSampler: its training dataloader has a "
@@ -175,7 +188,8 @@ def _sampler_of(dataloader: Any) -> Any:
 
 
 def _check_pool_size(size: int, sampler: MIWVDataSampler, dataloader: Any) -> None:
-    in_trainer = len(dataloader.dataset)
+    dataset: Any = dataloader.dataset if isinstance(dataloader, torch.utils.data.DataLoader) else range(size)
+    in_trainer = len(dataset)
     if not size == sampler.pool_size == in_trainer:
         raise ValueError(
             f"The pool has {size} samples, the sampler was made for {sampler.pool_size}, and the Trainer trains on "

@@ -1,6 +1,7 @@
 """The command `miwv`: score a pool, select from its scores, report on them."""
 
 import argparse
+import hashlib
 import json
 import logging
 import sys
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments.run(arguments)
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
-        print(f"miwv: {error}", file=sys.stderr)
+        print(f"\nmiwv: {error}", file=sys.stderr)  # a progress bar may stand on the line
         return 2
     return 0
 
@@ -49,6 +50,8 @@ def score(arguments: argparse.Namespace) -> None:
         tokens_per_batch=arguments.tokens_per_batch,
         tokens_per_row=arguments.tokens_per_row,
     )
+    if Path(arguments.output).is_file():
+        raise ValueError(f"`--output` must be a folder, but {arguments.output} is a file.")
     state = PartialState(cpu=not torch.cuda.is_available())
     world = World.current(state.device)
     rows = load_rows(arguments.dataset, arguments.max_samples)
@@ -62,7 +65,8 @@ def score(arguments: argparse.Namespace) -> None:
         aside = store.set_aside() if world.is_main else None
     if aside is not None:
         logging.getLogger(__name__).warning("Rounds of an earlier run were moved to %s.", aside)
-    finished = run_round(model, pool, exemplars, config, store, world, Moment())
+    notes = {"rows": rows_fingerprint(rows, len(rows))}
+    finished = run_round(model, pool, exemplars, config, store, world, Moment(), notes)
     if world.is_main:
         selected = write_selected(store.output / SELECTED, rows, finished.selection)
         print(score_table(finished, pool.texts))
@@ -80,12 +84,7 @@ def select(arguments: argparse.Namespace) -> None:
     if arguments.dataset is None:
         print("\n".join(map(str, selection.tolist())))
         return
-    rows = load_rows(arguments.dataset)
-    if len(rows) < len(miwv):
-        raise ValueError(
-            f"{arguments.dataset} has {len(rows)} samples, but {latest.folder} holds scores of {len(miwv)}: give the "
-            "dataset that was scored."
-        )
+    rows = _scored_rows(arguments.dataset, latest)
     path = write_selected(Path(arguments.scores) / SELECTED, rows, selection)
     print(f"{len(selection)} of {len(miwv)} samples, MIWV {miwv[selection].min():.4f} and above: {path}")
 
@@ -95,7 +94,7 @@ def report(arguments: argparse.Namespace) -> None:
     rounds = _rounds(arguments.run_folder)
     texts = None
     if arguments.dataset is not None:
-        texts = [instruction_text(row) or "" for row in load_rows(arguments.dataset)]
+        texts = [instruction_text(row) or "" for row in _scored_rows(arguments.dataset, rounds[-1])]
     print(round_summary(rounds))
     print(score_table(rounds[-1], texts))
 
@@ -105,6 +104,31 @@ def write_selected(path: Path, rows: datasets.Dataset, selection: np.ndarray) ->
     lines = [json.dumps(rows[int(index)], ensure_ascii=False, default=str) for index in selection]
     write_text(path, "".join(line + "\n" for line in lines))
     return path
+
+
+def rows_fingerprint(rows: datasets.Dataset, count: int) -> str:
+    """A hash of the first `count` rows as they came."""
+    digest = hashlib.sha256()
+    for row in rows.select(range(count)):
+        digest.update(json.dumps(row, sort_keys=True, default=str).encode())
+    return digest.hexdigest()
+
+
+def _scored_rows(dataset: str, scored: StoredRound) -> datasets.Dataset:
+    """The rows of a dataset, refused if they are not those that were scored."""
+    rows, count = load_rows(dataset), len(scored.scores)
+    if len(rows) < count:
+        raise ValueError(
+            f"{dataset} has {len(rows)} samples, but {scored.folder} holds scores of {count}: give the dataset that "
+            "was scored."
+        )
+    expected = scored.summary.get("rows")  # a Trainer's rounds know token ids only
+    if expected is not None and rows_fingerprint(rows, count) != expected:
+        raise ValueError(
+            f"The first {count} samples of {dataset} are not those that {scored.folder} holds scores of: give the "
+            "dataset that was scored, as it was."
+        )
+    return rows.select(range(count))
 
 
 def _rounds(output: str) -> list[StoredRound]:
@@ -120,7 +144,21 @@ def _rounds(output: str) -> list[StoredRound]:
 
 def _embedder(name: str) -> Any:
     """A `.npy` file stands for the array in it."""
-    return np.load(name, allow_pickle=False) if name.endswith(".npy") else name
+    if not name.endswith(".npy"):
+        return name
+    try:
+        return np.load(name, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{name} could not be read as an array of numbers: give a file that `numpy.save` wrote."
+        ) from error
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, but got {value}")
+    return value
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -143,7 +181,7 @@ def _parser() -> argparse.ArgumentParser:
         help="sentence-transformers name or folder, tfidf, model, or a .npy file (default: %(default)s)",
     )
     scoring.add_argument("--dtype", choices=list(DTYPES), help="default: as the model was saved")
-    scoring.add_argument("--max-samples", type=int, help="score the first so many samples only")
+    scoring.add_argument("--max-samples", type=_positive, help="score the first so many samples only")
     scoring.add_argument("--max-length", type=int, help="longest sequence in tokens (default: the model's context)")
     scoring.add_argument(
         "--tokens-per-batch",

@@ -9,9 +9,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
+from numbers import Real
 from typing import Any, Literal, get_args
 
 import numpy as np
+import torch
 
 DEFAULT_EMBEDDER = "BAAI/bge-large-en-v1.5"
 
@@ -120,6 +122,11 @@ class MIWVConfig:
         return {**shown, "embedder": describe_embedder(self.embedder)}
 
 
+def embeds_text(embedder: Any) -> bool:
+    """Whether an embedder looks at the instructions as text."""
+    return isinstance(embedder, str) and embedder != "model"
+
+
 def describe_embedder(embedder: Any) -> str:
     """The embedder's name, or `"array of shape (N, d)"`."""
     return embedder if isinstance(embedder, str) else f"array of shape {tuple(embedder.shape)}"
@@ -139,7 +146,7 @@ def _refuse_unknown_keys(cls: type, values: Mapping[str, Any]) -> None:
 
 
 def _check_fraction(fraction: Any) -> None:
-    is_number = isinstance(fraction, int | float) and not isinstance(fraction, bool)
+    is_number = isinstance(fraction, Real) and not isinstance(fraction, bool)
     if not is_number or math.isnan(fraction) or not 0 < fraction <= 1:
         raise ValueError(
             f"`fraction` must be a number above 0 and at most 1 (0.05 keeps 5 % of the pool), but got {fraction!r}."
@@ -159,9 +166,12 @@ def _check_whole_number(name: str, value: Any, least: int = 1) -> None:
 def _check_embedder(embedder: Any) -> None:
     if isinstance(embedder, str) and embedder:
         return
-    if getattr(embedder, "ndim", None) == 2:
+    is_array = isinstance(embedder, np.ndarray | torch.Tensor)
+    if is_array and embedder.ndim == 2 and embedder.shape[1] > 0:
         return
-    given = f"an array of shape {np.shape(embedder)}" if np.ndim(embedder) else repr(embedder)
+    given = f"an array of shape {tuple(embedder.shape)}" if is_array else repr(embedder)[:60]
+    if isinstance(embedder, list | tuple):
+        given = f"a {type(embedder).__name__}, which `numpy.asarray` turns into one"
     raise ValueError(
         "Unknown embedder: `embedder` must be a sentence-transformers name or folder, 'tfidf', 'model', or an array "
         f"of shape (N, d) with one line per sample, but got {given}."

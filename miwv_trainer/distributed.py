@@ -15,9 +15,25 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 import torch.distributed as dist
-from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.integrations import deepspeed, is_deepspeed_zero3_enabled
 
 T = TypeVar("T")
+
+
+@contextmanager
+def whole_models() -> Iterator[None]:
+    """
+    Inside, `from_pretrained` loads a model whole. Under ZeRO-3 it would split every model over the ranks, and hang
+    where only one of them loads it.
+    """
+    reference = deepspeed._hf_deepspeed_config_weak_ref
+    running = reference() if reference is not None else None
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        if running is not None:
+            deepspeed.set_hf_deepspeed_config(running)
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,9 @@ def _read_file(path: Path) -> datasets.Dataset:
     if path.stat().st_size == 0:
         raise ValueError(f"{path} is empty: the pool needs at least two samples.")
     try:
-        return datasets.load_dataset(kind, data_files=str(path), split="train")
+        # In CSV, an answer of "None" or "NA" is a text, and an empty cell an empty one.
+        options = {"keep_default_na": False} if kind == "csv" else {}
+        return datasets.load_dataset(kind, data_files=str(path), split="train", **options)
     except Exception as error:
         cause = error.__cause__ or error
         raise ValueError(f"{path} could not be read as {kind}: {cause}") from error

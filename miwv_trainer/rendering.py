@@ -2,14 +2,15 @@
 
 A sample is rendered twice: its prompt with the generation prompt, and the whole conversation. The response is what
 the whole holds beyond the part both share, so it includes the end of the turn; this is where TRL's prompt/completion
-training puts its loss. Ids are compared, never strings: a tokenizer may merge across the boundary. Where a template
-renders an earlier turn differently from the last one (Qwen3, Phi-3, gpt-oss), a sample is always rendered as the
-last.
+training puts its loss. A blank answer is no response. Ids are compared, never strings: a tokenizer may merge across the
+boundary. Where a template renders an earlier turn differently from the last one (Qwen3, Phi-3, gpt-oss), a sample is
+always rendered as the last.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice, takewhile
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import datasets
 import numpy as np
@@ -64,7 +65,7 @@ def pool_from_rows(rows: Any, tokenizer: PreTrainedTokenizerBase, show_progress:
     """
     check_map_style(rows)
     all_rows = [rows[index] for index in range(len(rows))] if not isinstance(rows, datasets.Dataset) else rows
-    samples = render(tqdm(all_rows, desc="Rendering the pool", disable=not show_progress), tokenizer)
+    samples = list(render(tqdm(all_rows, desc="Rendering the pool", disable=not show_progress), tokenizer))
     texts = [instruction_text(row) or "" for row in all_rows]
     return build_pool(samples, turn_markers(tokenizer), texts)
 
@@ -73,6 +74,7 @@ def pool_from_tokenized(
     dataset: Any,
     processing_class: PreTrainedTokenizerBase | ProcessorMixin | None,
     model_config: PretrainedConfig | None = None,
+    with_texts: bool = True,
 ) -> Pool:
     """
     A pool from a dataset that is tokenised already, as a Trainer holds it.
@@ -83,6 +85,7 @@ def pool_from_tokenized(
             The Trainer's tokenizer (or a processor that holds one). Tells the preamble from the prompt, and turns
             prompts back into text for text embedders.
         model_config: Names the beginning-of-sequence token where there is no tokenizer.
+        with_texts: Whether an embedder will ask for the instructions as text.
 
     Raises:
         TypeError: the dataset is not map-style.
@@ -95,7 +98,7 @@ def pool_from_tokenized(
         text_config = model_config.get_text_config() if model_config is not None else None
         markers = TurnMarkers(bos=getattr(text_config, "bos_token_id", None))
     pool = build_pool(read_tokenized(dataset), markers)
-    return Pool(pool.preamble, pool.tokens, pool.is_response, pool.offsets, _texts(dataset, pool, tokenizer, markers))
+    return replace(pool, texts=_texts(dataset, pool, tokenizer, markers)) if with_texts else pool
 
 
 def tokenize(dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> datasets.Dataset:
@@ -134,18 +137,22 @@ def render(rows: Iterable[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase
 
 
 def instruction_text(row: Mapping[str, Any]) -> str | None:
-    """The instruction a text embedder sees: what the user said; None where no known column is left."""
-    prompt = row.get("prompt")
+    """The instruction a text embedder sees: what the user said; None where no known column holds it."""
+    prompt, instruction = row.get("prompt"), row.get("instruction")
     if isinstance(prompt, str):
         return prompt.strip()
     messages = prompt if prompt is not None else row.get("messages")
-    if messages is not None:
+    if _are_messages(messages):
         before_response = takewhile(lambda message: message["role"] != "assistant", messages)
-        said = [message["content"] or "" for message in before_response if message["role"] == "user"]
-        return "\n\n".join(said).strip()
-    if row.get("instruction") is not None:
-        return _with_input(row).strip()
-    return None
+        return "\n\n".join(message["content"] for message in before_response if message["role"] == "user").strip()
+    return _with_input(row).strip() if isinstance(instruction, str) else None
+
+
+def _are_messages(messages: Any) -> TypeGuard[Sequence[Message]]:
+    return isinstance(messages, list | tuple) and all(
+        isinstance(message, Mapping) and all(isinstance(message.get(key), str) for key in ("role", "content"))
+        for message in messages
+    )
 
 
 def turn_markers(tokenizer: PreTrainedTokenizerBase) -> TurnMarkers:
@@ -196,31 +203,36 @@ def conversation(row: Mapping[str, Any]) -> tuple[list[Message], int]:
         ValueError: the row has none of the known columns, or something else than text in them.
     """
     messages, given = _messages(row)
-    for message in messages:
-        if not isinstance(message.get("content"), str):
-            raise ValueError(
-                f"The words of every turn must be text, but one of role {message.get('role')!r} holds "
-                f"{message.get('content')!r}."
-            )
-    return messages, given
+    if not _are_messages(messages):
+        raise ValueError(
+            "Every turn must have a `role` and a `content` that are text, but these are not all so: "
+            f"{str(messages)[:200]}."
+        )
+    return list(messages), given
 
 
-def _messages(row: Mapping[str, Any]) -> tuple[list[Message], int]:
-    if row.get("prompt") is not None and row.get("completion") is not None:
+def _messages(row: Mapping[str, Any]) -> tuple[Any, int]:
+    if _has(row, "prompt", "completion"):
         prompt = _as_messages(row["prompt"], "user")
         return prompt + _as_messages(row["completion"], "assistant"), len(prompt)
     if row.get("messages") is not None:
-        return list(row["messages"]), 0
-    if row.get("instruction") is not None and row.get("output") is not None:
-        return _as_messages(_with_input(row), "user") + _as_messages(row["output"], "assistant"), 1
-    raise ValueError(
-        f"A sample needs the columns {COLUMNS}, none of them null; this one has {', '.join(row) or 'none'}."
-    )
+        return row["messages"], 0
+    if _has(row, "instruction", "output"):
+        instruction = _with_input(row) if isinstance(row["instruction"], str) else row["instruction"]
+        return _as_messages(instruction, "user") + _as_messages(row["output"], "assistant"), 1
+    raise ValueError(f"A sample needs the columns {COLUMNS}; this one has {', '.join(row) or 'none'}.")
 
 
-def _as_messages(content: Any, role: str) -> list[Message]:
-    """A list is messages already; anything else is what one of `role` said."""
-    return list(content) if isinstance(content, list | tuple) else [{"role": role, "content": content}]
+def _has(row: Mapping[str, Any], *names: str) -> bool:
+    """Whether a row has these columns and something in one of them; a null beside it is an empty text."""
+    return all(name in row for name in names) and any(row[name] is not None for name in names)
+
+
+def _as_messages(content: Any, role: str) -> list[Any]:
+    """A list is messages already; anything else is what one of `role` said, null being nothing."""
+    if isinstance(content, list | tuple):
+        return list(content)
+    return [{"role": role, "content": "" if content is None else content}]
 
 
 def _with_input(row: Mapping[str, Any]) -> str:
@@ -232,10 +244,12 @@ def _render_chat(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, mar
     messages, given = conversation(row)
     whole = _apply(tokenizer, messages)
     if given:
+        if not any(message["content"].strip() for message in messages[given:]):
+            return RenderedText(whole, [])
         return RenderedText(whole, [(_apply(tokenizer, messages[:given], prompting=True), whole)])
     responses: list[tuple[str, str | None]] = []
     for turn, message in enumerate(messages):
-        if message["role"] != "assistant":
+        if message["role"] != "assistant" or not message["content"].strip():
             continue
         before = _apply(tokenizer, messages[:turn], prompting=True) if turn else ""
         following = messages[turn + 1]["role"] if turn + 1 < len(messages) else None
@@ -264,7 +278,7 @@ def _render_alpaca(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -
             before = whole + _alpaca_prompt("\n\n".join(said))
         said = []
         whole = before + message["content"] + (tokenizer.eos_token or "")
-        if turn >= given:
+        if turn >= given and message["content"].strip():
             responses.append((before, whole))
     return RenderedText(whole, responses)
 

@@ -14,6 +14,7 @@ import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 from tqdm.auto import tqdm
 
+from miwv_trainer.distributed import whole_models
 from miwv_trainer.packing import NO_EXEMPLAR
 from miwv_trainer.pool import Pool
 from miwv_trainer.store import Embeddings
@@ -47,8 +48,9 @@ def embed_texts(embedder: str, texts: Sequence[str] | None, show_progress: bool 
         )
     if embedder == "tfidf":
         return _tfidf(texts)
-    encoder = _sentence_encoder(embedder)
-    embeddings = encoder.encode(list(texts), show_progress_bar=show_progress, convert_to_numpy=True)
+    with whole_models():
+        encoder = _sentence_encoder(embedder)
+        embeddings = encoder.encode(list(texts), show_progress_bar=show_progress, convert_to_numpy=True)
     return np.asarray(embeddings, dtype=np.float32)
 
 

@@ -60,10 +60,11 @@ def check_model(model: Any, pool: Pool) -> None:
             "the wrong ones. Train LoRA, another adapter, or the whole model."
         )
     vocabulary = text_config(model).vocab_size
-    largest = int(max(pool.tokens.max(initial=0), pool.preamble.max(initial=0)))
-    if largest >= vocabulary:
+    tokens = np.concatenate([pool.preamble, pool.tokens])
+    wrong = tokens[(tokens < 0) | (tokens >= vocabulary)]
+    if len(wrong):
         raise ValueError(
-            f"The pool holds token id {largest}, but the model's vocabulary has {vocabulary} entries: the pool was "
+            f"The pool holds token id {wrong.max()}, but the model's vocabulary has {vocabulary} entries: the pool was "
             "tokenised with another tokenizer. Tokenise it with the model's own, or resize the embeddings."
         )
 
@@ -74,20 +75,25 @@ def find_exemplars(
     """
     Which exemplar each sample gets: found once and kept in the store, read from there afterwards.
 
-    With `reuse` false, what the store holds is read all the same unless it came from the model in training, whose
-    weights may be others now.
+    With `reuse`, as on a resume, exemplars of another pool or embedder are refused. Without, they are moved aside, and
+    so are those that came from the model in training, whose weights may be others now.
     """
     context = context_length(model, config)
     fingerprint = exemplar_fingerprint(pool, config, context)
-    may_read = reuse or fingerprint["embedder"] != "model"
+    is_from_model = fingerprint["embedder"] == "model"
+    stored = None
     with world.together("reading the exemplars"):
-        stored = store.read_exemplars(fingerprint) if world.is_main and may_read else None
+        if world.is_main:
+            aside = None if reuse else store.set_stale_aside(None if is_from_model else fingerprint)
+            if aside is not None:
+                logger.warning("Rounds and exemplars of an earlier run in %s were moved to %s.", store.folder, aside)
+            stored = store.read_exemplars(fingerprint)
     if (stored := world.share(stored)) is not None:
         logger.info("Exemplars: read from %s.", store.folder)
         return Exemplars(*stored)
     embeddings = None
     with world.together("reading the embeddings"):
-        if world.is_main and may_read:
+        if world.is_main:
             embeddings = store.read_embeddings(fingerprint)
     if world.share(embeddings is None):
         embeddings = _embed(model, pool, config, context, world)
@@ -112,9 +118,11 @@ def run_round(
     store: Store,
     world: World,
     moment: Moment,
+    notes: Mapping[str, Any] | None = None,
 ) -> StoredRound:
     """
-    Scores the pool with the model as it is, selects, and writes the round. Leaves no trace in the model.
+    Scores the pool with the model as it is, selects, and writes the round, with `notes` in its round.json. Leaves no
+    trace in the model.
 
     Raises:
         ValueError: not one sample could be scored.
@@ -135,7 +143,7 @@ def run_round(
     finished: Any = None
     with world.together("writing the round"):
         if world.is_main:
-            finished = store.write_round(moment.number, columns, summary)
+            finished = store.write_round(moment.number, columns, {**summary, **(notes or {})})
     return world.share(finished)
 
 
@@ -160,7 +168,7 @@ def exemplar_fingerprint(pool: Pool, config: MIWVConfig, context: int) -> dict[s
 def _embedder_fingerprint(embedder: Any) -> str:
     if isinstance(embedder, str):
         return embedder
-    array = np.ascontiguousarray(torch.as_tensor(embedder).cpu().float().numpy())
+    array = np.ascontiguousarray(torch.as_tensor(embedder).detach().cpu().float().numpy())
     return f"{describe_embedder(embedder)} {hashlib.sha256(array.tobytes()).hexdigest()[:16]}"
 
 

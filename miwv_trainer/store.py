@@ -7,7 +7,7 @@ whole. What is read again carries a version and a fingerprint.
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import scipy.sparse
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 # Dense, or for tf-idf sparse; `(N, d)`.
@@ -69,16 +69,15 @@ class Store:
     def __init__(self, output: str | os.PathLike[str]) -> None:
         self.output = Path(output)
         self.folder = self.output / FOLDER
+        self._exemplars_path = self.folder / "exemplars.parquet"
+        self._embeddings_path = self.folder / "embeddings.safetensors"
 
     def round_folder(self, number: int) -> Path:
         return self.folder / f"round-{number:03d}"
 
     def rounds(self) -> list[int]:
         """Numbers of the finished rounds, ascending."""
-        if not self.folder.is_dir():
-            return []
-        names = [path.name for path in self.folder.glob("round-[0-9]*")]
-        return sorted(int(name.removeprefix("round-")) for name in names)
+        return sorted(_numbers(self.folder, "round-"))
 
     def write_round(self, number: int, columns: Mapping[str, np.ndarray], summary: Mapping[str, Any]) -> StoredRound:
         """Writes a round as a whole folder. A finished round of that number is an error."""
@@ -123,20 +122,36 @@ class Store:
         Moves rounds from number `first` on to a folder `previous-N`, so that a new run neither mixes with an older
         one nor loses it. Returns that folder, or None where there was nothing to move.
         """
-        numbers = [number for number in self.rounds() if number >= first]
-        if not numbers:
+        return self._move_aside([self.round_folder(number) for number in self.rounds() if number >= first])
+
+    def _move_aside(self, paths: Sequence[Path]) -> Path | None:
+        if not paths:
             return None
-        taken = [int(path.name.removeprefix("previous-")) for path in self.folder.glob("previous-*")]
+        taken = _numbers(self.folder, "previous-")
         target = self.folder / f"previous-{max(taken, default=-1) + 1}"
         target.mkdir()
-        for number in numbers:
-            os.replace(self.round_folder(number), target / self.round_folder(number).name)
+        for path in paths:
+            os.replace(path, target / path.name)
         return target
+
+    def set_stale_aside(self, fingerprint: Mapping[str, Any] | None) -> Path | None:
+        """
+        Moves everything aside unless its exemplars and embeddings are what `fingerprint` says; None says they are not.
+        """
+        stored = [path for path in (self._exemplars_path, self._embeddings_path) if path.exists()]
+        try:
+            if fingerprint is not None:
+                self.read_exemplars(fingerprint)
+                self.read_embeddings(fingerprint)
+                return None
+        except (ValueError, OSError, SafetensorError):
+            pass
+        return self._move_aside([*map(self.round_folder, self.rounds()), *stored])
 
     def write_exemplars(self, exemplars: np.ndarray, similarities: np.ndarray, fingerprint: Mapping[str, Any]) -> None:
         table = pa.table({"exemplar": exemplars, "similarity": similarities})
         described = {"version": str(FORMAT_VERSION), "fingerprint": json.dumps(fingerprint)}
-        with atomic_path(self.folder / "exemplars.parquet") as path:
+        with atomic_path(self._exemplars_path) as path:
             pq.write_table(table.replace_schema_metadata(described), path)
 
     def read_exemplars(self, fingerprint: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray] | None:
@@ -146,7 +161,7 @@ class Store:
         Raises:
             ValueError: they have another format version, or belong to something else than `fingerprint` says.
         """
-        path = self.folder / "exemplars.parquet"
+        path = self._exemplars_path
         if not path.is_file():
             return None
         table = pq.read_table(path)
@@ -163,12 +178,12 @@ class Store:
             arrays = {"data": embeddings.data, "indices": embeddings.indices, "indptr": embeddings.indptr}
             arrays["shape"] = shape
         described = {"version": str(FORMAT_VERSION), "fingerprint": json.dumps(fingerprint)}
-        with atomic_path(self.folder / "embeddings.safetensors") as path:
+        with atomic_path(self._embeddings_path) as path:
             save_file(arrays, path, metadata=described)
 
     def read_embeddings(self, fingerprint: Mapping[str, Any]) -> Embeddings | None:
         """The embeddings computed earlier, or None. Raises like `read_exemplars`."""
-        path = self.folder / "embeddings.safetensors"
+        path = self._embeddings_path
         if not path.is_file():
             return None
         with safe_open(path, framework="numpy") as file:
@@ -178,6 +193,12 @@ class Store:
             return arrays["embeddings"]
         parts = (arrays["data"], arrays["indices"], arrays["indptr"])
         return scipy.sparse.csr_matrix(parts, shape=tuple(arrays["shape"]))
+
+
+def _numbers(folder: Path, prefix: str) -> list[int]:
+    """The numbers behind a prefix among the names in a folder; other names are none of ours."""
+    ends = [path.name.removeprefix(prefix) for path in folder.glob(f"{prefix}*")]
+    return [int(end) for end in ends if end.isdigit()]
 
 
 def check_version(path: Path, found: Any) -> None:
@@ -193,9 +214,15 @@ def check_fingerprint(path: Path, found: Mapping[str, Any], expected: Mapping[st
     for name, value in expected.items():
         if found.get(name) != value:
             raise ValueError(
-                f"{path} was made with {name} = {found.get(name)!r}, but this run has {name} = {value!r}. Use a fresh "
-                "output folder, or the same values."
+                f"{path} was made with {name} = {_shorten(found.get(name))}, but this run has {name} = "
+                f"{_shorten(value)}. Use a fresh output folder, or the same values."
             )
+
+
+def _shorten(value: Any) -> str:
+    """A hash by its beginning."""
+    shown = repr(value)
+    return shown if len(shown) <= 40 or " " in shown else shown[:13] + "...'"
 
 
 def _check_described(path: Path, described: Mapping[str, str], expected: Mapping[str, Any]) -> None:

@@ -408,3 +408,49 @@ def test_another_sampling_strategy_is_said_to_have_no_effect(tmp_path: Path, cap
     with caplog.at_level(logging.WARNING):
         attach(noting_trainer(tmp_path, train_sampling_strategy="sequential"), MIWVConfig(embedder="tfidf"))
     assert "`train_sampling_strategy='sequential'` has no effect" in caplog.text
+
+
+def test_a_wrapper_that_hides_the_loader_is_trusted_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Wrapper:
+        def __init__(self, inner: Any) -> None:
+            self.inner, self.dataset = inner, inner.dataset
+
+        def __iter__(self) -> Any:
+            return iter(self.inner)
+
+        def __len__(self) -> int:
+            return len(self.inner)
+
+    class Hiding(NotingTrainer):
+        def get_train_dataloader(self) -> Any:
+            return Wrapper(super().get_train_dataloader())
+
+    plain = noting_trainer(tmp_path)
+    trainer = Hiding(
+        model=plain.model,
+        args=plain.args,
+        train_dataset=plain.train_dataset,
+        data_collator=plain.data_collator,
+        processing_class=plain.processing_class,
+    )
+    callback = attach(trainer, MIWVConfig(fraction=0.25, embedder="tfidf"))
+    trainer.train()
+    assert "is a Wrapper, in which the sampler cannot be seen" in caplog.text
+    assert sorted(by_epoch()[0]) == callback.rounds[0].selection.tolist()
+
+
+def test_an_array_of_the_wrong_length_is_refused_when_attached(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="array has 31 lines, but the pool has 32 samples"):
+        attach(noting_trainer(tmp_path), MIWVConfig(embedder=np.ones((31, 4))))
+
+
+def test_a_new_run_in_the_folder_of_another_pool_keeps_that_one_aside(tmp_path: Path) -> None:
+    config = MIWVConfig(fraction=0.25, embedder="tfidf")
+    for count in (32, 24):
+        trainer = noting_trainer(tmp_path, count)
+        attach(trainer, config)
+        trainer.train()
+    kept = {path.name for path in (tmp_path / "miwv" / "previous-0").iterdir()}
+    assert kept == {"round-000", "exemplars.parquet", "embeddings.safetensors"}

