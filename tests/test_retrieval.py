@@ -1,6 +1,7 @@
 import importlib.util
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -268,6 +269,7 @@ def test_55185_samples_of_384_dimensions_are_searched_within_60_seconds_and_2_gi
     run = subprocess.run(
         [sys.executable, "-c", SEARCH_OF_T0, str(shared_data / "t0_50k.jsonl.gz")],
         cwd=Path(__file__).resolve().parents[1],
+        env={**os.environ, "OMP_NUM_THREADS": str(os.cpu_count())},  # other tests are tiny and run on one thread
         capture_output=True,
         text=True,
     )
