@@ -28,7 +28,7 @@ from miwv_trainer.layout import context_length
 from miwv_trainer.loading import cached_as_safetensors, load_model, load_rows
 from miwv_trainer.metrics import metric_path
 from miwv_trainer.packing import plan_zero_shot
-from miwv_trainer.rendering import instruction_text, pool_from_tokenized, render
+from miwv_trainer.rendering import instruction_text, pool_from_tokenized, render, turn_markers
 from miwv_trainer.report import round_summary, score_table
 from miwv_trainer.scoring import no_trace, score_batches
 
@@ -133,9 +133,10 @@ def split_rows(name: str | None, tokenizer: PreTrainedTokenizerBase) -> tuple[da
         return parts["train"], parts["test"]
 
     def is_short(row: Row) -> bool:
-        (sample,) = render([row], tokenizer)
+        (sample,) = render([row], tokenizer, markers)
         return len(sample.ids) <= MOST_TOKENS + preamble
 
+    markers = turn_markers(tokenizer)
     preamble = len(tokenizer.apply_chat_template([{"role": "user", "content": ""}], return_dict=True)["input_ids"])
     rows = docstring_rows(is_short, POOL_SIZE)
     modules = sorted({row["module"] for row in rows})

@@ -65,9 +65,10 @@ def pool_from_rows(rows: Any, tokenizer: PreTrainedTokenizerBase, show_progress:
     """
     check_map_style(rows)
     all_rows = [rows[index] for index in range(len(rows))] if not isinstance(rows, datasets.Dataset) else rows
-    samples = list(render(tqdm(all_rows, desc="Rendering the pool", disable=not show_progress), tokenizer))
+    markers = turn_markers(tokenizer)
+    samples = list(render(tqdm(all_rows, desc="Rendering the pool", disable=not show_progress), tokenizer, markers))
     texts = [instruction_text(row) or "" for row in all_rows]
-    return build_pool(samples, turn_markers(tokenizer), texts)
+    return build_pool(samples, markers, texts)
 
 
 def pool_from_tokenized(
@@ -120,10 +121,12 @@ def tokenize(dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> d
     return dataset.map(add_ids, batched=True, batch_size=RENDERED_AT_ONCE, desc="Tokenizing")
 
 
-def render(rows: Iterable[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase) -> Iterator[TokenizedSample]:
-    """Token ids and response mask of each row, in order."""
+def render(
+    rows: Iterable[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, markers: TurnMarkers | None = None
+) -> Iterator[TokenizedSample]:
+    """Token ids and response mask of each row, in order; `markers` spares finding the tokenizer's own again."""
     has_template = tokenizer.chat_template is not None
-    markers = turn_markers(tokenizer)
+    markers = turn_markers(tokenizer) if markers is None else markers
     numbered = enumerate(rows)
     while some := list(islice(numbered, RENDERED_AT_ONCE)):
         texts = []

@@ -21,14 +21,9 @@ from miwv_trainer.scoring import no_trace, response_losses
 from tests.tiny import tiny_dataset, tiny_tokenizer
 
 
-class TrainedIndices(TrainerCallback):
-    """Collects the `position` column that the collator below lets through."""
-
-    def __init__(self) -> None:
-        self.seen: list[int] = []
-
-
 class PositionCollator(DataCollatorForSeq2Seq):
+    """Notes the `position` column of every sample that becomes part of a batch."""
+
     def __init__(self, tokenizer, seen: list[int]) -> None:
         super().__init__(tokenizer)
         self.seen = seen

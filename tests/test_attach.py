@@ -76,6 +76,18 @@ def noting_trainer(folder: Path, count: int = 32, model: Any = None, **overrides
     )
 
 
+def rebuilt(kind: type[Trainer], plain: Trainer, **more: Any) -> Trainer:
+    """Another kind of Trainer over the same parts."""
+    return kind(
+        model=plain.model,
+        args=plain.args,
+        train_dataset=plain.train_dataset,
+        data_collator=plain.data_collator,
+        processing_class=plain.processing_class,
+        **more,
+    )
+
+
 def lora(model: PreTrainedModel, dropout: float = 0.0) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -224,14 +236,7 @@ def test_by_hand_gives_the_same_order_and_the_same_weights_as_attach(tmp_path: P
             return sampler
 
     plain = noting_trainer(tmp_path / "by-hand", model=lora(tiny_model(), dropout=0.1))
-    by_hand = ByHand(
-        model=plain.model,
-        args=plain.args,
-        train_dataset=plain.train_dataset,
-        data_collator=plain.data_collator,
-        processing_class=plain.processing_class,
-        callbacks=[MIWVCallback(config, sampler)],
-    )
+    by_hand = rebuilt(ByHand, plain, callbacks=[MIWVCallback(config, sampler)])
     torch.manual_seed(11)
     by_hand.train()
     assert by_epoch() == order_attached
@@ -299,13 +304,7 @@ def test_a_trainer_that_builds_its_own_loader_is_refused_but_one_that_wraps_is_n
 
     for kind in (Wrapping, Building):
         plain = noting_trainer(tmp_path / kind.__name__)
-        trainer = kind(
-            model=plain.model,
-            args=plain.args,
-            train_dataset=plain.train_dataset,
-            data_collator=plain.data_collator,
-            processing_class=plain.processing_class,
-        )
+        trainer = rebuilt(kind, plain)
         attach(trainer, MIWVConfig(fraction=0.25, embedder="tfidf"))
         if kind is Building:
             with pytest.raises(ValueError, match="builds a loader of its own"):
@@ -428,13 +427,7 @@ def test_a_wrapper_that_hides_the_loader_is_trusted_with_a_warning(
             return Wrapper(super().get_train_dataloader())
 
     plain = noting_trainer(tmp_path)
-    trainer = Hiding(
-        model=plain.model,
-        args=plain.args,
-        train_dataset=plain.train_dataset,
-        data_collator=plain.data_collator,
-        processing_class=plain.processing_class,
-    )
+    trainer = rebuilt(Hiding, plain)
     callback = attach(trainer, MIWVConfig(fraction=0.25, embedder="tfidf"))
     trainer.train()
     assert "is a Wrapper, in which the sampler cannot be seen" in caplog.text
