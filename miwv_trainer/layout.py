@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from miwv_trainer.attention import tree_obstacle
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.distributed import World
 from miwv_trainer.packing import NO_EXEMPLAR, plan_padded, plan_trees, scorable
 from miwv_trainer.pool import Pool
-from miwv_trainer.scoring import Losses, score_batches, score_trees, tree_obstacle
+from miwv_trainer.scoring import Losses, score_batches, score_trees
 
 logger = logging.getLogger(__name__)
 

@@ -14,11 +14,12 @@ from torch import nn
 
 from miwv_trainer.config import MIWVConfig, describe_embedder
 from miwv_trainer.distributed import World
+from miwv_trainer.head import is_prompt_tuned
 from miwv_trainer.layout import choose_layout, context_length, score_pool, text_config
 from miwv_trainer.packing import NO_EXEMPLAR, plan_prompts, scorable
 from miwv_trainer.pool import Pool
 from miwv_trainer.retrieval import embed_texts, given_embeddings, nearest_exemplars
-from miwv_trainer.scoring import Losses, is_prompt_tuned, no_trace, prompt_embeddings
+from miwv_trainer.scoring import Losses, no_trace, prompt_embeddings
 from miwv_trainer.selection import number_selected, overlap, select_top
 from miwv_trainer.store import Embeddings, Store, StoredRound
 

@@ -7,7 +7,6 @@ positions at a time. The forward is the root module's, which ZeRO-3 needs. The p
 trees must give the same losses.
 """
 
-import inspect
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,16 +15,14 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 from tqdm.auto import tqdm
-from transformers.utils import is_peft_available
 
+from miwv_trainer.attention import tree_mask
 from miwv_trainer.distributed import World
+from miwv_trainer.head import PADDING_ID, answer_losses, forward_one_position, inner_model
 from miwv_trainer.packing import Batch, Row, Tree, TreeRow, batch_rows, prompt_row, tree_row
-from miwv_trainer.pool import IGNORED_LABEL, Pool
-
-PADDING_ID = 0  # any id: padding is masked
+from miwv_trainer.pool import Pool
 
 
 @dataclass(frozen=True)
@@ -167,7 +164,7 @@ def response_losses(model: nn.Module, rows: list[Row], logits_chunk: int = 256) 
     row_numbers = np.repeat(np.arange(len(rows)), [len(row.targets) for row in rows])
     predicting = np.concatenate([row.targets - 1 for row in rows])
     answers = np.concatenate([row.ids[row.targets] for row in rows])
-    nll = _answer_losses(model, _pad(rows, _device(model)), row_numbers, predicting, answers, logits_chunk)
+    nll = answer_losses(model, _pad(rows, _device(model)), row_numbers, predicting, answers, logits_chunk)
     return np.bincount(row_numbers, weights=nll) / np.bincount(row_numbers)
 
 
@@ -181,68 +178,11 @@ def tree_losses(model: nn.Module, row: TreeRow, logits_chunk: int = 256) -> tupl
     inputs = {
         "input_ids": torch.as_tensor(row.ids.astype(np.int64), device=device)[None],
         "position_ids": torch.as_tensor(row.positions, device=device)[None],
-        "attention_mask": _tree_mask(model, row, device),
+        "attention_mask": tree_mask(model, row, device),
     }
-    nll = _answer_losses(model, inputs, np.zeros_like(row.targets), row.targets - 1, row.ids[row.targets], logits_chunk)
+    nll = answer_losses(model, inputs, np.zeros_like(row.targets), row.targets - 1, row.ids[row.targets], logits_chunk)
     slots, slot = np.unique(np.stack([row.kinds, row.samples]), axis=1, return_inverse=True)
     return slots[0], slots[1], np.bincount(slot, weights=nll) / np.bincount(slot)
-
-
-def _tree_mask(model: nn.Module, row: TreeRow, device: torch.device) -> torch.Tensor:
-    """`(1, 1, length, length)`: a token sees what came before it in its own branch, and in the trunk of its tree."""
-    tree, branch = (torch.as_tensor(array, device=device) for array in (row.tree, row.branch))
-    seen = (tree[:, None] == tree[None]) & ((branch[None] == 0) | (branch[:, None] == branch[None]))
-    seen = seen.tril()[None, None]
-    if _inner(model).config._attn_implementation == "sdpa":
-        return seen
-    # The eager attention of transformers adds its mask.
-    dtype = next(model.parameters()).dtype
-    return torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill(~seen, torch.finfo(dtype).min)
-
-
-def tree_obstacle(model: nn.Module) -> str | None:
-    """Why a model cannot take rows of trees, as far as its configuration tells; None where it may."""
-    inner = _inner(model)
-    config = inner.config.get_text_config()
-    attention = inner.config._attn_implementation
-    if attention not in ("sdpa", "eager"):
-        return f"its attention is {attention!r}, which takes no mask of its own for each row"
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if kinds != {"full_attention"}:
-        return f"it has layers of {', '.join(sorted(kinds - {'full_attention'}))}"
-    if getattr(config, "sliding_window", None) is not None:
-        return f"its attention slides over a window of {config.sliding_window} tokens"
-    if "position_ids" not in inspect.signature(inner.forward).parameters:
-        return "its forward takes no `position_ids`"
-    return None
-
-
-def _answer_losses(
-    model: nn.Module,
-    inputs: dict[str, torch.Tensor],
-    rows: np.ndarray,
-    predicting: np.ndarray,
-    answers: np.ndarray,
-    logits_chunk: int,
-) -> np.ndarray:
-    """`(targets,)` -log p of each answer, in the row and at the position that predicts it, from one root forward."""
-    if _has_fused_head(model):
-        return _through_fused_head(model, inputs, rows, predicting, answers.astype(np.int64))
-    kept, positions = np.unique(predicting, return_inverse=True)
-    logits = _logits(model, inputs, torch.as_tensor(kept, device=inputs["input_ids"].device))
-    return _negative_log_likelihood(logits, rows, positions, answers.astype(np.int64), logits_chunk)
-
-
-def _through_fused_head(
-    model: nn.Module, inputs: dict[str, torch.Tensor], rows: np.ndarray, predicting: np.ndarray, answers: np.ndarray
-) -> np.ndarray:
-    """`(targets,)` -log p of each answer, from the log-probabilities that TRL's fused head gives for labels."""
-    labels = torch.full_like(inputs["input_ids"], IGNORED_LABEL)
-    device = labels.device
-    row_index, position_index = torch.as_tensor(rows, device=device), torch.as_tensor(predicting, device=device)
-    labels[row_index, position_index + 1] = torch.as_tensor(answers, device=device)
-    log_probs = model(**inputs, labels=labels, use_cache=False, fused_lm_head=True).log_probs
-    return -log_probs[row_index, position_index].double().cpu().numpy()
 
 
 def prompt_embeddings(
@@ -275,11 +215,11 @@ def _prompt_means(model: nn.Module, rows: list[Row]) -> np.ndarray:
     """`(rows, hidden)` means over each row's targets of what the backbone puts out during a root forward."""
     inputs = _pad(rows, _device(model))
     outputs: list[torch.Tensor] = []
-    hook = _inner(model).base_model.register_forward_hook(
+    hook = inner_model(model).base_model.register_forward_hook(
         lambda module, args, output: outputs.append(output.last_hidden_state)
     )
     try:
-        _forward_one_position(model, inputs)
+        forward_one_position(model, inputs)
     finally:
         hook.remove()
     (hidden,) = outputs
@@ -301,68 +241,10 @@ def _pad(rows: list[Row], device: torch.device) -> dict[str, torch.Tensor]:
     return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
 
 
-def _logits(model: nn.Module, inputs: dict[str, torch.Tensor], kept: torch.Tensor) -> torch.Tensor:
-    """`(rows, kept, vocabulary)` logits at the kept positions."""
-    if "logits_to_keep" in inspect.signature(_inner(model).forward).parameters:
-        return model(**inputs, use_cache=False, logits_to_keep=kept).logits
-    return model(**inputs, use_cache=False).logits[:, kept]
-
-
-def _inner(model: Any) -> Any:
-    """The transformers model inside PEFT's wrapper, which hands its arguments through."""
-    return model.get_base_model() if _is_peft(model) else model
-
-
-def _has_fused_head(model: nn.Module) -> bool:
-    """Whether TRL's `add_fused_lm_head` has given the model a forward that takes `fused_lm_head`."""
-    # TRL's forward shows the original's signature to `generate`, so look at the function itself.
-    return "fused_lm_head" in inspect.signature(_inner(model).forward, follow_wrapped=False).parameters
-
-
-def is_prompt_tuned(model: Any) -> bool:
-    """Whether PEFT puts virtual tokens before the input. (Prefix tuning's are keys and values, which shift nothing.)"""
-    if not _is_peft(model):
-        return False
-    config = model.active_peft_config
-    return config.is_prompt_learning and config.peft_type != "PREFIX_TUNING"
-
-
-def _is_peft(model: nn.Module) -> bool:
-    if not is_peft_available():
-        return False
-    from peft import PeftModel
-
-    return isinstance(model, PeftModel)
-
-
-def _negative_log_likelihood(
-    logits: torch.Tensor, rows: np.ndarray, positions: np.ndarray, answers: np.ndarray, chunk: int
-) -> np.ndarray:
-    """`(targets,)` -log p of each answer, in float32, `chunk` vocabulary rows at a time."""
-    row_index, position_index, answer = (
-        torch.as_tensor(array, device=logits.device) for array in (rows, positions, answers)
-    )
-    pieces = [
-        F.cross_entropy(logits[r, p].float(), a, reduction="none")
-        for r, p, a in zip(row_index.split(chunk), position_index.split(chunk), answer.split(chunk), strict=True)
-    ]
-    return torch.cat(pieces).double().cpu().numpy()
-
-
-def _forward_one_position(model: nn.Module, inputs: dict[str, torch.Tensor]) -> None:
-    """A root forward like those that score, with the head on one position only."""
-    if _has_fused_head(model):
-        labels = torch.full_like(inputs["input_ids"], IGNORED_LABEL)
-        labels[0, 1:2] = PADDING_ID
-        model(**inputs, labels=labels, use_cache=False, fused_lm_head=True)
-    else:
-        _logits(model, inputs, torch.zeros(1, dtype=torch.long, device=inputs["input_ids"].device))
-
-
 def _dummy_forward(model: nn.Module) -> None:
     """A forward for a rank that ran out of work while others, under ZeRO-3, still need its parameters."""
     ids = torch.full((1, 2), PADDING_ID, dtype=torch.long, device=_device(model))
-    _forward_one_position(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    forward_one_position(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
 
 
 def _device(model: nn.Module) -> torch.device:
