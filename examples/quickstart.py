@@ -151,7 +151,7 @@ def held_out_loss(trainer: Trainer, held_out: datasets.Dataset) -> float:
     model = trainer.model
     pool = pool_from_tokenized(held_out, trainer.processing_class)
     context = context_length(model, MIWVConfig())
-    batches = plan_zero_shot(pool, context, MIWVConfig.tokens_per_batch)
+    batches = plan_zero_shot(pool, context, 4096)
     with no_trace(model):
         losses = score_batches(
             model, pool, batches, context=context, world=World.current(trainer.args.device), show_progress=True

@@ -42,12 +42,13 @@ class MIWVConfig:
             Seed of the order within an epoch. By default the Trainer's `data_seed`, else its `seed`.
         scoring_max_length (`int`, *optional*):
             Longest sequence, in tokens, that is forwarded. By default the model's `max_position_embeddings`.
-        tokens_per_batch (`int`, defaults to `4096`):
-            Upper bound on the tokens of one scoring forward of the padded layout, padding included. One longer row
-            goes alone.
-        tokens_per_row (`int`, defaults to `512`):
-            Upper bound on the tokens of one scoring forward of the tree layout. Longer rows share more trunks, and
-            waste more attention on pairs that are masked.
+        tokens_per_batch (`int`, *optional*):
+            Upper bound on the tokens of one scoring forward, padding included. One longer row goes alone. By default
+            4,096 on a CPU and 32,768 elsewhere, or as much as half of the free memory holds.
+        tokens_per_row (`int`, *optional*):
+            Upper bound on the tokens of one row of trees. One longer sample behind its exemplar goes alone. Longer rows
+            repeat fewer trunks; where rows have masks, they waste more attention on pairs that are masked. By default
+            4,096, with masks 1,024 on a CPU and 2,048 elsewhere.
         logits_chunk (`int`, defaults to `256`):
             Number of positions whose logits are held in float32 at once.
         layout (`str`, defaults to `"auto"`):
@@ -82,8 +83,12 @@ class MIWVConfig:
     scoring_max_length: int | None = field(
         default=None, metadata={"help": "Longest sequence in tokens; by default the model's context."}
     )
-    tokens_per_batch: int = field(default=4096, metadata={"help": "Tokens of one scoring forward, padding included."})
-    tokens_per_row: int = field(default=512, metadata={"help": "Tokens of one scoring forward in the tree layout."})
+    tokens_per_batch: int | None = field(
+        default=None, metadata={"help": "Tokens of one scoring forward; by default what the free memory holds."}
+    )
+    tokens_per_row: int | None = field(
+        default=None, metadata={"help": "Tokens of one row of trees; by default what pays on the device."}
+    )
     logits_chunk: int = field(default=256, metadata={"help": "Positions whose logits are held in float32 at once."})
     layout: Layout = field(default="auto", metadata={"help": "How samples share a forward."})
     allow_identical_exemplars: bool = field(
@@ -103,11 +108,10 @@ class MIWVConfig:
         _check_choice("rescore_strategy", self.rescore_strategy, get_args(RescoreStrategy))
         _check_choice("layout", self.layout, get_args(Layout))
         _check_embedder(self.embedder)
-        _check_whole_number("tokens_per_batch", self.tokens_per_batch)
-        _check_whole_number("tokens_per_row", self.tokens_per_row)
         _check_whole_number("logits_chunk", self.logits_chunk)
-        if self.scoring_max_length is not None:
-            _check_whole_number("scoring_max_length", self.scoring_max_length)
+        for name in ("tokens_per_batch", "tokens_per_row", "scoring_max_length"):
+            if getattr(self, name) is not None:
+                _check_whole_number(name, getattr(self, name))
         if self.sampler_seed is not None:
             _check_whole_number("sampler_seed", self.sampler_seed, least=0)
 

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from miwv_trainer.attention import tree_obstacle
+from miwv_trainer.attention import tree_attention, tree_obstacle
+from miwv_trainer.budget import choose_budget
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.distributed import World
 from miwv_trainer.packing import NO_EXEMPLAR, plan_padded, plan_trees, scorable
@@ -56,15 +57,17 @@ def score_pool(
     where it stays with its own.
     """
     context = context_length(model, config)
+    budget = choose_budget(model, config, tree_attention(model), world)
     options: dict[str, Any] = {"logits_chunk": config.logits_chunk, "world": world, "show_progress": show_progress}
 
     def in_batches(exemplars: np.ndarray) -> Losses:
-        batches = plan_padded(pool, exemplars, context, config.tokens_per_batch)
+        batches = plan_padded(pool, exemplars, context, budget.tokens_per_batch)
         return score_batches(model, pool, batches, exemplars, context=context, **options)
 
     if layout == "padded":
         return in_batches(exemplars)
-    losses = score_trees(model, pool, plan_trees(pool, exemplars, context, config.tokens_per_row), **options)
+    rows = plan_trees(pool, exemplars, context, budget.tokens_per_row)
+    losses = score_trees(model, pool, rows, tokens_per_batch=budget.tokens_per_batch, **options)
     doubtful = scorable(pool, exemplars, context) & np.isnan(losses.miwv)
     if not doubtful.any():
         return losses

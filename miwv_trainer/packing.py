@@ -13,7 +13,7 @@ row, and trunks that stand again where their branches fill several rows.
 
 from bisect import bisect_left, insort
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -33,16 +33,31 @@ class Row:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows forwarded together: for each, the sample and which of its two losses (`ZERO_SHOT`, `ONE_SHOT`)."""
+    """Rows forwarded together: for each, the sample, which of its two losses (`ZERO_SHOT`, `ONE_SHOT`), and tokens."""
 
     samples: np.ndarray
     kinds: np.ndarray
-    padded_length: int
+    lengths: np.ndarray
+
+    @property
+    def padded_length(self) -> int:
+        """Tokens that every row is padded to."""
+        return int(self.lengths.max())
 
     @property
     def tokens(self) -> int:
         """Tokens forwarded, padding included."""
         return len(self.samples) * self.padded_length
+
+    def halves(self) -> "list[Batch]":
+        """The same rows in two batches; none where there is one row only."""
+        middle = len(self.samples) // 2
+        if not middle:
+            return []
+        return [
+            Batch(self.samples[part], self.kinds[part], self.lengths[part])
+            for part in (slice(None, middle), slice(middle, None))
+        ]
 
 
 def scorable(pool: Pool, exemplars: np.ndarray, context: int) -> np.ndarray:
@@ -109,6 +124,62 @@ class Tree:
         shown = min(int(pool.lengths[self.trunk]), self.trunk_room)
         return len(pool.preamble) + shown + int(pool.lengths[list(self.branches)].sum())
 
+    def halves(self) -> "list[Tree]":
+        """Two trees that score the same, the trunk once; the tree itself where it scores one loss only."""
+        if len(self.branches) + self.scores_trunk < 2:
+            return [self]
+        middle = len(self.branches) // 2
+        first, second = self.branches[:middle], self.branches[middle:]
+        return [replace(self, branches=first), replace(self, branches=second, scores_trunk=False)]
+
+
+@dataclass(frozen=True)
+class TreeBatch:
+    """
+    Rows of trees that are forwarded together.
+
+    Args:
+        rows: Each row's trees, which stand side by side.
+        lengths: Each row's tokens.
+        is_padded: Whether rows are padded to the longest one, or joined to a single row.
+    """
+
+    rows: list[list[Tree]]
+    lengths: list[int]
+    is_padded: bool
+
+    @property
+    def tokens(self) -> int:
+        """Tokens forwarded, padding included."""
+        return len(self.lengths) * max(self.lengths) if self.is_padded else sum(self.lengths)
+
+    def halves(self, pool: Pool) -> "list[TreeBatch]":
+        """The same in two batches, of half the rows, trees or branches; none where a single loss is scored."""
+        rows = self.rows if len(self.rows) > 1 else [[tree] for tree in self.rows[0]]
+        if len(rows) == 1:
+            rows = [[half] for half in rows[0][0].halves()]
+        middle = len(rows) // 2
+        return [self._of(part, pool) for part in (rows[:middle], rows[middle:])] if middle else []
+
+    def _of(self, rows: list[list[Tree]], pool: Pool) -> "TreeBatch":
+        return TreeBatch(rows, [row_tokens(row, pool) for row in rows], self.is_padded)
+
+
+def row_tokens(row: Sequence[Tree], pool: Pool) -> int:
+    """Tokens of a row of trees."""
+    return sum(tree.tokens(pool) for tree in row)
+
+
+def tree_batches(rows: Sequence[list[Tree]], pool: Pool, tokens_per_batch: int, is_padded: bool) -> list[TreeBatch]:
+    """Rows, longest first, in batches of at most `tokens_per_batch` tokens; one longer row goes alone."""
+    batches, start = [], 0
+    lengths = [row_tokens(row, pool) for row in rows]
+    while start < len(rows):
+        end = start + max(tokens_per_batch // lengths[start], 1)
+        batches.append(TreeBatch(list(rows[start:end]), lengths[start:end], is_padded))
+        start = end
+    return batches
+
 
 @dataclass(frozen=True)
 class TreeRow:
@@ -138,8 +209,8 @@ def plan_trees(pool: Pool, exemplars: np.ndarray, context: int, tokens_per_row: 
     """
     Every scorable sample once as a trunk and once as a branch, in rows of at most `tokens_per_row` tokens.
 
-    A row is longer only where a trunk with its longest branch is; its branches then fill a budget of their own. A
-    crowded trunk stands again in further rows, there as context only, and so does one that a branch's length has cut.
+    A row is longer only where a single sample behind its exemplar is, and never longer than that one. A crowded trunk
+    stands again in further rows, there as context only, and so does one that a branch's length has cut.
     """
     can_score = scorable(pool, exemplars, context)
     behind = np.flatnonzero(can_score)
@@ -154,7 +225,7 @@ def plan_trees(pool: Pool, exemplars: np.ndarray, context: int, tokens_per_row: 
         trees += _trees_of(trunk, branches, bool(can_score[trunk]), pool, context, tokens_per_row)
     sizes = [tree.tokens(pool) for tree in trees]
     rows = [[trees[number] for number in row] for row in _best_fit(sizes, tokens_per_row)]
-    return sorted(rows, key=lambda row: -sum(tree.tokens(pool) for tree in row))
+    return sorted(rows, key=lambda row: -row_tokens(row, pool))
 
 
 def _trees_of(
@@ -164,9 +235,8 @@ def _trees_of(
     if not len(branches):
         return [Tree(trunk, (), True, context)] if scores_trunk else []
     left = tokens_per_row - len(pool.preamble) - int(pool.lengths[trunk])
-    if left < pool.lengths[branches].max():
-        # Over budget whatever is done: better few rows of a long trunk than one for each of its branches.
-        left = tokens_per_row
+    # Where the longest branch is over budget whatever is done, rows of that length waste less of a long trunk.
+    left = max(left, int(pool.lengths[branches].max()))
     groups = _best_fit(pool.lengths[branches].tolist(), left)
     return [
         Tree(trunk, tuple(int(branches[number]) for number in sorted(group)), scores_trunk and first == 0, context)
@@ -262,6 +332,6 @@ def _fill(samples: np.ndarray, kinds: np.ndarray, lengths: np.ndarray, tokens_pe
     while start < len(order):
         longest = int(lengths[order[start]])
         rows = order[start : start + max(tokens_per_batch // longest, 1)]
-        batches.append(Batch(samples[rows], kinds[rows], longest))
+        batches.append(Batch(samples[rows], kinds[rows], lengths[rows]))
         start += len(rows)
     return batches

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from miwv_trainer.attention import tree_attention
+from miwv_trainer.budget import choose_budget
 from miwv_trainer.config import MIWVConfig, describe_embedder
 from miwv_trainer.distributed import World
 from miwv_trainer.head import is_prompt_tuned
@@ -178,7 +180,8 @@ def _embed(model: nn.Module, pool: Pool, config: MIWVConfig, context: int, world
     if not isinstance(config.embedder, str):
         return given_embeddings(config.embedder, len(pool))
     if config.embedder == "model":
-        batches = plan_prompts(pool, context, config.tokens_per_batch)
+        budget = choose_budget(model, config, tree_attention(model), world)
+        batches = plan_prompts(pool, context, budget.tokens_per_batch)
         with no_trace(model):
             return prompt_embeddings(model, pool, batches, context=context, world=world, show_progress=world.is_main)
     embeddings: Embeddings = np.empty((0, 0), dtype=np.float32)

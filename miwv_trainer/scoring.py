@@ -7,22 +7,31 @@ positions at a time. The forward is the root module's, which ZeRO-3 needs. The p
 trees must give the same losses.
 """
 
+import logging
 import random
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import nn
 from tqdm.auto import tqdm
 
-from miwv_trainer.attention import tree_mask
+from miwv_trainer.attention import Attention, attending, tree_attention, tree_inputs
 from miwv_trainer.distributed import World
 from miwv_trainer.head import PADDING_ID, answer_losses, forward_one_position, inner_model
-from miwv_trainer.packing import Batch, Row, Tree, TreeRow, batch_rows, prompt_row, tree_row
+from miwv_trainer.packing import Batch, Row, Tree, TreeBatch, TreeRow, batch_rows, prompt_row, tree_batches, tree_row
 from miwv_trainer.pool import Pool
+
+logger = logging.getLogger(__name__)
+
+# Kinds, samples and losses of one forward, `(losses,)` each.
+Scored = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -101,12 +110,11 @@ def score_batches(
         logits_chunk: Positions whose logits are in float32 at once.
     """
 
-    def score(batch: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def score(batch: Batch) -> Scored:
         rows = batch_rows(batch, pool, exemplars, context)
         return batch.kinds, batch.samples, response_losses(model, rows, logits_chunk)
 
-    tokens = sum(batch.tokens for batch in batches)
-    return _sweep(model, len(pool), batches, score, tokens, world, show_progress)
+    return _sweep(model, len(pool), batches, score, Batch.halves, world, show_progress)
 
 
 def score_trees(
@@ -114,43 +122,117 @@ def score_trees(
     pool: Pool,
     rows: list[list[Tree]],
     *,
+    tokens_per_batch: int,
     logits_chunk: int = 256,
     world: World,
     show_progress: bool = False,
 ) -> Losses:
-    """Like [`score_batches`], for rows of trees from [`~miwv_trainer.packing.plan_trees`]."""
+    """
+    Like [`score_batches`], for rows of trees from [`~miwv_trainer.packing.plan_trees`], as many in a forward as
+    `tokens_per_batch` holds.
+    """
+    attention = tree_attention(model)
+    batches = tree_batches(rows, pool, tokens_per_batch, is_padded=attention == "mask")
 
-    def score(row: list[Tree]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        return tree_losses(model, tree_row(row, pool), logits_chunk)
+    def score(batch: TreeBatch) -> Scored:
+        # Only masks are padded; other attention costs nothing between trees, so that rows are joined.
+        joined = batch.rows if batch.is_padded else [list(chain(*batch.rows))]
+        return tree_losses(model, [tree_row(row, pool) for row in joined], attention, logits_chunk)
 
-    tokens = sum(tree.tokens(pool) for row in rows for tree in row)
-    return _sweep(model, len(pool), rows, score, tokens, world, show_progress)
+    with attending(model, attention):
+        return _sweep(model, len(pool), batches, score, lambda batch: batch.halves(pool), world, show_progress)
 
 
 def _sweep(
     model: nn.Module,
     size: int,
-    work: list[Any],
-    score: Callable[[Any], tuple[np.ndarray, np.ndarray, np.ndarray]],
-    tokens: int,
+    batches: Sequence[Any],
+    score: Callable[[Any], Scored],
+    halves: Callable[[Any], list[Any]],
     world: World,
     show_progress: bool,
 ) -> Losses:
-    """Each piece of work on one rank, equally many forwards on all, results into slots of their own, one sum."""
+    """
+    Each batch on one rank, results into slots of their own, one sum.
+
+    The largest comes first: what does not fit shows at once, and ranks end together.
+    """
+    batches = sorted(batches, key=lambda batch: -batch.tokens)
     losses = np.zeros((2, size))
     scored = np.zeros((2, size))
+    tokens = np.zeros(1, dtype=np.int64)
     with world.forwards("scoring the pool"):
-        for piece in tqdm(world.deal(work), desc="Scoring", disable=not show_progress):
-            if piece is None:
-                _dummy_forward(model)
-                continue
-            kinds, samples, values = score(piece)
+        for batch, (kinds, samples, values) in _forwarded(model, batches, score, halves, world, show_progress):
             losses[kinds, samples] = values
             scored[kinds, samples] = 1
+            tokens += batch.tokens
     losses, scored = world.sum_slots(losses), world.sum_slots(scored)
     losses[scored == 0] = np.nan
     zero_shot, one_shot = losses.astype(np.float32)
-    return Losses(zero_shot, one_shot, tokens)
+    return Losses(zero_shot, one_shot, int(world.sum_slots(tokens)[0]))
+
+
+def _forwarded(
+    model: nn.Module,
+    batches: Sequence[Any],
+    forward: Callable[[Any], Any],
+    halves: Callable[[Any], list[Any]],
+    world: World,
+    show_progress: bool,
+) -> Iterator[tuple[Any, Any]]:
+    """
+    This rank's batches with what `forward` makes of each, and as many forwards as every other rank runs.
+
+    Where memory runs out, that batch and all larger than half of it are halved, and what is scored is kept. Where
+    parameters are sharded a rank cannot leave a forward alone, and the run ends.
+    """
+    most_tokens = float("inf")
+    pending = deque(world.deal(batches))
+    with tqdm(total=len(pending), desc="Scoring", disable=not show_progress) as progress:
+        while pending:
+            batch = pending.popleft()
+            if batch is None:
+                _dummy_forward(model)
+            elif batch.tokens > most_tokens and (parts := halves(batch)):
+                pending.extendleft(reversed(parts))
+                progress.total += len(parts) - 1
+                continue
+            elif (result := _unless_out_of_memory(forward, batch, halves, world.sharded)) is None:
+                most_tokens = batch.tokens // 2
+                logger.warning("Out of memory on %d tokens: going on with %d a forward.", batch.tokens, most_tokens)
+                pending.appendleft(batch)
+                continue
+            else:
+                yield batch, result
+            progress.update()
+
+
+def _unless_out_of_memory(
+    forward: Callable[[Any], Any], batch: Any, halves: Callable[[Any], list[Any]], is_sharded: bool
+) -> Any:
+    """What `forward` makes of a batch; None where memory ran out and half of the batch may fit."""
+    try:
+        return forward(batch)
+    except Exception as error:
+        if not should_reduce_batch_size(error) and not isinstance(error, MemoryError):
+            raise
+        if is_sharded or not halves(batch):
+            raise RuntimeError(_out_of_memory(batch, is_sharded)) from error
+    # Out of the handler, whose traceback held the failed forward's tensors.
+    clear_device_cache(garbage_collection=True)
+    return None
+
+
+def _out_of_memory(batch: Any, is_sharded: bool) -> str:
+    reason = (
+        "where parameters are sharded over ranks, no rank can try again alone"
+        if is_sharded
+        else "and it cannot be halved: it is a single sample"
+    )
+    return (
+        f"Out of memory on a scoring forward of {batch.tokens} tokens, {reason}. Lower `tokens_per_batch` and "
+        "`tokens_per_row`, `logits_chunk`, or `scoring_max_length`."
+    )
 
 
 def response_losses(model: nn.Module, rows: list[Row], logits_chunk: int = 256) -> np.ndarray:
@@ -168,20 +250,19 @@ def response_losses(model: nn.Module, rows: list[Row], logits_chunk: int = 256) 
     return np.bincount(row_numbers, weights=nll) / np.bincount(row_numbers)
 
 
-def tree_losses(model: nn.Module, row: TreeRow, logits_chunk: int = 256) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def tree_losses(model: nn.Module, rows: list[TreeRow], attention: Attention, logits_chunk: int = 256) -> Scored:
     """
-    Kinds, samples and mean negative log-likelihoods, `(losses,)` each, of what a row of trees scores, from one forward.
+    Kinds, samples and mean negative log-likelihoods, `(losses,)` each, of what rows of trees score, from one forward.
 
     A response token stands right behind the one that predicts it, since its sample's prompt comes first.
     """
-    device = _device(model)
-    inputs = {
-        "input_ids": torch.as_tensor(row.ids.astype(np.int64), device=device)[None],
-        "position_ids": torch.as_tensor(row.positions, device=device)[None],
-        "attention_mask": tree_mask(model, row, device),
-    }
-    nll = answer_losses(model, inputs, np.zeros_like(row.targets), row.targets - 1, row.ids[row.targets], logits_chunk)
-    slots, slot = np.unique(np.stack([row.kinds, row.samples]), axis=1, return_inverse=True)
+    numbers = np.repeat(np.arange(len(rows)), [len(row.targets) for row in rows])
+    targets, samples, kinds = (
+        np.concatenate([getattr(row, name) for row in rows]) for name in ("targets", "samples", "kinds")
+    )
+    answers = np.concatenate([row.ids[row.targets] for row in rows])
+    nll = answer_losses(model, tree_inputs(model, rows, attention), numbers, targets - 1, answers, logits_chunk)
+    slots, slot = np.unique(np.stack([kinds, samples]), axis=1, return_inverse=True)
     return slots[0], slots[1], np.bincount(slot, weights=nll) / np.bincount(slot)
 
 
@@ -195,14 +276,13 @@ def prompt_embeddings(
     show_progress: bool = False,
 ) -> np.ndarray:
     """`(N, hidden)` mean of the last hidden states over each prompt's tokens: the `"model"` embedder."""
+
+    def embed(batch: Batch) -> np.ndarray:
+        return _prompt_means(model, [prompt_row(pool, sample, context) for sample in batch.samples.tolist()])
+
     sums: np.ndarray | None = None
     with world.forwards("embedding the prompts with the model"):
-        for batch in tqdm(world.deal(batches), desc="Embedding", disable=not show_progress):
-            if batch is None:
-                _dummy_forward(model)
-                continue
-            rows = [prompt_row(pool, sample, context) for sample in batch.samples.tolist()]
-            means = _prompt_means(model, rows)
+        for batch, means in _forwarded(model, batches, embed, Batch.halves, world, show_progress):
             if sums is None:
                 sums = np.zeros((len(pool), means.shape[1]), dtype=np.float32)
             sums[batch.samples] = means

@@ -83,7 +83,7 @@ def test_an_exemplar_that_does_not_fit_loses_its_beginning_and_the_sample_loses_
 
 def test_the_rows_of_a_batch_follow_its_order_and_kinds():
     pool = pool_of("pppr", "pprr")
-    batch = Batch(np.array([1, 0, 1]), np.array([ONE_SHOT, ZERO_SHOT, ZERO_SHOT]), 10)
+    batch = Batch(np.array([1, 0, 1]), np.array([ONE_SHOT, ZERO_SHOT, ZERO_SHOT]), np.array([10, 6, 6]))
     rows = batch_rows(batch, pool, np.array([1, 0]), context=100)
     assert [row.ids.tolist() for row in rows] == [
         [900, 901, 0, 1, 2, 3, 4, 5, 6, 7],

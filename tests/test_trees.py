@@ -1,6 +1,9 @@
 """The tree layout: what the planner promises, and the same losses as padded rows or an announced fallback."""
 
 import logging
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.distributed import World
 from miwv_trainer.layout import choose_layout, score_pool
-from miwv_trainer.packing import NO_EXEMPLAR, Tree, plan_trees, tree_row
+from miwv_trainer.packing import NO_EXEMPLAR, Tree, TreeBatch, plan_trees, tree_batches, tree_row
 from miwv_trainer.pool import Pool
 from miwv_trainer.rendering import pool_from_rows
 from miwv_trainer.retrieval import embed_texts, nearest_exemplars
@@ -22,6 +25,7 @@ from tests.tiny import tiny_dataset, tiny_model, tiny_tokenizer
 
 WORLD = World(0, 1, torch.device("cpu"))
 CONTEXT = 512
+ROOT = Path(__file__).parents[1]
 PREAMBLE = 3
 
 
@@ -61,18 +65,15 @@ def test_each_sample_is_scored_once_as_a_trunk_and_once_as_a_branch(seed: int) -
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_no_row_is_over_budget_unless_a_trunk_with_its_longest_branch_is(seed: int) -> None:
+def test_no_row_is_over_budget_unless_a_single_sample_behind_its_exemplar_is(seed: int) -> None:
     pool, exemplars, context, budget = random_case(seed)
     for row in plan_trees(pool, exemplars, context, budget):
-        tokens = [len(tree_row([tree], pool).ids) for tree in row]
-        assert sum(tokens) == len(tree_row(row, pool).ids) == sum(tree.tokens(pool) for tree in row)
-        if sum(tokens) > budget:
+        tokens = len(tree_row(row, pool).ids)
+        assert tokens == sum(tree.tokens(pool) for tree in row)
+        if tokens > budget:
             (tree,) = row
-            behind = np.flatnonzero((exemplars == tree.trunk) & np.isin(np.arange(len(pool)), tree.branches))
-            alone = PREAMBLE + int(pool.lengths[tree.trunk])
-            longest = pool.lengths[np.flatnonzero(exemplars == tree.trunk)].max(initial=0)
-            assert alone + longest > budget
-            assert len(behind) <= 1 or pool.lengths[behind].sum() <= budget
+            longest = max((int(pool.lengths[i]) for i in np.flatnonzero(exemplars == tree.trunk)), default=0)
+            assert tokens <= PREAMBLE + int(pool.lengths[tree.trunk]) + longest
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -93,11 +94,52 @@ def test_every_branch_reads_as_its_one_shot_sequence_and_every_trunk_as_its_zero
                 assert len(expected) <= context
 
 
-def test_a_trunk_that_is_longer_than_a_row_stands_behind_few_rows_not_one_for_each_branch() -> None:
-    pool = synthetic_pool([300, *[20] * 10])
-    exemplars = np.array([1, *[0] * 10])
-    rows = plan_trees(pool, exemplars, 4096, 100)
-    assert sorted(len(row[0].branches) for row in rows if row[0].trunk == 0) == [5, 5]
+def test_rows_behind_a_trunk_longer_than_the_budget_are_as_long_as_its_longest_sample_makes_them() -> None:
+    pool = synthetic_pool([300, 85, *[20] * 8])
+    exemplars = np.array([1, *[0] * 9])
+    rows = [row for row in plan_trees(pool, exemplars, 4096, 100) if row[0].trunk == 0]
+    assert sorted(len(row[0].branches) for row in rows) == [1, 4, 4]
+
+
+def test_rows_are_the_same_in_another_process_and_for_any_number_of_ranks() -> None:
+    pool, exemplars, context, budget = random_case(3)
+    rows = plan_trees(pool, exemplars, context, budget)
+    code = (
+        "from tests.test_trees import *\n"
+        "pool, exemplars, context, budget = random_case(3)\n"
+        "print(plan_trees(pool, exemplars, context, budget))"
+    )
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert other.stdout.strip() == str(rows)
+    batches = tree_batches(rows, pool, 2 * budget, is_padded=False)
+    for size in (1, 2, 4, 8):
+        shares = [World(rank, size, torch.device("cpu")).deal(batches) for rank in range(size)]
+        dealt = [batch for turn in zip(*shares, strict=True) for batch in turn if batch is not None]
+        assert dealt == batches
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("is_padded", [False, True])
+def test_halves_of_a_batch_score_what_it_scores(seed: int, is_padded: bool) -> None:
+    pool, exemplars, context, budget = random_case(seed)
+    rows = plan_trees(pool, exemplars, context, budget)
+    batches = tree_batches(rows, pool, 3 * budget, is_padded)
+    assert [row for batch in batches for row in batch.rows] == rows
+    scored = sorted(losses_of(batches, pool))
+    smaller = 0
+    while any(batch.halves(pool) for batch in batches):
+        halves = [batch.halves(pool) for batch in batches]
+        batches = [part for batch, two in zip(batches, halves, strict=True) for part in two or [batch]]
+        smaller += 1
+    assert smaller
+    assert sorted(losses_of(batches, pool)) == scored
+    assert all(len(losses_of([batch], pool)) == 1 for batch in batches)
+
+
+def losses_of(batches: list[TreeBatch], pool: Pool) -> list[tuple[int, int]]:
+    rows = [tree_row(row, pool) for batch in batches for row in batch.rows]
+    assert [len(row.ids) for row in rows] == [length for batch in batches for length in batch.lengths]
+    return [loss for row in rows for loss in set(zip(row.kinds.tolist(), row.samples.tolist(), strict=True))]
 
 
 def test_targets_are_the_response_tokens_of_a_hand_worked_row() -> None:
@@ -217,12 +259,13 @@ def test_a_mask_that_does_not_reach_every_layer_is_noticed(
     case: tuple[Pool, np.ndarray], monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
     """The configuration says nothing here; only the losses of a few real samples do."""
-    model = tiny_model()
+    model = random_model("Llama", SMALL, "eager")
     original = model.model.layers[1].forward
 
     def forward_without_a_tree_mask(*args: Any, attention_mask: Any = None, **kwargs: Any) -> Any:
         length = kwargs["position_ids"].shape[-1]
-        return original(*args, attention_mask=torch.ones(1, 1, length, length).tril().bool(), **kwargs)
+        causal = torch.full((1, 1, length, length), -1e9).triu(1)
+        return original(*args, attention_mask=causal, **kwargs)
 
     monkeypatch.setattr(model.model.layers[1], "forward", forward_without_a_tree_mask)
     with no_trace(model):
@@ -233,7 +276,7 @@ def test_a_mask_that_does_not_reach_every_layer_is_noticed(
 def test_a_forward_that_refuses_the_mask_falls_back(
     case: tuple[Pool, np.ndarray], monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
-    model = tiny_model()
+    model = random_model("Llama", SMALL, "eager")
     original = model.model.forward
 
     def forward(*args: Any, attention_mask: Any = None, **kwargs: Any) -> Any:

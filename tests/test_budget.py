@@ -1,0 +1,156 @@
+"""How many tokens a forward takes, and what happens where memory runs out all the same."""
+
+import functools
+import logging
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from miwv_trainer import budget
+from miwv_trainer.attention import Attention
+from miwv_trainer.budget import Budget, choose_budget, extra_memory, least_free_memory
+from miwv_trainer.config import MIWVConfig
+from miwv_trainer.distributed import World
+from miwv_trainer.layout import score_pool
+from miwv_trainer.scoring import no_trace
+from tests.test_trees import SMALL, random_case, random_model
+
+CPU = torch.device("cpu")
+WORLD = World(0, 1, CPU)
+RANDOM, EXEMPLARS, _, _ = random_case(6)
+POOL = replace(RANDOM, tokens=RANDOM.tokens % SMALL["vocab_size"])
+
+
+def chosen(monkeypatch: Any, free: int, attention: Attention = "segments", **values: Any) -> Budget:
+    monkeypatch.setattr(budget, "least_free_memory", lambda device, world: free)
+    implementation = "eager" if attention == "mask" else "sdpa"
+    return choose_budget(random_model("Llama", SMALL, implementation), MIWVConfig(**values), attention, WORLD)
+
+
+def test_with_memory_to_spare_the_defaults_are_what_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert chosen(monkeypatch, 2**40) == Budget(4096, 4096)
+    assert chosen(monkeypatch, 2**40, "mask") == Budget(1024, 4096)
+
+
+def test_what_is_configured_is_taken_whatever_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert chosen(monkeypatch, 0, tokens_per_row=700, tokens_per_batch=900) == Budget(700, 900)
+    assert chosen(monkeypatch, 0, tokens_per_batch=900) == Budget(900, 900)
+    assert chosen(monkeypatch, 2**40, tokens_per_row=9000) == Budget(9000, 9000)
+
+
+@pytest.mark.parametrize("attention", ["segments", "mask"])
+def test_a_forward_is_halved_until_half_of_what_is_free_holds_it(
+    attention: Attention, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = random_model("Llama", SMALL, "eager" if attention == "mask" else "sdpa")
+    sizes = set()
+    for free in 2 ** np.arange(20, 34):
+        found = chosen(monkeypatch, int(free), attention)
+        sizes.add(found.tokens_per_batch)
+
+        def needed(tokens: int) -> int:
+            row = min(tokens, 1024 if attention == "mask" else 4096)
+            return extra_memory(model, row, tokens, 256, attention)
+
+        assert needed(found.tokens_per_batch) <= free / 2 or found.tokens_per_batch == 256
+        assert found.tokens_per_batch == 4096 or needed(2 * found.tokens_per_batch) > free / 2
+        assert found.tokens_per_row <= found.tokens_per_batch
+    assert len(sizes) > 3
+
+
+def test_the_formula_by_hand() -> None:
+    """SMALL: hidden 32, intermediate 64, vocabulary 512, 4 heads, float32."""
+    activations, head = 100 * 4 * (4 * 64 + 8 * 32), 10 * 512 * 12
+    assert extra_memory(random_model("Llama", SMALL, "sdpa"), 50, 100, 10, "segments") == activations + head
+    masks = 2 * 50 * 50 * 5
+    assert extra_memory(random_model("Llama", SMALL, "sdpa"), 50, 100, 10, "mask") == activations + masks + head
+    weights = 2 * 50 * 50 * 4 * 12
+    assert extra_memory(random_model("Llama", SMALL, "eager"), 50, 100, 10, "mask") == activations + weights + head
+
+
+def test_free_memory_is_that_of_the_machine_shared_by_the_ranks() -> None:
+    free = least_free_memory(CPU, WORLD)
+    assert 2**26 < free < 2**50
+
+
+def out_of_memory_above(most: int, model: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[list[int], list[int]]:
+    """
+    From now on the model runs out of memory on more tokens, as torch says it on a CPU. Returns the tokens of each
+    forward that succeeds, and of each that fails.
+    """
+    original = model.forward
+    done: list[int] = []
+    failed: list[int] = []
+
+    @functools.wraps(original)
+    def forward(*args: Any, **inputs: Any) -> Any:
+        tokens = inputs["input_ids"].numel()
+        (failed if tokens > most else done).append(tokens)
+        if tokens > most:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: no")
+        return original(*args, **inputs)
+
+    monkeypatch.setattr(model, "forward", forward)
+    return done, failed
+
+
+def losses(model: Any, layout: str, world: World = WORLD, **values: Any) -> tuple[np.ndarray, int]:
+    with no_trace(model):
+        found = score_pool(model, POOL, EXEMPLARS, MIWVConfig(**values), layout, world)
+    return np.stack([found.zero_shot, found.one_shot]), found.tokens_forwarded
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("layout", ["tree", "padded"])
+def test_out_of_memory_halves_the_budget_and_keeps_what_is_scored(
+    layout: str, attention: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = random_model("Llama", SMALL, attention)
+    whole, _ = losses(model, layout)
+    assert np.isfinite(whole).sum() > 20
+    done, failed = out_of_memory_above(150, model, monkeypatch)
+    with caplog.at_level(logging.WARNING):
+        found, tokens = losses(model, layout)
+    np.testing.assert_allclose(found, whole, atol=2e-5, rtol=0)
+    assert 0 < len(failed) <= 6  # halved each time, and kept
+    assert all(later <= earlier for earlier, later in pairwise(failed))
+    assert sum(done) == tokens
+    assert [f"Out of memory on {n} tokens: going on with {n // 2} a forward." for n in failed] == caplog.messages
+
+
+@pytest.mark.parametrize("layout", ["tree", "padded"])
+def test_a_single_sample_that_does_not_fit_ends_the_round_with_what_to_do(
+    layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = random_model("Llama", SMALL)
+    out_of_memory_above(3, model, monkeypatch)
+    with pytest.raises(RuntimeError, match=r"Out of memory on a scoring forward of \d+ tokens.*single sample.*Lower"):
+        losses(model, layout)
+
+
+def test_an_error_that_is_not_about_memory_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = random_model("Llama", SMALL)
+    calls = []
+
+    def forward(*args: Any, **inputs: Any) -> Any:
+        calls.append(1)
+        raise RuntimeError("a shape is wrong")
+
+    monkeypatch.setattr(model, "forward", forward)
+    with pytest.raises(RuntimeError, match="a shape is wrong"):
+        losses(model, "padded")
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("layout", ["tree", "padded"])
+def test_the_largest_row_comes_first(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where parameters are sharded, nothing can be tried again: what does not fit fails at once, not after hours."""
+    model = random_model("Llama", SMALL)
+    done, _ = out_of_memory_above(10**9, model, monkeypatch)
+    losses(model, layout, tokens_per_row=100, tokens_per_batch=100)
+    assert len(done) > 5
+    assert done[0] == max(done)
