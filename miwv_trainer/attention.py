@@ -192,10 +192,12 @@ def _attend_by_segment(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     *,
-    segments: list[Segment],
+    segments: list[Segment] | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """An attention function of transformers: `(1, heads, length, dim)` to `(1, length, heads, dim)`."""
+    if segments is None:  # the forward of a rank that ran out of rows
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     outputs = []
     for segment in segments:
         keys, values = key[:, :, segment.own], value[:, :, segment.own]
