@@ -18,6 +18,13 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from miwv_trainer.cli import main
+from miwv_trainer.config import MIWVConfig
+from miwv_trainer.distributed import World
+from miwv_trainer.layout import choose_layout, score_pool
+from miwv_trainer.loading import load_rows
+from miwv_trainer.rendering import pool_from_rows
+from miwv_trainer.retrieval import embed_texts, nearest_exemplars
+from miwv_trainer.scoring import no_trace
 from tests.launched import ROOT
 from tests.test_examples import check_quickstart, quickstart
 
@@ -91,6 +98,21 @@ def test_miwv_score_agrees_with_a_row_by_row_forward_and_a_brute_force_search(
         assert scores["zero_shot_loss"][index] == pytest.approx(zero_shot, abs=1e-4)
         assert scores["one_shot_loss"][index] == pytest.approx(one_shot, abs=1e-4)
         assert scores["miwv"][index] == pytest.approx(one_shot - zero_shot, abs=1e-4)
+
+
+def test_trees_have_the_losses_of_padded_rows(smollm2: Path, shared_data: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()
+    pool = pool_from_rows(load_rows(shared_data / "alpaca_gpt4_1k.jsonl.gz").select(range(100, 140)), tokenizer)
+    exemplars, _ = nearest_exemplars(embed_texts("tfidf", pool.texts), pool, 8192)
+    world = World(0, 1, torch.device("cpu"))
+    with no_trace(model):
+        assert choose_layout(model, pool, exemplars, MIWVConfig(), world) == "tree"
+        tree = score_pool(model, pool, exemplars, MIWVConfig(), "tree", world)
+        padded = score_pool(model, pool, exemplars, MIWVConfig(), "padded", world)
+    assert np.isfinite(padded.miwv).all()
+    np.testing.assert_allclose(tree.zero_shot, padded.zero_shot, atol=2e-5, rtol=0)
+    np.testing.assert_allclose(tree.one_shot, padded.one_shot, atol=2e-5, rtol=0)
 
 
 def test_the_default_quickstart_takes_less_than_three_minutes_and_learns(smollm2: Path, tmp_path: Path) -> None:
