@@ -9,6 +9,7 @@ many small calls cost more than masked pairs) each row has a mask of its own.
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
@@ -44,6 +45,10 @@ class Segment:
     mask: torch.Tensor | None
 
 
+# What the forward in progress attends to. Not every family hands a forward's further arguments down to its attention.
+_SEGMENTS: ContextVar[list[Segment] | None] = ContextVar("segments", default=None)
+
+
 def tree_obstacle(model: nn.Module) -> str | None:
     """Why a model cannot take rows of trees, as far as its configuration tells; None where it may."""
     inner = inner_model(model)
@@ -68,7 +73,7 @@ def tree_attention(model: nn.Module) -> Attention:
     if implementation == "flex_attention":
         return "blocks"
     on_cpu = next(model.parameters()).device.type == "cpu"
-    # The attribute says that whatever the forward is given reaches the attention function.
+    # The attribute says that the model calls the attention function which its configuration names.
     return "segments" if implementation == "sdpa" and on_cpu and inner._supports_attention_backend else "mask"
 
 
@@ -87,23 +92,29 @@ def attending(model: nn.Module, attention: Attention) -> Iterator[None]:
         inner.set_attn_implementation(before)
 
 
-def tree_inputs(model: nn.Module, rows: list[TreeRow], attention: Attention) -> dict[str, Any]:
-    """The arguments of a forward, `(rows, longest)` ids and positions among them. Only masks take several rows."""
+@contextmanager
+def tree_inputs(model: nn.Module, rows: list[TreeRow], attention: Attention) -> Iterator[dict[str, Any]]:
+    """
+    The arguments of a forward, which is to run inside: `(rows, longest)` ids and positions, and the mask if there is
+    one. Only masks take several rows.
+    """
     device = next(model.parameters()).device
     inputs: dict[str, Any] = {
         "input_ids": _pad([row.ids for row in rows], PADDING_ID, device),
         "position_ids": _pad([row.positions for row in rows], 0, device),
     }
     if attention == "mask":
-        return {**inputs, "attention_mask": _mask(model, rows, device)}
+        yield {**inputs, "attention_mask": _mask(model, rows, device)}
+        return
     (row,) = rows
     if attention == "blocks":
-        return {**inputs, "attention_mask": _block_mask(row, device)}
-    branch = torch.as_tensor(row.branch, device=device)
-    return {
-        **inputs,
-        "segments": [Segment(own, trunk, _segment_mask(own, trunk, branch)) for own, trunk in _spans(row)],
-    }
+        yield {**inputs, "attention_mask": _block_mask(row, device)}
+        return
+    token = _SEGMENTS.set(_segments(row, device))
+    try:
+        yield inputs
+    finally:
+        _SEGMENTS.reset(token)
 
 
 def _pad(arrays: list[np.ndarray], value: int, device: torch.device) -> torch.Tensor:
@@ -178,6 +189,11 @@ def _spans(row: TreeRow) -> list[tuple[slice, slice | None]]:
     return spans
 
 
+def _segments(row: TreeRow, device: torch.device) -> list[Segment]:
+    branch = torch.as_tensor(row.branch, device=device)
+    return [Segment(own, trunk, _segment_mask(own, trunk, branch)) for own, trunk in _spans(row)]
+
+
 def _segment_mask(own: slice, trunk: slice | None, branch: torch.Tensor) -> torch.Tensor | None:
     if trunk is None:
         return None
@@ -191,11 +207,10 @@ def _attend_by_segment(
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
-    *,
-    segments: list[Segment] | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """An attention function of transformers: `(1, heads, length, dim)` to `(1, length, heads, dim)`."""
+    segments = _SEGMENTS.get()
     if segments is None:  # the forward of a rank that ran out of rows
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     outputs = []

@@ -261,7 +261,8 @@ def tree_losses(model: nn.Module, rows: list[TreeRow], attention: Attention, log
         np.concatenate([getattr(row, name) for row in rows]) for name in ("targets", "samples", "kinds")
     )
     answers = np.concatenate([row.ids[row.targets] for row in rows])
-    nll = answer_losses(model, tree_inputs(model, rows, attention), numbers, targets - 1, answers, logits_chunk)
+    with tree_inputs(model, rows, attention) as inputs:
+        nll = answer_losses(model, inputs, numbers, targets - 1, answers, logits_chunk)
     slots, slot = np.unique(np.stack([kinds, samples]), axis=1, return_inverse=True)
     return slots[0], slots[1], np.bincount(slot, weights=nll) / np.bincount(slot)
 

@@ -13,10 +13,10 @@ from miwv_trainer.attention import (
     Attention,
     _block_mask,
     _mask,
+    _segments,
     _spans,
     attending,
     tree_attention,
-    tree_inputs,
 )
 from miwv_trainer.packing import Tree, TreeRow, plan_trees, tree_row
 from tests.test_trees import CONTEXT, FULL_ATTENTION, SMALL, random_case, random_model, synthetic_pool
@@ -78,11 +78,10 @@ def test_distant_trees_cost_flex_attention_nothing() -> None:
 @pytest.mark.parametrize("seed", range(6))
 def test_segments_cover_the_row_once_and_show_the_same(seed: int) -> None:
     row = a_row(seed)
-    inputs = tree_inputs(random_model("Llama", SMALL), [row], "segments")
     expected = sees(row)
     shown = np.zeros_like(expected)
     end = 0
-    for segment in inputs["segments"]:
+    for segment in _segments(row, CPU):
         assert segment.own.start == end
         end = segment.own.stop
         if segment.trunk is None:

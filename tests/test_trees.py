@@ -182,6 +182,8 @@ FULL_ATTENTION = {
     "Mistral": {**SMALL, "sliding_window": None},
     "Phi3": SMALL,
     "Olmo2": SMALL,
+    "Nemotron": SMALL,
+    "Mixtral": {**SMALL, "num_local_experts": 2},
     "Granite": SMALL,
     "Gemma": {**SMALL, "head_dim": 8},
     "Cohere": SMALL,
@@ -193,6 +195,19 @@ OTHERS = {
     "Gemma3Text": ({**SMALL, "head_dim": 8}, "it has layers of sliding_attention"),
     "Mistral": ({**SMALL, "sliding_window": 16}, "its attention slides over a window of 16 tokens"),
     "Mamba": ({"vocab_size": 512, "hidden_size": 32, "num_hidden_layers": 2}, "it has layers of linear_attention"),
+    "Jamba": (
+        {**SMALL, "attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 2, "use_mamba_kernels": False},
+        "it has layers of linear_attention",
+    ),
+    "Qwen3Next": (
+        {**SMALL, "head_dim": 8, "num_experts": 2, "layer_types": ["linear_attention", "full_attention"]},
+        "it has layers of linear_attention",
+    ),
+    "Lfm2": ({**SMALL, "layer_types": ["conv", "full_attention"]}, "it has layers of conv"),
+    "FalconH1": (
+        {**SMALL, "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8},
+        "it has layers of hybrid",
+    ),
     "Bloom": ({"vocab_size": 512, "hidden_size": 32, "n_layer": 2, "n_head": 4}, "takes no `position_ids`"),
 }
 
