@@ -48,11 +48,11 @@ def cells(lines: Sequence[Line], peak_tflops: float | None = None) -> list[list[
 
 
 def agreement(lines: Sequence[Line]) -> list[str]:
-    """How far each layout's losses are from those of the first: a fast wrong number is worth nothing."""
+    """How far losses are from those of row-by-row, or of the first layout: a fast wrong number is worth nothing."""
     scored = [(line.layout, line.losses) for line in lines if line.losses is not None]
     if len(scored) < 2:
         return ["Losses: not compared, since fewer than two layouts that score were run."]
-    (reference, expected), *others = scored
+    (reference, expected), *others = sorted(scored, key=lambda found: found[0] != "row")
     return [f"Losses of {name} against {reference}: {_difference(losses, expected)}." for name, losses in others]
 
 

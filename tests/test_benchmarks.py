@@ -210,7 +210,7 @@ def test_other_losses_are_told() -> None:
     row = Losses(np.zeros(3, np.float32), np.asarray([1, 2, 3], np.float32), 1)
     wrong = Losses(np.zeros(3, np.float32), np.asarray([3, 2, 1], np.float32), 1)
     fewer = Losses(np.zeros(3, np.float32), np.asarray([1, 2, np.nan], np.float32), 1)
-    lines = [Line(name, 1.0, 1, 1.0, None, losses) for name, losses in (("row", row), ("a", wrong), ("b", fewer))]
+    lines = [Line(name, 1.0, 1, 1.0, None, losses) for name, losses in (("a", wrong), ("row", row), ("b", fewer))]
     assert agreement(lines) == [
         "Losses of a against row: largest difference 2, correlation of MIWV -1.000000 (3 samples).",
         "Losses of b against row: DIFFERENT SAMPLES ARE SCORED (1 in one of the two only).",
