@@ -7,7 +7,7 @@ QUICKSTART_ARGUMENTS := $(if $(MODEL),--model "$(MODEL)") $(if $(DATASET),--data
 	$(if $(FRACTION),--fraction "$(FRACTION)")
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slow lint format
+.PHONY: help install quickstart test test-slow benchmark lint format
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ test: $(READY)  ## Run the tests (12 minutes on 2 cores)
 
 test-slow: $(READY)  ## Run the tests that need the real model and pools (60 minutes)
 	$(BIN)/python -m pytest -q -m slow --durations=10
+
+benchmark: $(READY)  ## Time the ways to score a pool side by side: make benchmark ARGUMENTS="--samples 8"
+	$(BIN)/python -m benchmarks.scoring $(ARGUMENTS)
 
 lint: $(READY)  ## Check style and types
 	$(BIN)/ruff check .

@@ -1,0 +1,177 @@
+"""What is measured: a model, and a pool with its exemplars, both from command-line arguments."""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from miwv_trainer.config import MIWVConfig
+from miwv_trainer.distributed import World
+from miwv_trainer.layout import context_length
+from miwv_trainer.loading import DTYPES, load_model, load_rows
+from miwv_trainer.packing import NO_EXEMPLAR, scorable
+from miwv_trainer.pool import Pool
+from miwv_trainer.rendering import pool_from_rows
+from miwv_trainer.retrieval import embed_texts, nearest_exemplars
+from miwv_trainer.rounds import check_model
+
+ROOT = Path(__file__).resolve().parents[1]
+DEFAULT_POOL = ROOT.parent / "shared" / "data" / "alpaca_gpt4_1k.jsonl.gz"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A pool to score with a model; `exemplars` is `(N,)`, the index of each sample's exemplar."""
+
+    model: PreTrainedModel
+    pool: Pool
+    exemplars: np.ndarray
+    config: MIWVConfig
+    world: World
+
+    @property
+    def context(self) -> int:
+        """Longest sequence that is forwarded."""
+        return context_length(self.model, self.config)
+
+    @property
+    def scored(self) -> np.ndarray:
+        """Indices of the samples that can be scored."""
+        return np.flatnonzero(scorable(self.pool, self.exemplars, self.context))
+
+
+def build_case(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: datasets.Dataset,
+    samples: int,
+    *,
+    seed: int,
+    lengths_only: bool,
+    embedder: str,
+    config: MIWVConfig,
+) -> Case:
+    """
+    Draws the samples and finds each one's exemplar among them.
+
+    Raises:
+        ValueError: more samples than there are, an embedder that takes no text, a pool outside the model's
+            vocabulary, or no sample that can be scored.
+    """
+    if embedder == "model":
+        raise ValueError('`--embedder` must be "tfidf" or a sentence-transformers name or folder, but got "model".')
+    generator = np.random.default_rng(seed)
+    if samples > len(rows) and not lengths_only:
+        raise ValueError(
+            f"`--samples` is {samples}, but the pool holds {len(rows)}: give at most so many, or `--lengths-only`, "
+            "which draws lengths from them with replacement."
+        )
+    drawn = generator.choice(len(rows), samples, replace=lengths_only)
+    chosen, source = np.unique(drawn, return_inverse=True)
+    pool = pool_from_rows(rows.select(chosen), tokenizer, show_progress=True)
+    context = context_length(model, config)
+    exemplars, _ = nearest_exemplars(embed_texts(embedder, pool.texts), pool, context)
+    if lengths_only:
+        vocabulary = model.config.get_text_config().vocab_size
+        pool, exemplars = random_pool(pool, exemplars, source, vocabulary, generator)
+    check_model(model, pool)
+    case = Case(model, pool, exemplars, config, World(0, 1, model.device))
+    if not len(case.scored):
+        raise ValueError(
+            f"Not one of the {samples} samples drawn can be scored in the {context} tokens of the model's context: "
+            "draw more of them, or give another pool or model."
+        )
+    return case
+
+
+def random_pool(
+    pool: Pool, exemplars: np.ndarray, source: np.ndarray, vocabulary: int, generator: np.random.Generator
+) -> tuple[Pool, np.ndarray]:
+    """
+    Random tokens in the lengths of given samples, which may be drawn several times.
+
+    Args:
+        source: `(N,)` the sample of `pool` whose lengths each new sample takes. Each is there at least once.
+
+    Returns:
+        The new pool, and `(N,)` exemplars: one drawn from k(j) where the sample is drawn from j, so that the new
+        samples crowd behind few exemplars as the given ones do.
+    """
+    masks = [pool.response_mask(j) for j in source.tolist()]
+    offsets = np.cumsum([0, *map(len, masks)], dtype=np.int64)
+    new_pool = Pool(
+        preamble=generator.integers(vocabulary, size=len(pool.preamble), dtype=np.int32),
+        tokens=generator.integers(vocabulary, size=offsets[-1], dtype=np.int32),
+        is_response=np.concatenate(masks),
+        offsets=offsets,
+    )
+    order = np.argsort(source, kind="stable")
+    starts = np.searchsorted(source[order], np.arange(len(pool) + 1))
+    wanted = exemplars[source]
+    found = np.maximum(wanted, 0)
+    picked = order[generator.integers(starts[found], starts[found + 1])]
+    return new_pool, np.where(wanted == NO_EXEMPLAR, NO_EXEMPLAR, picked)
+
+
+def read_pool(name: str | None) -> datasets.Dataset:
+    """The pool's rows. Raises `FileNotFoundError` where there is no such file."""
+    if name is None and not DEFAULT_POOL.is_file():
+        raise FileNotFoundError(
+            f"The default pool, {DEFAULT_POOL.name}, is not beside the project: give `--pool FILE` with "
+            "`instruction/input/output`, `prompt/completion` or `messages` columns (JSON, JSON Lines, CSV or Parquet)."
+        )
+    return load_rows(name or str(DEFAULT_POOL))
+
+
+def read_model(
+    name: str | None, random_llama: str | None, dtype: str, device: torch.device
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A saved model, or a random Llama of a given shape with the saved one's tokenizer; on the device."""
+    name = name or str(_default_model())
+    if random_llama is None:
+        model, tokenizer = load_model(name, dtype)
+        return model.to(device), tokenizer
+    return random_model(llama_config(random_llama), dtype, device), AutoTokenizer.from_pretrained(name)
+
+
+def llama_config(overrides: str) -> LlamaConfig:
+    """
+    Llama's configuration, by default the 7B's, with a JSON object's values in it.
+
+    Raises:
+        ValueError: no JSON object, or keys that the configuration does not have.
+    """
+    try:
+        values = json.loads(overrides)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"`--random-llama` must be a JSON object, but {overrides!r} is no JSON ({error}).") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"`--random-llama` must be a JSON object such as {{}}, but got {overrides!r}.")
+    allowed = LlamaConfig().to_dict()
+    unknown = sorted(values.keys() - allowed.keys())
+    if unknown:
+        raise ValueError(
+            f"`--random-llama` has keys that LlamaConfig does not: {', '.join(unknown)}. Allowed are its own, such as "
+            "hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, num_key_value_heads, vocab_size."
+        )
+    return LlamaConfig(**values)
+
+
+def random_model(config: LlamaConfig, dtype: str, device: torch.device) -> PreTrainedModel:
+    """A model with random weights, made where and as they are used: 7B in float32 would not fit beside itself."""
+    with torch.device(device), torch.random.fork_rng():
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype])
+
+
+def _default_model() -> Path:
+    """The quickstart's SmolLM2-135M-Instruct."""
+    sys.path.insert(0, str(ROOT / "examples"))
+    from quickstart import default_model
+
+    return default_model()

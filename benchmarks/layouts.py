@@ -1,0 +1,189 @@
+"""The ways to score a pool that are compared: three baselines written here, and the library's two layouts.
+
+`row` is what public MIWV scorers do (OpenDataArena's `MIWVScorer`: one row at a time, its loss from the model's own
+`labels`, so with logits for every position, in float32). `padded_full` batches rows of like length, still with all
+logits. `padded` and `tree` are the library's. `ceiling` is no scorer: what forwards of as many
+tokens as the trees' take at least.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from transformers import PreTrainedModel
+
+from benchmarks.cases import Case
+from miwv_trainer.layout import score_pool
+from miwv_trainer.packing import (
+    Batch,
+    Row,
+    Tree,
+    batch_rows,
+    one_shot_row,
+    plan_padded,
+    plan_trees,
+    zero_shot_row,
+)
+from miwv_trainer.pool import IGNORED_LABEL
+from miwv_trainer.scoring import Losses
+
+LAYOUTS = ("row", "padded_full", "padded", "tree", "ceiling")
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a layout forwards: tokens (padding included), positions whose logits are made, pairs of attention."""
+
+    tokens: int
+    positions: int
+    pairs: int
+
+    def flops(self, model: PreTrainedModel) -> float:
+        """
+        Floating-point operations of the forwards of a dense model: 2 for each token and weight outside the
+        embeddings, 2 for each position and weight of the head, and 4 (scores, weighted sum) for each pair and unit of
+        attention's width in each layer. Pairs that a mask hides are not counted.
+        """
+        config = model.config.get_text_config()
+        inputs, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+        tables = inputs.numel() + (head.numel() if head is not inputs else 0)
+        weights = sum(parameter.numel() for parameter in model.parameters()) - tables
+        head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        width = config.num_hidden_layers * config.num_attention_heads * head_width
+        return 2.0 * self.tokens * weights + 2.0 * self.positions * head.numel() + 4.0 * self.pairs * width
+
+
+def prepare(layout: str, case: Case) -> Callable[[], Losses | None]:
+    """What is timed: one layout over the whole pool, planning included. The ceiling has no plan and no losses."""
+    if layout == "row":
+        return partial(row_by_row, case)
+    if layout == "padded_full":
+        return partial(padded_with_full_logits, case)
+    if layout == "ceiling":
+        trees = tree_work(case)
+        return partial(plain_rows, case, trees.tokens, trees.positions, row_length(case))
+    return partial(score_pool, case.model, case.pool, case.exemplars, case.config, layout, case.world)
+
+
+def work(layout: str, case: Case) -> Work:
+    """What a layout forwards, from the same plans."""
+    if layout == "row":
+        lengths = np.asarray([len(row.ids) for _, _, row in both_rows(case)])
+        return Work(int(lengths.sum()), int(lengths.sum()), causal_pairs(lengths))
+    if layout == "tree":
+        return tree_work(case)
+    if layout == "ceiling":
+        trees = tree_work(case)
+        return Work(trees.tokens, trees.positions, causal_pairs(row_lengths(trees.tokens, row_length(case))))
+    batches = planned_batches(case)
+    tokens = sum(batch.tokens for batch in batches)
+    pairs = causal_pairs(np.concatenate([np.full(len(batch.samples), batch.padded_length) for batch in batches]))
+    if layout == "padded_full":
+        return Work(tokens, tokens, pairs)
+    kept = [
+        len(batch.samples) * len(np.unique(np.concatenate([row.targets for row in _rows(batch, case)])))
+        for batch in batches
+    ]
+    return Work(tokens, sum(kept), pairs)
+
+
+def row_by_row(case: Case) -> Losses:
+    """Each sample without and behind its exemplar, one row a forward, the loss from the model's own `labels`."""
+    losses, tokens = np.full((2, len(case.pool)), np.nan, dtype=np.float32), 0
+    for kind, sample, row in both_rows(case):
+        ids = torch.as_tensor(row.ids.astype(np.int64), device=case.world.device)[None]
+        labels = torch.full_like(ids, IGNORED_LABEL)
+        targets = torch.as_tensor(row.targets, device=ids.device)
+        labels[0, targets] = ids[0, targets]
+        output = case.model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels)
+        losses[kind, sample] = output.loss.item()
+        tokens += ids.numel()
+    return Losses(losses[0], losses[1], tokens)
+
+
+def both_rows(case: Case) -> list[tuple[int, int, Row]]:
+    """`(kind, sample, row)` of every scored sample: 0 without, 1 behind its exemplar."""
+    rows = []
+    for sample in case.scored.tolist():
+        rows.append((0, sample, zero_shot_row(case.pool, sample)))
+        rows.append((1, sample, one_shot_row(case.pool, sample, int(case.exemplars[sample]), case.context)))
+    return rows
+
+
+def padded_with_full_logits(case: Case) -> Losses:
+    """Length-sorted batches, logits at every position, cross-entropy over all of them, mean over each response."""
+    losses, tokens = np.full((2, len(case.pool)), np.nan, dtype=np.float32), 0
+    for batch in planned_batches(case):
+        ids = torch.zeros((len(batch.samples), batch.padded_length), dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        labels = torch.full_like(ids, IGNORED_LABEL)
+        for number, row in enumerate(_rows(batch, case)):
+            ids[number, : len(row.ids)] = torch.from_numpy(row.ids.astype(np.int64))
+            mask[number, : len(row.ids)] = 1
+            labels[number, row.targets] = ids[number, row.targets]
+        ids, mask, labels = (tensor.to(case.world.device) for tensor in (ids, mask, labels))
+        logits = case.model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()
+        answers = labels[:, 1:]
+        nll = F.cross_entropy(
+            logits.flatten(0, 1), answers.flatten(), ignore_index=IGNORED_LABEL, reduction="none"
+        ).view_as(answers)
+        means = nll.sum(dim=1) / (answers != IGNORED_LABEL).sum(dim=1)
+        losses[batch.kinds, batch.samples] = means.cpu().numpy()
+        tokens += ids.numel()
+    return Losses(losses[0], losses[1], tokens)
+
+
+def plain_rows(case: Case, tokens: int, positions: int, length: int) -> None:
+    """Forwards so many random tokens in plain causal rows, the head on so many positions in all, and nothing else."""
+    config = case.model.config.get_text_config()
+    ids = torch.randint(config.vocab_size, (1, min(length, tokens)), device=case.world.device)
+    ends = np.cumsum(row_lengths(tokens, length))
+    kept = np.diff(ends * positions // tokens, prepend=0)
+    for row, count in zip(row_lengths(tokens, length).tolist(), kept.tolist(), strict=True):
+        spread = torch.arange(count, device=ids.device) * row // max(count, 1)
+        case.model(input_ids=ids[:, :row], use_cache=False, logits_to_keep=spread)
+
+
+def row_lengths(tokens: int, length: int) -> np.ndarray:
+    """Rows of `length` tokens, and what is left."""
+    return np.asarray([length] * (tokens // length) + [tokens % length] * (tokens % length > 0), dtype=np.int64)
+
+
+def row_length(case: Case) -> int:
+    """Length of the ceiling's rows: what the trees' rows are filled to."""
+    longest = max(sum(tree.tokens(case.pool) for tree in row) for row in planned_trees(case))
+    return min(longest, case.config.tokens_per_row or longest)
+
+
+def planned_trees(case: Case) -> list[list[Tree]]:
+    """The rows that the library forwards in the tree layout."""
+    return plan_trees(case.pool, case.exemplars, case.context, case.config.tokens_per_row)
+
+
+def planned_batches(case: Case) -> list[Batch]:
+    """The batches that the library forwards in the padded layout."""
+    return plan_padded(case.pool, case.exemplars, case.context, case.config.tokens_per_batch)
+
+
+def tree_work(case: Case) -> Work:
+    """What the tree layout forwards: a trunk's tokens see their trunk, a branch's the trunk and their branch."""
+    tokens = pairs = 0
+    for tree in (tree for row in planned_trees(case) for tree in row):
+        branches = case.pool.lengths[list(tree.branches)]
+        trunk = tree.tokens(case.pool) - int(branches.sum())
+        tokens += tree.tokens(case.pool)
+        pairs += causal_pairs(np.append(branches, trunk)) + trunk * int(branches.sum())
+    positions = 2 * int(case.pool.response_tokens[case.scored].sum())
+    return Work(tokens, positions, pairs)
+
+
+def causal_pairs(lengths: np.ndarray) -> int:
+    """Pairs of a token and one that it sees, itself included, over rows of these lengths."""
+    return int((lengths * (lengths + 1) // 2).sum())
+
+
+def _rows(batch: Batch, case: Case) -> list[Row]:
+    return batch_rows(batch, case.pool, case.exemplars, case.context)

@@ -1,0 +1,70 @@
+"""Seconds, peak memory, and the machine they were measured on."""
+
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import torch
+
+T = TypeVar("T")
+PROCESS = Path("/proc/self")
+
+
+@dataclass(frozen=True)
+class Measurement(Generic[T]):
+    """What a run returned, its wall-clock seconds, and the bytes it took at its peak beyond those taken before."""
+
+    result: T
+    seconds: float
+    peak_bytes: int | None
+
+
+def measure(run: Callable[[], T], device: torch.device) -> Measurement[T]:
+    """Runs once. `peak_bytes` is None on a system that cannot tell it."""
+    before = _restart_peak(device)
+    _wait(device)
+    started = time.perf_counter()
+    result = run()
+    _wait(device)
+    seconds = time.perf_counter() - started
+    return Measurement(result, seconds, None if before is None else max(_peak(device) - before, 0))
+
+
+def machine(device: torch.device) -> str:
+    """The GPU's name, or the processor's and how many of its cores torch uses."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
+    name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+    return f"{name or platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _restart_peak(device: torch.device) -> int | None:
+    """Bytes in use now, from which on the peak counts; None where it cannot be restarted."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    try:
+        (PROCESS / "clear_refs").write_text("5")  # Linux: the high-water mark falls to what is resident now
+    except OSError:
+        return None
+    return _status("VmRSS")
+
+
+def _peak(device: torch.device) -> int:
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _status("VmHWM")
+
+
+def _status(name: str) -> int:
+    """A size in bytes from the kernel's account of this process."""
+    lines = (PROCESS / "status").read_text(encoding="utf-8").splitlines()
+    return 1024 * int(next(line.split()[1] for line in lines if line.startswith(f"{name}:")))

@@ -1,0 +1,184 @@
+"""What scoring a pool costs: every layout side by side, in one run, in turn.
+
+    python -m benchmarks.scoring --samples 96
+    python -m benchmarks.scoring --random-llama '{}' --lengths-only --samples 52002 --dtype bfloat16 \\
+        --layouts tree,ceiling --peak-tflops 989
+
+One table: seconds, tokens, tokens/s, ratio to row-by-row scoring, share of the ceiling, peak memory; and below it how
+far the layouts' losses are apart. Finding exemplars is not timed.
+"""
+
+import argparse
+import datetime
+import shlex
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import transformers
+
+from benchmarks.cases import DEFAULT_POOL, Case, build_case, read_model, read_pool
+from benchmarks.layouts import LAYOUTS, plain_rows, prepare, row_length, work
+from benchmarks.measure import machine, measure
+from benchmarks.table import Line, agreement, as_markdown, as_text, cells
+from miwv_trainer.config import MIWVConfig
+from miwv_trainer.layout import choose_layout
+from miwv_trainer.loading import DTYPES
+from miwv_trainer.scoring import no_trace
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints the table; bad input ends in one line on standard error and exit status 2."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        arguments = parse_arguments(argv)
+        case = read_case(arguments)
+        lines = run(case, arguments.layouts, arguments.repeat)
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
+        print(f"\nbenchmarks.scoring: {error}", file=sys.stderr)  # a progress bar may stand on the line
+        return 2
+    facts = describe(case, arguments, argv)
+    table, notes = cells(lines, arguments.peak_tflops), agreement(lines)
+    print(as_text(facts, table, notes))
+    if arguments.output is not None:
+        with open(arguments.output, "a", encoding="utf-8") as file:
+            file.write("\n" + as_markdown(facts, table, notes))
+    return 0
+
+
+def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line, checked. Raises `ValueError` on a value out of range."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.scoring", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--model", help="folder or hub name (default: the quickstart's SmolLM2-135M-Instruct)")
+    add(
+        "--random-llama",
+        metavar="JSON",
+        help="random weights in this shape, as overrides of LlamaConfig; {} is 7B. The tokenizer is the model's",
+    )
+    add("--pool", help=f"file or hub name (default: {DEFAULT_POOL.name} in ../shared/data)")
+    add("--samples", type=int, default=96, help="so many, drawn from the pool (default: %(default)s)")
+    add("--seed", type=int, default=0, help="seed of the draw (default: %(default)s)")
+    add(
+        "--lengths-only",
+        action="store_true",
+        help="random tokens; lengths and crowding of exemplars are the pool's, drawn with replacement",
+    )
+    add("--dtype", choices=list(DTYPES), help="default: bfloat16 on a GPU, float32 elsewhere")
+    add("--device", help="default: cuda where there is one, else cpu")
+    add("--layouts", default=",".join(LAYOUTS), help="some of these, in this order (default: %(default)s)")
+    add("--repeat", type=int, default=1, help="times that all layouts run, in turn; medians are shown")
+    add("--tokens-per-row", type=int, help="of the tree layout and the ceiling (default: MIWVConfig's)")
+    add("--tokens-per-batch", type=int, help="of the padded layouts (default: MIWVConfig's)")
+    add("--embedder", default="tfidf", help="what finds exemplars (default: %(default)s)")
+    add("--peak-tflops", type=float, help="the chip's dense peak, of which the share is shown")
+    add("--output", help="Markdown file to which the table is appended")
+    arguments = parser.parse_args(argv)
+    arguments.layouts = list(dict.fromkeys(arguments.layouts.split(",")))
+    arguments.device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    arguments.dtype = arguments.dtype or ("bfloat16" if arguments.device.type == "cuda" else "float32")
+    check_arguments(arguments)
+    return arguments
+
+
+def check_arguments(arguments: argparse.Namespace) -> None:
+    """Raises `ValueError` on a value out of range, before anything is loaded."""
+    unknown = [layout for layout in arguments.layouts if layout not in LAYOUTS]
+    if unknown:
+        raise ValueError(f"`--layouts` must be some of {', '.join(LAYOUTS)}, but got {', '.join(map(repr, unknown))}.")
+    for name, least in (("samples", 2), ("repeat", 1), ("seed", 0)):
+        value = getattr(arguments, name)
+        if value < least:
+            raise ValueError(f"`--{name}` must be at least {least}, but got {value}.")
+    if arguments.peak_tflops is not None and not arguments.peak_tflops > 0:
+        raise ValueError(f"`--peak-tflops` must be above 0, but got {arguments.peak_tflops}.")
+    if arguments.output is not None and not Path(arguments.output).resolve().parent.is_dir():
+        raise ValueError(f"`--output` must be a file in a folder that exists, but got {arguments.output!r}.")
+
+
+def read_case(arguments: argparse.Namespace) -> Case:
+    """Model, pool and exemplars as the command line asks for them."""
+    given = {name: getattr(arguments, name) for name in ("tokens_per_row", "tokens_per_batch")}
+    config = MIWVConfig(
+        embedder=arguments.embedder, **{name: value for name, value in given.items() if value is not None}
+    )
+    rows = read_pool(arguments.pool)
+    model, tokenizer = read_model(arguments.model, arguments.random_llama, arguments.dtype, arguments.device)
+    return build_case(
+        model,
+        tokenizer,
+        rows,
+        arguments.samples,
+        seed=arguments.seed,
+        lengths_only=arguments.lengths_only,
+        embedder=arguments.embedder,
+        config=config,
+    )
+
+
+def run(case: Case, layouts: Sequence[str], repeat: int) -> list[Line]:
+    """
+    All layouts in order, `repeat` times: a machine that slows down slows them all.
+
+    Raises:
+        ValueError: trees are asked for, and the model cannot take them.
+    """
+    seconds: dict[str, list[float]] = {layout: [] for layout in layouts}
+    peaks: dict[str, list[int | None]] = {layout: [] for layout in layouts}
+    losses = {}
+    with no_trace(case.model):
+        if "tree" in layouts:
+            refuse_unless_trees_fit(case)
+        plain_rows(case, row_length(case), 1, row_length(case))  # warm-up: weights are read, kernels loaded
+        for repetition in range(repeat):
+            for layout in layouts:
+                measured = measure(prepare(layout, case), case.world.device)
+                seconds[layout].append(measured.seconds)
+                peaks[layout].append(measured.peak_bytes)
+                losses[layout] = measured.result
+                print(f"{repetition + 1}/{repeat} {layout}: {measured.seconds:.2f} s", file=sys.stderr, flush=True)
+    lines = []
+    for layout in layouts:
+        forwarded, known = work(layout, case), [peak for peak in peaks[layout] if peak is not None]
+        scored, peak = losses[layout], max(known, default=None)
+        tokens = forwarded.tokens if scored is None else scored.tokens_forwarded
+        median = statistics.median(seconds[layout])
+        lines.append(Line(layout, median, tokens, forwarded.flops(case.model), peak, scored))
+    return lines
+
+
+def refuse_unless_trees_fit(case: Case) -> None:
+    """Raises `ValueError` where the library would not score the model in trees."""
+    choose_layout(case.model, case.pool, case.exemplars, replace(case.config, layout="tree"), case.world)
+
+
+def describe(case: Case, arguments: argparse.Namespace, argv: Sequence[str]) -> dict[str, str]:
+    """What must be known to repeat the measurement."""
+    millions = sum(parameter.numel() for parameter in case.model.parameters()) / 1e6
+    name = (
+        "random Llama" if arguments.random_llama is not None else Path(arguments.model or "SmolLM2-135M-Instruct").name
+    )
+    drawn = "random tokens in the lengths of" if arguments.lengths_only else "samples of"
+    pool = Path(arguments.pool or DEFAULT_POOL).name
+    scored = case.scored
+    return {
+        "machine": machine(arguments.device),
+        "versions": f"torch {torch.__version__}, transformers {transformers.__version__}",
+        "model": f"{name} ({millions:,.1f} M parameters, {case.model.config._attn_implementation} attention)",
+        "dtype": arguments.dtype,
+        "pool": f"{len(case.pool)} {drawn} {pool}",
+        "scored": f"{len(scored)} samples, {case.pool.lengths[scored].mean():.0f} tokens each on average, of which "
+        f"{case.pool.response_tokens[scored].mean():.0f} response",
+        "repetitions": str(arguments.repeat),
+        "date": datetime.date.today().isoformat(),
+        "command": f"python -m benchmarks.scoring {shlex.join(argv)}".strip(),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
