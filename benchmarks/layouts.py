@@ -3,7 +3,7 @@
 `row` is what public MIWV scorers do (OpenDataArena's `MIWVScorer`: one row at a time, its loss from the model's own
 `labels`, so with logits for every position, in float32). `padded_full` batches rows of like length, still with all
 logits. `padded` and `tree` are the library's. `ceiling` is no scorer: what forwards of as many
-tokens as the trees' take at least.
+tokens as the trees' take at least, in plain causal rows that are short enough for attention to cost little.
 """
 
 from collections.abc import Callable
@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from transformers import PreTrainedModel
 
 from benchmarks.cases import Case
+from miwv_trainer.attention import tree_attention
+from miwv_trainer.budget import Budget, choose_budget
 from miwv_trainer.layout import score_pool
 from miwv_trainer.packing import (
     Batch,
@@ -30,6 +32,8 @@ from miwv_trainer.packing import (
 from miwv_trainer.pool import IGNORED_LABEL
 from miwv_trainer.scoring import Losses
 
+CEILING_ROW = 512
+FULL_LOGITS_TOKENS = 4096
 LAYOUTS = ("row", "padded_full", "padded", "tree", "ceiling")
 
 
@@ -64,7 +68,7 @@ def prepare(layout: str, case: Case) -> Callable[[], Losses | None]:
         return partial(padded_with_full_logits, case)
     if layout == "ceiling":
         trees = tree_work(case)
-        return partial(plain_rows, case, trees.tokens, trees.positions, row_length(case))
+        return partial(plain_rows, case, trees.tokens, trees.positions)
     return partial(score_pool, case.model, case.pool, case.exemplars, case.config, layout, case.world)
 
 
@@ -77,8 +81,9 @@ def work(layout: str, case: Case) -> Work:
         return tree_work(case)
     if layout == "ceiling":
         trees = tree_work(case)
-        return Work(trees.tokens, trees.positions, causal_pairs(row_lengths(trees.tokens, row_length(case))))
-    batches = planned_batches(case)
+        rows = np.full(-(-trees.tokens // CEILING_ROW), CEILING_ROW)
+        return Work(trees.tokens, trees.positions, causal_pairs(rows))
+    batches = planned_batches(case, full_logits=layout == "padded_full")
     tokens = sum(batch.tokens for batch in batches)
     pairs = causal_pairs(np.concatenate([np.full(len(batch.samples), batch.padded_length) for batch in batches]))
     if layout == "padded_full":
@@ -116,7 +121,7 @@ def both_rows(case: Case) -> list[tuple[int, int, Row]]:
 def padded_with_full_logits(case: Case) -> Losses:
     """Length-sorted batches, logits at every position, cross-entropy over all of them, mean over each response."""
     losses, tokens = np.full((2, len(case.pool)), np.nan, dtype=np.float32), 0
-    for batch in planned_batches(case):
+    for batch in planned_batches(case, full_logits=True):
         ids = torch.zeros((len(batch.samples), batch.padded_length), dtype=torch.long)
         mask = torch.zeros_like(ids)
         labels = torch.full_like(ids, IGNORED_LABEL)
@@ -136,36 +141,38 @@ def padded_with_full_logits(case: Case) -> Losses:
     return Losses(losses[0], losses[1], tokens)
 
 
-def plain_rows(case: Case, tokens: int, positions: int, length: int) -> None:
-    """Forwards so many random tokens in plain causal rows, the head on so many positions in all, and nothing else."""
-    config = case.model.config.get_text_config()
-    ids = torch.randint(config.vocab_size, (1, min(length, tokens)), device=case.world.device)
-    ends = np.cumsum(row_lengths(tokens, length))
-    kept = np.diff(ends * positions // tokens, prepend=0)
-    for row, count in zip(row_lengths(tokens, length).tolist(), kept.tolist(), strict=True):
-        spread = torch.arange(count, device=ids.device) * row // max(count, 1)
-        case.model(input_ids=ids[:, :row], use_cache=False, logits_to_keep=spread)
+def plain_rows(case: Case, tokens: int, positions: int) -> None:
+    """
+    Forwards so many random tokens in plain causal rows, as many at once as trees are, the head on so many positions in
+    all, and nothing else.
+    """
+    rows_at_once = max(budget(case).tokens_per_batch // CEILING_ROW, 1)
+    vocabulary = case.model.config.get_text_config().vocab_size
+    ids = torch.randint(vocabulary, (rows_at_once, CEILING_ROW), device=case.world.device)
+    done = kept = 0
+    while done < tokens:
+        left = tokens - done
+        batch = ids[: max(left // CEILING_ROW, 1), : min(left, CEILING_ROW)]
+        done += batch.numel()
+        of_each_row = (positions * done // tokens - kept) // len(batch)
+        kept += of_each_row * len(batch)
+        case.model(input_ids=batch, use_cache=False, logits_to_keep=torch.arange(of_each_row, device=ids.device))
 
 
-def row_lengths(tokens: int, length: int) -> np.ndarray:
-    """Rows of `length` tokens, and what is left."""
-    return np.asarray([length] * (tokens // length) + [tokens % length] * (tokens % length > 0), dtype=np.int64)
-
-
-def row_length(case: Case) -> int:
-    """Length of the ceiling's rows: what the trees' rows are filled to."""
-    longest = max(sum(tree.tokens(case.pool) for tree in row) for row in planned_trees(case))
-    return min(longest, case.config.tokens_per_row or longest)
+def budget(case: Case) -> Budget:
+    """The tokens of a row and of a forward that the library takes."""
+    return choose_budget(case.model, case.config, tree_attention(case.model), case.world)
 
 
 def planned_trees(case: Case) -> list[list[Tree]]:
     """The rows that the library forwards in the tree layout."""
-    return plan_trees(case.pool, case.exemplars, case.context, case.config.tokens_per_row)
+    return plan_trees(case.pool, case.exemplars, case.context, budget(case).tokens_per_row)
 
 
-def planned_batches(case: Case) -> list[Batch]:
-    """The batches that the library forwards in the padded layout."""
-    return plan_padded(case.pool, case.exemplars, case.context, case.config.tokens_per_batch)
+def planned_batches(case: Case, full_logits: bool = False) -> list[Batch]:
+    """The batches that the library forwards in the padded layout; full logits leave room for no more than 4,096."""
+    most = min(budget(case).tokens_per_batch, FULL_LOGITS_TOKENS if full_logits else 2**31)
+    return plan_padded(case.pool, case.exemplars, case.context, most)
 
 
 def tree_work(case: Case) -> Work:

@@ -21,7 +21,7 @@ import torch
 import transformers
 
 from benchmarks.cases import DEFAULT_POOL, Case, build_case, read_model, read_pool
-from benchmarks.layouts import LAYOUTS, plain_rows, prepare, row_length, work
+from benchmarks.layouts import CEILING_ROW, LAYOUTS, plain_rows, prepare, work
 from benchmarks.measure import machine, measure
 from benchmarks.table import Line, agreement, as_markdown, as_text, cells
 from miwv_trainer.config import MIWVConfig
@@ -134,7 +134,7 @@ def run(case: Case, layouts: Sequence[str], repeat: int) -> list[Line]:
     with no_trace(case.model):
         if "tree" in layouts:
             refuse_unless_trees_fit(case)
-        plain_rows(case, row_length(case), 1, row_length(case))  # warm-up: weights are read, kernels loaded
+        plain_rows(case, 2 * CEILING_ROW, 1)  # warm-up: weights are read, kernels loaded
         for repetition in range(repeat):
             for layout in layouts:
                 measured = measure(prepare(layout, case), case.world.device)

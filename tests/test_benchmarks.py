@@ -10,12 +10,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoTokenizer
 
+from benchmarks import layouts
 from benchmarks.cases import Case, llama_config, random_model, random_pool, read_pool
-from benchmarks.layouts import LAYOUTS, plain_rows, planned_trees, prepare, row_length, row_lengths, work
+from benchmarks.layouts import LAYOUTS, plain_rows, planned_trees, prepare, work
 from benchmarks.measure import measure
 from benchmarks.scoring import main
 from benchmarks.table import Line, agreement, cells
-from miwv_trainer.attention import tree_mask
+from miwv_trainer.attention import _mask
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.distributed import World
 from miwv_trainer.packing import NO_EXEMPLAR, tree_row
@@ -160,35 +161,32 @@ def test_pairs_are_those_that_the_masks_leave() -> None:
     case = crowded_case()
     rows = [tree_row(row, case.pool) for row in planned_trees(case)]
     assert len(rows) > 1
-    assert work("tree", case).pairs == sum(int(tree_mask(case.model, row, torch.device("cpu")).sum()) for row in rows)
+    assert work("tree", case).pairs == sum(int(_mask(case.model, [row], torch.device("cpu")).sum()) for row in rows)
     lengths = np.arange(9, 17) + PREAMBLE
     exemplars = np.asarray([14, *[9] * 7])
     assert work("row", case).pairs == sum(sum(range(1, n + 1)) for n in [*lengths, *(lengths + exemplars)])
 
 
-def test_the_ceiling_forwards_as_many_tokens_and_positions_as_the_trees() -> None:
-    case = crowded_case()
-    forwarded = []
-    hook = case.model.lm_head.register_forward_hook(lambda module, args, output: forwarded.append(args[0].shape[1]))
-    seen = []
+@pytest.mark.parametrize(("at_once", "shapes"), [(1, [(1, 60)] * 4 + [(1, 10)]), (3, [(3, 60), (1, 60), (1, 10)])])
+def test_the_ceiling_forwards_as_many_tokens_and_positions_as_it_is_given(
+    at_once: int, shapes: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layouts, "CEILING_ROW", 60)
+    case = replace(crowded_case(), config=MIWVConfig(tokens_per_batch=60 * at_once))
+    positions, seen = [], []
+    hook = case.model.lm_head.register_forward_hook(
+        lambda module, args, output: positions.append(args[0].shape[0] * args[0].shape[1])
+    )
     inner = case.model.model.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append((kwargs["input_ids"].shape[1], kwargs.get("attention_mask"))),
+        lambda module, args, kwargs: seen.append((tuple(kwargs["input_ids"].shape), kwargs.get("attention_mask"))),
         with_kwargs=True,
     )
     with no_trace(case.model):
-        plain_rows(case, tokens=250, positions=101, length=60)
-        hook.remove()
-        inner.remove()
-    assert seen == [(60, None)] * 4 + [(10, None)]
-    assert sum(forwarded) == 101 and max(forwarded) <= 60
-    assert row_lengths(120, 60).tolist() == [60, 60]
-
-
-def test_rows_of_the_ceiling_are_as_long_as_the_trees_rows_are_filled() -> None:
-    case = crowded_case()
-    assert row_length(case) == 60
-    roomy = replace(case, config=MIWVConfig(tokens_per_row=10_000))
-    assert row_length(roomy) == sum(len(tree_row(row, case.pool).ids) for row in planned_trees(roomy))
+        plain_rows(case, tokens=250, positions=101)
+    hook.remove()
+    inner.remove()
+    assert seen == [(shape, None) for shape in shapes]
+    assert sum(positions) == 101
 
 
 def test_ratios_are_those_of_the_seconds_shown() -> None:

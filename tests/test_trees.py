@@ -196,7 +196,7 @@ OTHERS = {
     "Mistral": ({**SMALL, "sliding_window": 16}, "its attention slides over a window of 16 tokens"),
     "Mamba": ({"vocab_size": 512, "hidden_size": 32, "num_hidden_layers": 2}, "it has layers of linear_attention"),
     "Jamba": (
-        {**SMALL, "attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 2, "use_mamba_kernels": False},
+        {**SMALL, "attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 2},
         "it has layers of linear_attention",
     ),
     "Qwen3Next": (
