@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 import torch
 
-from miwv_trainer.pool import Pool, TokenizedSample, TurnMarkers, build_pool, check_map_style, read_tokenized
+from miwv_trainer.pool import Pool, TokenizedSample, TurnMarkers, build_pool, check_map_style, split_preamble
+from miwv_trainer.tokenized import read_tokenized
 
 BOS, SYSTEM, USER, ASSISTANT = 1, 2, 3, 4
 NO_MARKERS = TurnMarkers()
@@ -46,7 +47,7 @@ def pool_of(ids, masks, markers=NO_MARKERS):
 
 
 def pool_from(dataset, markers=NO_MARKERS):
-    return build_pool(read_tokenized(dataset), markers)
+    return split_preamble(read_tokenized(dataset), markers)
 
 
 def as_lists(pool):
@@ -361,7 +362,7 @@ def test_a_dictionary_of_splits_is_refused_with_the_names_of_the_splits(split):
 def test_a_dataset_without_length_or_index_is_refused_with_a_way_out(stream):
     words = f"must be a map-style dataset.*got {type(stream).__name__}.*without `streaming=True`.*from_generator"
     with pytest.raises(TypeError, match=words):
-        list(read_tokenized(stream))
+        read_tokenized(stream)
 
 
 @pytest.mark.parametrize("build", [MapStyle, list, datasets.Dataset.from_list])
