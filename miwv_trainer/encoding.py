@@ -99,7 +99,7 @@ def _rest(part: str, whole: str, encoded: BatchEncoding, row: int, separators: d
         if ids[position] not in separators:
             continue
         span = encoded.token_to_chars(row, position)
-        if span is not None and span.end <= len(part) and separators[ids[position]] in part[span.start : span.end]:
+        if span is not None and separators[ids[position]] in part[span.start : span.end]:
             return _Rest(position, part[span.start :])
     return _Rest(0, part)
 
