@@ -6,18 +6,15 @@ take 1 GB, and no Python object per token.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
-import datasets
 import numpy as np
-import pyarrow as pa
 import torch
 
 IGNORED_LABEL = -100
-RESPONSE_COLUMNS = ("labels", "completion_mask", "assistant_masks")
 
 
 class TokenizedSample(NamedTuple):
@@ -128,44 +125,62 @@ class Pool:
 
 def build_pool(sequences: Iterable[TokenizedSample], markers: TurnMarkers, texts: Sequence[str] | None = None) -> Pool:
     """
-    Joins tokenised samples to a pool and takes their shared preamble off.
+    Lays tokenised samples out as a pool and takes the preamble they share off their beginnings.
 
     Raises:
         ValueError: fewer than two samples, no response in any of them, or no prompt in any of them.
     """
     samples = list(sequences)
-    _check_count(len(samples))
-    preamble = _shared_preamble([ids for ids, _ in samples], _prompt_ends(samples), markers)
-    cut = len(preamble)
+    check_count(len(samples))
+    return split_preamble(join([stack(samples)], texts), markers)
+
+
+class Samples(NamedTuple):
+    """Samples one after the other: `(T,)` ids, `(T,)` which are response, `(n,)` the tokens of each."""
+
+    ids: np.ndarray
+    is_response: np.ndarray
+    lengths: np.ndarray
+
+
+def stack(samples: Sequence[TokenizedSample]) -> Samples:
+    ids, masks = zip(*samples, strict=True)
+    return Samples(np.concatenate(ids), np.concatenate(masks), np.asarray([len(sample) for sample in ids]))
+
+
+def join(parts: Iterable[Samples], texts: Sequence[str] | None = None) -> Pool:
+    """A pool without preamble."""
+    narrow = [Samples(ids.astype(np.int32), mask.astype(bool), lengths) for ids, mask, lengths in parts]
+    return Pool(
+        preamble=np.empty(0, dtype=np.int32),
+        tokens=np.concatenate([part.ids for part in narrow]),
+        is_response=np.concatenate([part.is_response for part in narrow]),
+        offsets=np.cumsum(np.concatenate([[0], *(part.lengths for part in narrow)]), dtype=np.int64),
+        texts=texts,
+    )
+
+
+def split_preamble(whole: Pool, markers: TurnMarkers) -> Pool:
+    """
+    Takes the preamble that the samples share off their beginnings; `whole` has none yet.
+
+    Raises:
+        ValueError: no response in any sample, or no prompt in any of them.
+    """
+    preamble = _shared_preamble(whole, markers)
+    starts = whole.offsets[:-1]
+    is_kept = np.ones(len(whole.tokens), dtype=bool)
+    for position in range(len(preamble)):
+        is_kept[starts + position] = False
     pool = Pool(
         preamble=preamble,
-        tokens=np.concatenate([ids[cut:] for ids, _ in samples]).astype(np.int32),
-        is_response=np.concatenate([mask[cut:] for _, mask in samples]).astype(bool),
-        offsets=np.cumsum([0, *(len(ids) - cut for ids, _ in samples)], dtype=np.int64),
-        texts=texts,
+        tokens=whole.tokens[is_kept],
+        is_response=whole.is_response[is_kept],
+        offsets=whole.offsets - len(preamble) * np.arange(len(whole.offsets)),
+        texts=whole.texts,
     )
     _check_usable(pool)
     return pool
-
-
-def read_tokenized(dataset: Any) -> Iterator[TokenizedSample]:
-    """
-    Reads `input_ids` and what is response from a tokenised, map-style dataset.
-
-    The response is where `labels` is not -100; without `labels`, where `completion_mask` or `assistant_masks` is 1.
-    Positions at which an `attention_mask` column is 0 are padding and are left out.
-
-    Raises:
-        TypeError: the dataset is not map-style.
-        ValueError: it lacks a column, is empty, or its columns differ in length.
-    """
-    check_map_style(dataset)
-    _check_count(len(dataset))
-    columns = _columns(dataset)
-    _check_columns(columns)
-    wanted = [name for name in ("input_ids", "attention_mask", *RESPONSE_COLUMNS) if name in columns]
-    for index, row in enumerate(_iterate_rows(dataset, wanted)):
-        yield _sequence(index, row)
 
 
 def check_map_style(dataset: Any) -> None:
@@ -184,7 +199,7 @@ def check_map_style(dataset: Any) -> None:
         )
 
 
-def _check_count(count: int) -> None:
+def check_count(count: int) -> None:
     if count == 0:
         raise ValueError(
             "The pool is empty: give at least two samples. (SFTTrainer drops samples whose response lies beyond "
@@ -194,134 +209,49 @@ def _check_count(count: int) -> None:
         raise ValueError("The pool has one sample: every sample needs another one as its exemplar, so give two.")
 
 
-def _columns(dataset: Any) -> list[str]:
-    # Under a transform, the columns are those that it yields.
-    if isinstance(dataset, datasets.Dataset) and dataset.format["type"] != "custom":
-        return dataset.column_names
-    first = dataset[0]
-    if not isinstance(first, dict) and not hasattr(first, "keys"):
-        raise ValueError(
-            "Samples of the pool must be dictionaries with `input_ids` and `labels`, but the first is a "
-            f"{type(first).__name__}."
-        )
-    return list(first.keys())
-
-
-def _check_columns(columns: list[str]) -> None:
-    found = ", ".join(columns) or "none"
-    if "seq_lengths" in columns:
-        raise ValueError(
-            "The pool is packed (column `seq_lengths`): several samples share a line, so none can be chosen by "
-            "itself. Set `packing=False`."
-        )
-    if "input_ids" not in columns:
-        raise ValueError(
-            f"The pool has no `input_ids` (columns: {found}): tokenise it before it goes to the Trainer, with "
-            "`miwv_trainer.tokenize`, or use TRL's SFTTrainer, which does it itself."
-        )
-    if not any(name in columns for name in RESPONSE_COLUMNS):
-        raise ValueError(
-            f"The pool has no `labels` (columns: {found}), so response tokens cannot be told from the prompt. Give "
-            "`labels` that are -100 everywhere but on the response; `miwv_trainer.tokenize` makes them."
-        )
-
-
-def _iterate_rows(dataset: Any, columns: list[str]) -> Iterator[dict[str, Any]]:
-    """Rows with the named columns, through Arrow where the dataset has it (20 times faster than lists)."""
-    if not isinstance(dataset, datasets.Dataset) or dataset.format["type"] == "custom":
-        for index in range(len(dataset)):
-            row = dataset[index]
-            yield {name: row[name] for name in columns if name in row}
-        return
-    for table in dataset.select_columns(columns).with_format("arrow").iter(batch_size=10_000):
-        arrays = {name: table[name].combine_chunks() for name in columns}
-        _check_lists(arrays)
-        for row_number in range(len(table)):
-            # `ListScalar.values` is a view of the child array, None where the list itself is null.
-            cells = {name: array[row_number].values for name, array in arrays.items()}
-            yield {name: None if cell is None else cell.to_numpy(zero_copy_only=False) for name, cell in cells.items()}
-
-
-def _check_lists(arrays: dict[str, Any]) -> None:
-    for name, array in arrays.items():
-        kind = array.type
-        if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
-            raise ValueError(
-                f"The pool's column `{name}` must hold a list of whole numbers in every line, but its type is {kind}."
-            )
-
-
-def _sequence(index: int, row: dict[str, Any]) -> TokenizedSample:
-    arrays = {name: _vector(index, name, value) for name, value in row.items()}
-    if "input_ids" not in arrays:
-        raise ValueError(f"Sample {index} of the pool has no `input_ids`.")
-    ids = arrays["input_ids"]
-    for name, array in arrays.items():
-        if len(array) != len(ids):
-            raise ValueError(
-                f"Sample {index} of the pool has {len(ids)} `input_ids` but {len(array)} `{name}`; both must have the "
-                "same length."
-            )
-    is_response = _response(index, arrays)
-    if "attention_mask" in arrays:
-        kept = arrays["attention_mask"] != 0
-        ids, is_response = ids[kept], is_response[kept]
-    return TokenizedSample(ids, is_response)
-
-
-def _vector(index: int, name: str, value: Any) -> np.ndarray:
-    array = np.asarray(value if value is not None else [None])
-    if array.ndim != 1 or (array.size and array.dtype.kind not in "iub"):
-        raise ValueError(
-            f"Sample {index} of the pool: `{name}` must be a flat list of whole numbers, but has shape {array.shape} "
-            f"and type {array.dtype}."
-        )
-    return array.astype(np.int64)
-
-
-def _response(index: int, arrays: dict[str, np.ndarray]) -> np.ndarray:
-    if "labels" in arrays:
-        return arrays["labels"] != IGNORED_LABEL
-    masks = [arrays[name] != 0 for name in RESPONSE_COLUMNS[1:] if name in arrays]
-    if not masks:
-        raise ValueError(f"Sample {index} of the pool has no `labels`.")
-    return np.logical_and.reduce(masks)
-
-
-def _prompt_ends(samples: list[TokenizedSample]) -> list[int]:
-    return [int(np.argmax(mask)) if mask.any() else len(mask) for _, mask in samples]
-
-
-def _shared_preamble(ids: list[np.ndarray], prompt_ends: list[int], markers: TurnMarkers) -> np.ndarray:
+def _shared_preamble(whole: Pool, markers: TurnMarkers) -> np.ndarray:
     """
     What stands before the first user's turn, if that is the same in every sample; else BOS alone, if all have it.
 
     A longest common prefix would be wrong: it would take the first words off prompts that begin alike.
     """
+    tokens, starts = whole.tokens, whole.offsets[:-1]
+    prompt_ends = starts + whole.prompt_tokens
     header = np.asarray(markers.user_header, dtype=np.int64)
     if len(header):
-        ends = [find_tokens(sample[:end], header) for sample, end in zip(ids, prompt_ends, strict=True)]
-        first = ids[0][: max(ends[0], 0)]
-        if all(
-            end == len(first) and np.array_equal(sample[:end], first) for sample, end in zip(ids, ends, strict=True)
+        found = find_all_tokens(tokens, header)
+        first = np.append(found, len(tokens))[np.searchsorted(found, starts)]
+        before = first - starts
+        shared = tokens[: before[0]]
+        if (
+            (first + len(header) <= prompt_ends).all()
+            and (before == len(shared)).all()
+            and all((tokens[starts + position] == token).all() for position, token in enumerate(shared))
         ):
-            return first.astype(np.int32)
-    every_one_has_bos = markers.bos is not None and all(len(s) and s[0] == markers.bos for s in ids)
+            return shared.copy()
+    if markers.bos is None or (whole.lengths == 0).any() or (tokens[starts] != markers.bos).any():
+        return np.empty(0, dtype=np.int32)
     # SmolLM2's BOS, <|im_start|>, opens every turn; so does Llama-2's.
-    opens_turns = any((s[1:end] == markers.bos).any() for s, end in zip(ids, prompt_ends, strict=True))
-    opens_turns = opens_turns or (len(header) > 0 and header[0] == markers.bos)
-    if every_one_has_bos and not opens_turns:
-        return np.asarray([markers.bos], dtype=np.int32)
-    return np.empty(0, dtype=np.int32)
+    places = np.flatnonzero(tokens == markers.bos)
+    sample = np.searchsorted(whole.offsets, places, side="right") - 1
+    opens_turns = ((starts[sample] < places) & (places < prompt_ends[sample])).any()
+    if opens_turns or (len(header) > 0 and header[0] == markers.bos):
+        return np.empty(0, dtype=np.int32)
+    return np.asarray([markers.bos], dtype=np.int32)
+
+
+def find_all_tokens(sequence: np.ndarray, pattern: np.ndarray) -> np.ndarray:
+    """Every position of `pattern` in `sequence`, ascending."""
+    starts = np.flatnonzero(sequence[: max(len(sequence) - len(pattern) + 1, 0)] == pattern[0])
+    for position, token in enumerate(pattern[1:], start=1):
+        starts = starts[sequence[starts + position] == token]
+    return starts
 
 
 def find_tokens(sequence: np.ndarray, pattern: np.ndarray) -> int:
     """First position of `pattern` in `sequence`, or -1."""
-    last_start = max(len(sequence) - len(pattern) + 1, 0)
-    for start in np.flatnonzero(sequence[:last_start] == pattern[0]):
-        if np.array_equal(sequence[start : start + len(pattern)], pattern):
-            return int(start)
-    return -1
+    found = find_all_tokens(sequence, pattern)
+    return int(found[0]) if len(found) else -1
 
 
 def _check_usable(pool: Pool) -> None:

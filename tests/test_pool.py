@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 import torch
 
-from miwv_trainer.pool import Pool, TokenizedSample, TurnMarkers, build_pool, check_map_style, read_tokenized
+from miwv_trainer.pool import Pool, TokenizedSample, TurnMarkers, build_pool, check_map_style, split_preamble
+from miwv_trainer.tokenized import read_tokenized
 
 BOS, SYSTEM, USER, ASSISTANT = 1, 2, 3, 4
 NO_MARKERS = TurnMarkers()
@@ -46,7 +47,7 @@ def pool_of(ids, masks, markers=NO_MARKERS):
 
 
 def pool_from(dataset, markers=NO_MARKERS):
-    return build_pool(read_tokenized(dataset), markers)
+    return split_preamble(read_tokenized(dataset), markers)
 
 
 def as_lists(pool):
@@ -361,7 +362,7 @@ def test_a_dictionary_of_splits_is_refused_with_the_names_of_the_splits(split):
 def test_a_dataset_without_length_or_index_is_refused_with_a_way_out(stream):
     words = f"must be a map-style dataset.*got {type(stream).__name__}.*without `streaming=True`.*from_generator"
     with pytest.raises(TypeError, match=words):
-        list(read_tokenized(stream))
+        read_tokenized(stream)
 
 
 @pytest.mark.parametrize("build", [MapStyle, list, datasets.Dataset.from_list])
@@ -467,3 +468,30 @@ def test_a_pool_in_which_no_prompt_can_be_told_is_refused():
 def test_one_sample_with_prompt_and_response_is_enough_to_keep_the_pool():
     pool = pool_of(IDS, [[1, 1, 1, 1], [0, 0], [0, 0, 0, 0, 1]])
     assert pool.has_prompt_and_response.tolist() == [False, False, True]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_whole_columns_and_single_rows_are_read_as_the_same_pool(seed):
+    generator = np.random.default_rng(seed)
+    rows = []
+    for _ in range(25):
+        length = int(generator.integers(0 if seed % 2 else 3, 9))
+        ids = generator.integers(BOS, 9, length)
+        labels = np.where(generator.random(length) < 0.5, ids, -100)
+        kept = (generator.random(length) < 0.8).astype(int)
+        rows.append({"input_ids": ids.tolist(), "labels": labels.tolist(), "attention_mask": kept.tolist()})
+    rows[3] = {"input_ids": [5, 6], "labels": [-100, 6], "attention_mask": [1, 1]}
+    if seed % 3 == 0:  # a preamble for all
+        opening = {"input_ids": [5, USER], "labels": [-100, -100], "attention_mask": [1, 1]}
+        rows = [{name: opening[name] + values for name, values in row.items()} for row in rows]
+    expected = [(np.array(row["input_ids"]), np.array(row["labels"])) for row in rows]
+    kept = [np.array(row["attention_mask"], dtype=bool) for row in rows]
+    for markers in (NO_MARKERS, CHAT_MARKERS, TurnMarkers(bos=BOS)):
+        by_column = pool_from(datasets.Dataset.from_list(rows), markers)
+        by_row = pool_from(MapStyle(rows), markers)
+        assert by_column.fingerprint == by_row.fingerprint
+        for index, ((ids, labels), mask) in enumerate(zip(expected, kept, strict=True)):
+            assert [*by_column.preamble.tolist(), *by_column.sample(index).tolist()] == ids[mask].tolist()
+            hidden = [False] * len(by_column.preamble)
+            assert [*hidden, *by_column.response_mask(index).tolist()] == (labels[mask] != -100).tolist()
+    assert len(pool_from(datasets.Dataset.from_list(rows), CHAT_MARKERS).preamble) == (seed % 3 == 0)
