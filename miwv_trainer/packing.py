@@ -224,8 +224,8 @@ def plan_trees(pool: Pool, exemplars: np.ndarray, context: int, tokens_per_row: 
         branches = order[starts[trunk] : starts[trunk + 1]]
         trees += _trees_of(trunk, branches, bool(can_score[trunk]), pool, context, tokens_per_row)
     sizes = [tree.tokens(pool) for tree in trees]
-    rows = [[trees[number] for number in row] for row in _best_fit(sizes, tokens_per_row)]
-    return sorted(rows, key=lambda row: -row_tokens(row, pool))
+    rows = sorted(_best_fit(sizes, tokens_per_row), key=lambda row: -sum(sizes[number] for number in row))
+    return [[trees[number] for number in row] for row in rows]
 
 
 def _trees_of(
@@ -271,38 +271,35 @@ def _best_fit(sizes: Sequence[int], capacity: int) -> list[list[int]]:
 
 def tree_row(trees: Sequence[Tree], pool: Pool) -> TreeRow:
     """Lays trees out side by side: of each its trunk, then its branches."""
-    pieces: list[tuple[np.ndarray, int, int, int]] = []
-    targets, samples, kinds = [], [], []
-    length = 0
-
-    def place(ids: np.ndarray, position: int, tree: int, branch: int) -> None:
-        nonlocal length
-        pieces.append((ids, position, tree, branch))
-        length += len(ids)
-
-    def score_last(sample: int, kind: int) -> None:
-        responses = length - int(pool.lengths[sample]) + np.flatnonzero(pool.response_mask(sample))
-        targets.append(responses)
-        samples.append(np.full(len(responses), sample))
-        kinds.append(np.full(len(responses), kind))
-
+    ids: list[np.ndarray] = []
+    scored: list[np.ndarray] = []
+    pieces: list[tuple[int, int, int, int, int]] = []  # tree, branch, first position, sample, kind
     for number, tree in enumerate(trees):
-        trunk = np.concatenate([pool.preamble, pool.sample(tree.trunk)[-tree.trunk_room :]])
-        place(trunk, 0, number, 0)
+        shown = slice(-min(int(pool.lengths[tree.trunk]), tree.trunk_room), None)
+        trunk = np.concatenate([pool.preamble, pool.sample(tree.trunk)[shown]])
+        ids.append(trunk)
+        of_trunk = np.zeros(len(trunk), dtype=bool)
         if tree.scores_trunk:
-            score_last(tree.trunk, ZERO_SHOT)
+            of_trunk[len(pool.preamble) :] = pool.response_mask(tree.trunk)
+        scored.append(of_trunk)
+        pieces.append((number, 0, 0, tree.trunk, ZERO_SHOT))
         for branch, sample in enumerate(tree.branches, start=1):
-            place(pool.sample(sample), len(trunk), number, branch)
-            score_last(sample, ONE_SHOT)
-    lengths = [len(ids) for ids, *_ in pieces]
+            ids.append(pool.sample(sample))
+            scored.append(pool.response_mask(sample))
+            pieces.append((number, branch, len(trunk), sample, ONE_SHOT))
+    lengths = np.asarray([len(piece) for piece in ids])
+    piece = np.repeat(np.arange(len(pieces)), lengths)
+    tree_number, branch_number, first, sample_number, kind = np.asarray(pieces).T
+    start = np.cumsum(lengths) - lengths
+    targets = np.flatnonzero(np.concatenate(scored))
     return TreeRow(
-        ids=np.concatenate([ids for ids, *_ in pieces]),
-        positions=np.concatenate([start + np.arange(len(ids)) for ids, start, *_ in pieces]),
-        tree=np.repeat([tree for _, _, tree, _ in pieces], lengths),
-        branch=np.repeat([branch for *_, branch in pieces], lengths),
-        targets=np.concatenate(targets),
-        samples=np.concatenate(samples),
-        kinds=np.concatenate(kinds),
+        ids=np.concatenate(ids),
+        positions=np.arange(len(piece)) + (first - start)[piece],
+        tree=tree_number[piece],
+        branch=branch_number[piece],
+        targets=targets,
+        samples=sample_number[piece[targets]],
+        kinds=kind[piece[targets]],
     )
 
 
