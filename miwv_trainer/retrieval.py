@@ -1,9 +1,6 @@
-"""Which exemplar each sample gets: k(i) = argmax over j != i of cosine(h_i, h_j), equation 1 of the paper.
+"""Which exemplar each sample gets: k(i) = argmax over j != i of cosine(h_i, h_j), equation 1 of the paper."""
 
-The search is exact and goes in chunks of queries against the whole pool; an N x N matrix is never held (52,002
-samples would take 10.8 GB).
-"""
-
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,16 +9,17 @@ import numpy as np
 import scipy.sparse
 import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
-from tqdm.auto import tqdm
 
 from miwv_trainer.distributed import whole_models
 from miwv_trainer.packing import NO_EXEMPLAR
 from miwv_trainer.pool import Pool
+from miwv_trainer.search import Rules, check_faiss, search_exactly, search_with_faiss
 from miwv_trainer.store import Embeddings
 
-SIMILARITIES_AT_ONCE = 2**25  # 128 MiB of float32
-# Below this, a difference of two cosines in float32 is rounding, which differs between machines.
-TIE = 1e-6
+logger = logging.getLogger(__name__)
+
+APPROXIMATE_ABOVE = 1_000_000
+SPARSE_SECONDS_PER_PAIR = 1e-8  # measured; see docs/retrieval.md
 ALTERNATIVES = (
     '`embedder="tfidf"` (no download), `embedder="model"` (the model being trained), or an array of shape (N, d)'
 )
@@ -78,64 +76,53 @@ def nearest_exemplars(
     context: int,
     allow_identical: bool = False,
     show_progress: bool = False,
+    device: torch.device | str = "cpu",
+    approximate_above: int = APPROXIMATE_ABOVE,
 ) -> tuple[np.ndarray, np.ndarray]:
     """
     The nearest sample of each sample, ties by lower index.
 
     A sample is never its own exemplar, nor is one with the same tokens unless `allow_identical`, nor one without
     prompt or response. Of those that fit the context together with the sample, the nearest is taken; where none fits,
-    the nearest of all.
+    the nearest of all. An embedding that is not finite has and is no exemplar.
+
+    Args:
+        embeddings: `(N, d)`, in pool order.
+        context: Most tokens of an exemplar and its sample together, preamble included.
+        device: Where dense embeddings are compared; sparse ones always are on the CPU.
+        approximate_above: In larger pools, dense embeddings are searched with FAISS, on the CPU.
 
     Returns:
         `(N,)` int64 indices, -1 where there is none, and `(N,)` float32 cosines, NaN where there is none.
+
+    Raises:
+        ImportError: the pool is larger than `approximate_above`, and FAISS is not installed.
     """
-    unit = _normalise(embeddings)
-    # A transposed sparse matrix would be converted anew for every chunk.
-    transposed = unit.T if isinstance(unit, np.ndarray) else unit.T.tocsr()
     size = len(pool)
+    is_large, is_dense = size > approximate_above, isinstance(embeddings, np.ndarray)
+    if is_large and is_dense:
+        check_faiss(size)
+    elif is_large:
+        logger.warning(_long_sparse_search(size))
+    unit = _normalise(embeddings)
+    finite = _is_finite(unit)
+    rules = Rules.of(pool, context, pool.has_prompt_and_response & finite, allow_identical)
+    queries = torch.from_numpy(np.flatnonzero(finite))
     exemplars = np.full(size, NO_EXEMPLAR, dtype=np.int64)
     similarities = np.full(size, np.nan, dtype=np.float32)
-    chunk = max(1, SIMILARITIES_AT_ONCE // size)
-    unfit = np.flatnonzero(~(pool.has_prompt_and_response & _is_finite(unit)))
-    copies = _copies(pool) if not allow_identical else {}
-    starts = tqdm(range(0, size, chunk), desc="Finding exemplars", disable=not show_progress)
-    for start in starts:
-        queries = np.arange(start, min(start + chunk, size))
-        cosines = _cosines(unit[queries], transposed)
-        cosines[:, unfit] = -np.inf
-        cosines[np.isnan(cosines).any(axis=1)] = -np.inf
-        cosines[np.arange(len(queries)), queries] = -np.inf
-        for row in np.flatnonzero([query in copies for query in queries.tolist()]):
-            cosines[row, copies[int(queries[row])]] = -np.inf
-        _prefer_fitting(cosines, queries, pool, context)
-        _take_best(cosines, queries, exemplars, similarities)
+    search = search_with_faiss if is_large and is_dense and len(rules.candidates) else search_exactly
+    found = search(unit, rules, queries, torch.device(device), show_progress)
+    exemplars[finite], similarities[finite] = (part.numpy() for part in found)
     return exemplars, similarities
 
 
-def _take_best(cosines: np.ndarray, queries: np.ndarray, exemplars: np.ndarray, similarities: np.ndarray) -> None:
-    best = cosines.max(axis=1)
-    found = np.isfinite(best)
-    first_of_ties = (cosines >= best[:, None] - TIE).argmax(axis=1)
-    exemplars[queries[found]] = first_of_ties[found]
-    similarities[queries[found]] = cosines[found, first_of_ties[found]]
-
-
-def _prefer_fitting(cosines: np.ndarray, queries: np.ndarray, pool: Pool, context: int) -> None:
-    """Rules out exemplars that are too long for a query, unless that rules out all."""
-    room = context - len(pool.preamble) - pool.lengths[queries]
-    for row in np.flatnonzero(room < pool.lengths.max()):
-        fitting = np.where(pool.lengths <= room[row], cosines[row], -np.inf)
-        if np.isfinite(fitting).any():
-            cosines[row] = fitting
-
-
-def _copies(pool: Pool) -> dict[int, np.ndarray]:
-    """For every sample that is not unique, the samples with the same tokens."""
-    groups = pool.duplicate_groups
-    order = np.argsort(groups, kind="stable")
-    edges = np.flatnonzero(np.diff(groups[order])) + 1
-    same = [members for members in np.split(order, edges) if len(members) > 1]
-    return {int(member): members for members in same for member in members}
+def _long_sparse_search(size: int) -> str:
+    hours = SPARSE_SECONDS_PER_PAIR * size**2 / 3600
+    return (
+        f"The tf-idf vectors of {size:,} samples are compared pair by pair, because FAISS takes dense ones only: about "
+        f'{hours:,.1f} hours on two cores. Faster: a sentence-transformers `embedder`, `embedder="model"`, or an array '
+        "of shape (N, d)."
+    )
 
 
 def _is_finite(unit: Embeddings) -> np.ndarray:
@@ -143,12 +130,6 @@ def _is_finite(unit: Embeddings) -> np.ndarray:
     if isinstance(unit, np.ndarray):
         return np.asarray(np.isfinite(unit).all(axis=1))
     return np.ones(unit.shape[0], dtype=bool)
-
-
-def _cosines(queries: Embeddings, transposed: Embeddings) -> np.ndarray:
-    """`(queries, N)` products of unit vectors."""
-    products = queries @ transposed
-    return products if isinstance(products, np.ndarray) else products.toarray()
 
 
 def _normalise(embeddings: Embeddings) -> Embeddings:

@@ -107,7 +107,7 @@ def find_exemplars(
     with world.together("finding the exemplars"):
         if world.is_main:
             indices, similarities = found = nearest_exemplars(
-                embeddings, pool, context, config.allow_identical_exemplars, show_progress=True
+                embeddings, pool, context, config.allow_identical_exemplars, show_progress=True, device=world.device
             )
             store.write_exemplars(indices, similarities, fingerprint)
     return Exemplars(*world.share(found))

@@ -13,7 +13,7 @@ import pytest
 import scipy.sparse
 import torch
 
-from miwv_trainer import retrieval
+from miwv_trainer import retrieval, search
 from miwv_trainer.pool import Pool
 from miwv_trainer.retrieval import embed_texts, given_embeddings, nearest_exemplars
 
@@ -250,18 +250,18 @@ def test_a_search_in_chunks_equals_one_at_once(monkeypatch, embedder, at_once):
     vectors = np.random.default_rng(2).integers(-2, 3, size=(41, 4)).astype(np.float32)  # many ties
     embeddings = vectors if embedder == "dense" else scipy.sparse.csr_matrix(retrieval._normalise(vectors))
     seen = []
-    cosines = retrieval._cosines
+    nearest = search.Rules.nearest
 
-    def watched_cosines(queries, transposed):
-        seen.append(queries.shape[0])
-        return cosines(queries, transposed)
+    def watched_nearest(rules, cosines, queries, candidates):
+        seen.append(tuple(cosines.shape))
+        return nearest(rules, cosines, queries, candidates)
 
-    monkeypatch.setattr(retrieval, "SIMILARITIES_AT_ONCE", at_once)
-    monkeypatch.setattr(retrieval, "_cosines", watched_cosines)
+    monkeypatch.setattr(search, "SIMILARITIES_AT_ONCE", at_once)
+    monkeypatch.setattr(search.Rules, "nearest", watched_nearest)
     found, _ = nearest_exemplars(embeddings, pool_of(samples), 14)
     assert found.tolist() == brute_force(vectors.tolist(), samples, 14)
-    assert sum(seen) == 41
-    assert max(seen) == min(max(at_once // 41, 1), 41)
+    assert sum(rows for rows, _ in seen) == 41
+    assert max(rows * columns for rows, columns in seen) <= max(at_once, 39)  # two samples can be nobody's exemplar
 
 
 @pytest.mark.slow
@@ -279,6 +279,278 @@ def test_55185_samples_of_384_dimensions_are_searched_within_60_seconds_and_2_gi
     assert measured["wrong"] == 0
     assert measured["seconds"] < 60
     assert measured["extra"] < 2 * 2**30  # an N x N matrix of float32 takes 11.3 GiB
+
+
+@pytest.mark.parametrize("terms", [0, 3, 128])
+def test_common_terms_as_dense_columns_leave_the_cosines_as_they_are(monkeypatch, terms):
+    vectors = np.random.default_rng(3).random((60, 20)) * (np.random.default_rng(4).random((60, 20)) < 0.3)
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    monkeypatch.setattr(search, "DENSE_TERMS", terms)
+    found, similarities = nearest_exemplars(
+        scipy.sparse.csr_matrix(unit.astype(np.float32)), pool_of(distinct(60)), FAR
+    )
+    assert found.tolist() == brute_force(unit.tolist(), distinct(60), FAR)
+    np.testing.assert_allclose(similarities, (unit * unit[found]).sum(axis=1), atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("dim", [2, 33])
+def test_random_pools_equal_a_brute_force_search(seed, dim):
+    generator = np.random.default_rng(seed)
+    samples = random_samples(50, seed)
+    samples[30:34] = [samples[1]] * 4
+    vectors = generator.standard_normal((50, dim)).astype(np.float32)
+    for context in (2, 6, 9, 12, 16, FAR):
+        found, _ = nearest_exemplars(vectors, pool_of(samples, preamble=1), context)
+        assert found.tolist() == brute_force(vectors.tolist(), samples, context, preamble=1)
+
+
+def test_a_sample_whose_only_fitting_exemplars_are_its_copies_takes_the_nearest_of_all():
+    samples = [([1], [1]), ([1], [1]), ([2] * 9, [2]), ([3] * 9, [3])]
+    vectors = np.array([[1, 0], [1, 0], [1, 3], [1, 2]], dtype=np.float32)
+    found, _ = nearest_exemplars(vectors, pool_of(samples), context=5)
+    assert found.tolist() == brute_force(vectors.tolist(), samples, 5) == [3, 3, 3, 2]
+
+
+@pytest.mark.parametrize("approximate_above", [10_000, 0], ids=["exact", "FAISS"])
+def test_an_embedding_that_is_not_finite_has_and_is_no_exemplar(approximate_above):
+    vectors = np.array([[1, 0], [np.nan, 0], [1, 1], [np.inf, 1]], dtype=np.float32)
+    found, similarities = nearest_exemplars(vectors, pool_of(distinct(4)), FAR, approximate_above=approximate_above)
+    assert found.tolist() == [2, -1, 0, -1]
+    assert np.isnan(similarities).tolist() == [False, True, False, True]
+    found, _ = nearest_exemplars(np.full_like(vectors, np.nan), pool_of(distinct(4)), FAR, approximate_above=0)
+    assert found.tolist() == [-1] * 4
+
+
+def set_newer(backend, value):
+    return lambda: setattr(backend.matmul, "fp32_precision", value)
+
+
+PRECISIONS = {
+    "untouched": lambda: None,
+    "high": lambda: torch.set_float32_matmul_precision("high"),
+    "medium": lambda: torch.set_float32_matmul_precision("medium"),
+    "allow_tf32": lambda: setattr(torch.backends.cuda.matmul, "allow_tf32", True),
+    "newer for CUDA": set_newer(torch.backends.cuda, "tf32"),
+    "newer for oneDNN": set_newer(torch.backends.mkldnn, "bf16"),
+    "newer for all, as transformers sets it": lambda: setattr(torch.backends, "fp32_precision", "tf32"),
+}
+
+
+@pytest.fixture
+def untouched_precision():
+    def reset():
+        torch.backends.fp32_precision = "none"
+        torch.set_float32_matmul_precision("highest")
+        for backend in (torch.backends.cuda, torch.backends.mkldnn):
+            backend.matmul.fp32_precision = "none"
+
+    reset()
+    yield
+    reset()
+
+
+@pytest.mark.parametrize("setting", PRECISIONS)
+def test_products_are_full_float32_whatever_the_user_set_and_the_setting_comes_back(setting, untouched_precision):
+    def read():
+        try:
+            older = torch.get_float32_matmul_precision()
+        except RuntimeError:
+            older = "refused"
+        newer = [backend.matmul.fp32_precision for backend in (torch.backends.cuda, torch.backends.mkldnn)]
+        return [older, torch.backends.fp32_precision, *newer]
+
+    PRECISIONS[setting]()
+    before = read()
+    with pytest.raises(KeyError), search.full_float32():
+        assert torch.get_float32_matmul_precision() == "highest"
+        assert not torch.backends.cuda.matmul.allow_tf32
+        assert read()[2:] == ["ieee", "ieee"]
+        raise KeyError
+    assert read() == before
+
+
+def test_the_product_on_another_device_is_taken_in_full_float32(monkeypatch, untouched_precision):
+    """On the meta device, which computes nothing: what is looked at is the setting at the moment of the product."""
+    seen = []
+    product = torch.Tensor.__matmul__
+
+    def watched_product(left, right):
+        seen.append((left.device.type, torch.backends.cuda.matmul.allow_tf32))
+        return product(left, right)
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", watched_product)
+    torch.set_float32_matmul_precision("high")
+    products = search._dense_products(np.ones((4, 3), dtype=np.float32), np.arange(4), torch.device("meta"))
+    assert products(torch.arange(2)).shape == (2, 4)
+    assert seen == [("meta", False)]
+    assert torch.backends.cuda.matmul.allow_tf32
+
+
+@pytest.mark.gpu
+def test_a_search_on_a_gpu_finds_what_a_search_on_the_cpu_finds(untouched_precision):
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    samples = random_samples(3000)
+    vectors = np.random.default_rng(0).standard_normal((3000, 384)).astype(np.float32)
+    vectors[5] = vectors[11] = vectors[2]
+    vectors[100] = np.nan
+    torch.backends.fp32_precision = "tf32"
+    for context in (FAR, 20, 12):
+        on_cpu = nearest_exemplars(vectors, pool_of(samples, preamble=2), context)
+        on_gpu = nearest_exemplars(vectors, pool_of(samples, preamble=2), context, device="cuda")
+        assert (on_gpu[0] == on_cpu[0]).mean() > 0.999  # two cosines within 1e-6 of each other may change places
+        np.testing.assert_allclose(on_gpu[1], on_cpu[1], atol=2e-6)
+
+
+def clustered_pool(count: int = 4000, dim: int = 32) -> tuple[np.ndarray, list[tuple[list[int], list[int]]]]:
+    """Vectors around `count / 20` centres; every tenth sample is a copy of the one before, every 97th unusable."""
+    generator = np.random.default_rng(0)
+    centres = generator.standard_normal((count // 20, dim))
+    vectors = centres[generator.integers(0, len(centres), count)] + 0.5 * generator.standard_normal((count, dim))
+    samples = [([index] * generator.integers(1, 9), [7] * generator.integers(1, 9)) for index in range(count)]
+    for index in range(10, count, 10):
+        samples[index], vectors[index] = samples[index - 1], vectors[index - 1]
+    for index in range(97, count, 97):
+        samples[index] = ([], [1, 2])
+    return vectors.astype(np.float32), samples
+
+
+@pytest.mark.parametrize("context", [FAR, 12])
+def test_faiss_finds_at_least_95_percent_of_the_exemplars_and_none_that_is_ruled_out(context):
+    pytest.importorskip("faiss")
+    vectors, samples = clustered_pool()
+    pool = pool_of(samples)
+    found, similarities = nearest_exemplars(vectors, pool, context, approximate_above=3999)
+    unit = vectors.astype(np.float64) / np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
+    np.testing.assert_allclose(similarities, (unit * unit[found]).sum(axis=1), atol=1e-6)
+
+    hits = 0
+    usable = np.asarray([bool(prompt) and bool(response) for prompt, response in samples])
+    lengths = np.asarray([len(prompt) + len(response) for prompt, response in samples])
+    for query, exemplar in enumerate(found.tolist()):
+        assert exemplar != query
+        assert usable[exemplar]
+        assert samples[exemplar] != samples[query]
+        allowed = usable.copy()
+        allowed[[other for other in range(query - 1, min(query + 2, 4000)) if samples[other] == samples[query]]] = False
+        fitting = allowed & (lengths + lengths[query] <= context)
+        if fitting.any():
+            assert fitting[exemplar]
+        cosines = np.where(fitting if fitting.any() else allowed, unit @ unit[query], -np.inf)
+        hits += cosines[exemplar] >= cosines.max() - 1e-6
+    assert hits / len(found) >= 0.95
+
+
+def test_faiss_is_used_above_the_given_size_alone_and_finds_the_same_twice(monkeypatch):
+    pytest.importorskip("faiss")
+    vectors, samples = clustered_pool(1000)
+    searches = []
+    build = search._index
+    monkeypatch.setattr(search, "_index", lambda *given: searches.append(1) or build(*given))
+    nearest_exemplars(vectors, pool_of(samples), FAR, approximate_above=1000)
+    nearest_exemplars(vectors, pool_of(samples), FAR)
+    assert not searches
+    first = nearest_exemplars(vectors, pool_of(samples), FAR, approximate_above=999)
+    second = nearest_exemplars(vectors, pool_of(samples), FAR, approximate_above=999)
+    assert len(searches) == 2
+    assert first[0].tolist() == second[0].tolist()
+    assert first[1].tolist() == second[1].tolist()
+
+
+def test_ties_among_the_neighbours_of_faiss_go_to_the_lower_index():
+    pytest.importorskip("faiss")
+    directions = np.random.default_rng(0).standard_normal((100, 16))
+    scales = np.random.default_rng(1).uniform(0.01, 100, size=(300, 1))
+    vectors = (np.tile(directions, (3, 1)) * scales).astype(np.float32)  # i, i + 100 and i + 200 point one way
+    found, _ = nearest_exemplars(vectors, pool_of(distinct(300)), FAR, approximate_above=0)
+    assert found.tolist() == [*range(100, 200), *range(100), *range(100)]
+
+
+def test_lists_are_looked_into_until_the_recall_is_reached(monkeypatch, caplog):
+    pytest.importorskip("faiss")
+    vectors = np.random.default_rng(0).standard_normal((4000, 48)).astype(np.float32)  # no clusters: the hardest case
+    pool = pool_of(distinct(4000))
+    caplog.set_level("INFO", logger="miwv_trainer")
+    exact, _ = nearest_exemplars(vectors, pool, FAR)
+    recalls = []
+    for wanted in (0.0, 0.99):
+        monkeypatch.setattr(search, "RECALL", wanted)
+        found, _ = nearest_exemplars(vectors, pool, FAR, approximate_above=0)
+        recalls.append((found == exact).mean())
+    assert recalls[0] < 0.9 < 0.98 < recalls[1]
+    told = [re.search(r"into (\d+) of 62 lists.* for ([\d.]+) % of 1000", record.message) for record in caplog.records]
+    assert [int(match[1]) for match in told][0] == 8 < int(told[1][1])
+    assert [float(match[2]) / 100 for match in told] == pytest.approx(recalls, abs=0.03)
+
+
+def test_samples_whose_neighbours_are_all_ruled_out_are_searched_exactly(caplog):
+    pytest.importorskip("faiss")
+    generator = np.random.default_rng(0)
+    vectors = generator.standard_normal((300, 8)).astype(np.float32)
+    samples = distinct(300)
+    for copy in range(100):  # more than FAISS returns
+        vectors[copy], samples[copy] = vectors[0], samples[0]
+    caplog.set_level("INFO", logger="miwv_trainer")
+    found, _ = nearest_exemplars(vectors, pool_of(samples), FAR, approximate_above=0)
+    expected = brute_force(vectors.tolist(), samples, FAR)
+    assert found[:100].tolist() == expected[:100]
+    assert (found[100:] == expected[100:]).mean() >= 0.95
+    assert "100 samples have no exemplar among 32 neighbours: searched exactly." in caplog.text
+
+
+def test_a_pool_of_copies_has_no_exemplars_with_faiss_either():
+    pytest.importorskip("faiss")
+    vectors = np.ones((200, 4), dtype=np.float32)
+    found, similarities = nearest_exemplars(vectors, pool_of([([1], [2])] * 200), FAR, approximate_above=0)
+    assert found.tolist() == [-1] * 200
+    assert np.isnan(similarities).all()
+
+
+def test_a_missing_faiss_is_an_error_that_names_the_extra_and_only_above_the_threshold(monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    vectors = np.eye(4, dtype=np.float32)
+    assert len(nearest_exemplars(vectors, pool_of(distinct(4)), FAR, approximate_above=4)[0]) == 4
+    with pytest.raises(ImportError, match=r"4 samples are searched with FAISS.*pip install 'miwv-trainer\[faiss\]'"):
+        nearest_exemplars(vectors, pool_of(distinct(4)), FAR, approximate_above=3)
+
+
+def test_a_large_sparse_pool_is_searched_exactly_with_a_warning_of_its_cost(monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    texts = ["red apples", "green apples", "green rivers", "red rivers and apples"]
+    embeddings = embed_texts("tfidf", texts)
+    monkeypatch.setattr(retrieval, "SPARSE_SECONDS_PER_PAIR", 3600 * 2.5 / 16)
+    found, _ = nearest_exemplars(embeddings, pool_of(distinct(4)), FAR, approximate_above=3)
+    assert found.tolist() == brute_force(tfidf_by_hand(texts), distinct(4), FAR)
+    (warning,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert re.search(
+        r"4 samples are compared pair by pair.*about 2\.5 hours on two cores\. Faster: .*`embedder`", warning
+    )
+
+
+@pytest.mark.parametrize(("first", "threads"), [("torch", 2), ("faiss", 1)])
+def test_torch_and_faiss_work_in_one_process(first, threads):
+    pytest.importorskip("faiss")
+    script = f"""
+import {first}
+import numpy as np, torch
+from tests.test_retrieval import clustered_pool, nearest_exemplars, pool_of
+vectors, samples = clustered_pool(2000)
+for _ in range(2):
+    found, _ = nearest_exemplars(vectors, pool_of(samples), 100, approximate_above=0)
+    assert torch.ones(200, 200).matmul(torch.ones(200, 200)).sum() == 200**3
+print((found >= 0).all())
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=Path(__file__).resolve().parents[1],
+        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip() == "True"
 
 
 def test_a_text_embedder_without_texts_names_the_other_embedders():

@@ -1,0 +1,279 @@
+"""Nearest neighbours under the rules of an exemplar: exact on any device, or approximate with FAISS.
+
+Queries go in chunks, and an N x N matrix is never held (52,002 samples would take 10.8 GB).
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from miwv_trainer.packing import NO_EXEMPLAR
+from miwv_trainer.pool import Pool
+from miwv_trainer.store import Embeddings
+
+logger = logging.getLogger(__name__)
+
+SIMILARITIES_AT_ONCE = 2**24  # 64 MiB of float32
+# Below this, a difference of two cosines in float32 is rounding, which differs between machines.
+TIE = 1e-6
+# Of t0's 43,118 terms, the 128 commonest make 89 % of the products of two samples: those are cheaper as dense columns.
+DENSE_TERMS = 128
+
+UNLIMITED = np.iinfo(np.int32).max
+
+NEIGHBOURS = 32
+RECALL = 0.99
+RECALL_SAMPLE = 1000
+FIRST_PROBES = 8
+QUERIES_AT_ONCE = 8192
+TRAINED_ON = 64  # vectors for each list of the index; FAISS asks for 39 or more
+
+Products = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """
+    Which sample may be whose exemplar.
+
+    Args:
+        candidates: `(M,)` ascending int64 indices of the samples that may be an exemplar.
+        group: `(N,)` int32. A sample is never the exemplar of one of its own group, so never of itself.
+        length: `(N,)` int32 tokens of each sample.
+        room: `(N,)` int32 tokens that an exemplar may have; unlimited where not one of another group fits.
+    """
+
+    candidates: Tensor
+    group: Tensor
+    length: Tensor
+    room: Tensor
+
+    @classmethod
+    def of(cls, pool: Pool, context: int, may_be_exemplar: np.ndarray, allow_identical: bool) -> "Rules":
+        """`may_be_exemplar` is `(N,)` bool."""
+        candidates = np.flatnonzero(may_be_exemplar)
+        group = np.arange(len(pool)) if allow_identical else pool.duplicate_groups
+        room = context - len(pool.preamble) - pool.lengths
+        room = np.where(room < _shortest_of_others(pool.lengths, group, candidates), UNLIMITED, room)
+        as_int32 = (torch.from_numpy(array.astype(np.int32)) for array in (group, pool.lengths, room))
+        return cls(torch.from_numpy(candidates), *as_int32)
+
+    def on(self, device: torch.device) -> "Rules":
+        return Rules(*(each.to(device) for each in (self.candidates, self.group, self.length, self.room)))
+
+    def rule_out_own_group(self, cosines: Tensor, queries: Tensor) -> None:
+        """`(Q, M)` cosines with all candidates; the passes over all of them are spared where a group is one sample."""
+        column = torch.searchsorted(self.candidates, queries).clamp(max=len(self.candidates) - 1)
+        (own,) = (self.candidates[column] == queries).nonzero(as_tuple=True)
+        cosines[own, column[own]] = -torch.inf
+        (row,) = (torch.bincount(self.group)[self.group[queries]] > 1).nonzero(as_tuple=True)
+        copies = self.group[self.candidates] == self.group[queries[row], None]
+        cosines[row] = cosines[row].masked_fill(copies, -torch.inf)
+
+    def nearest(self, cosines: Tensor, queries: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
+        """
+        Of each query's candidates the nearest that leaves room for the query, ties by lower index.
+
+        Args:
+            cosines: `(Q, K)` float32, -inf for those that are ruled out. Overwritten.
+            queries: `(Q,)` indices.
+            candidates: `(K,)` or `(Q, K)` ascending indices.
+
+        Returns:
+            `(Q,)` indices, -1 where there is none, and `(Q,)` cosines, NaN where there is none.
+        """
+        length, room = self.length[candidates], self.room[queries, None]
+        if (room < length.max()).any():
+            cosines.masked_fill_(length > room, -torch.inf)
+        best = cosines.amax(dim=1, keepdim=True)
+        first_of_ties = (cosines >= best - TIE).view(torch.uint8).argmax(dim=1, keepdim=True)
+        found = best[:, 0] > -torch.inf
+        indices = candidates.expand(len(queries), -1).gather(1, first_of_ties)[:, 0]
+        similarities = cosines.gather(1, first_of_ties)[:, 0]
+        return indices.where(found, NO_EXEMPLAR), similarities.where(found, torch.nan)
+
+
+def _shortest_of_others(length: np.ndarray, group: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    """`(N,)` tokens of the shortest candidate that is not of a sample's own group."""
+    if len(candidates) == 0:
+        return np.full(len(length), UNLIMITED)
+    shortest = candidates[length[candidates].argmin()]
+    others = candidates[group[candidates] != group[shortest]]
+    return np.where(group == group[shortest], length[others].min(initial=UNLIMITED), length[shortest])
+
+
+def search_exactly(
+    unit: Embeddings, rules: Rules, queries: Tensor, device: torch.device, show_progress: bool = False
+) -> tuple[Tensor, Tensor]:
+    """
+    The exemplar of each query, compared with every candidate.
+
+    Args:
+        unit: `(N, d)` vectors of length 1. Sparse ones are searched on the CPU, whatever the device.
+        queries: `(Q,)` int64 indices.
+
+    Returns:
+        `(Q,)` indices and `(Q,)` cosines as of `Rules.nearest`, on the CPU.
+    """
+    if len(rules.candidates) == 0:
+        return torch.full_like(queries, NO_EXEMPLAR), torch.full(queries.shape, torch.nan)
+    if isinstance(unit, np.ndarray):
+        products = _dense_products(unit, rules.candidates.numpy(), device)
+    else:
+        device = torch.device("cpu")
+        products = _sparse_products(unit, rules.candidates.numpy())
+    rules = rules.on(device)
+    chunks = queries.split(max(1, _similarities_at_once(device) // len(rules.candidates)))
+    found = []
+    for chunk in tqdm(chunks, desc="Finding exemplars", disable=not show_progress):
+        cosines, chunk = products(chunk), chunk.to(device)
+        rules.rule_out_own_group(cosines, chunk)
+        found.append(rules.nearest(cosines, chunk, rules.candidates))
+    return torch.cat([indices for indices, _ in found]).cpu(), torch.cat([cosines for _, cosines in found]).cpu()
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """
+    Inside, products of float32 keep float32's 24 bits.
+
+    A Trainer with `tf32=True` and `torch.set_float32_matmul_precision` let CUDA round factors to 11 bits and oneDNN to
+    8: cosines would be off by 1e-3, more than what separates the nearest two. torch has an older setting and newer
+    ones, and refuses to tell the older once a newer one contradicts it; setting the older sets both.
+    """
+    newer: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+    precisions = [backend.fp32_precision for backend in newer]
+    try:
+        older = torch.get_float32_matmul_precision()
+    except RuntimeError:
+        older = "highest"
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(older)
+        for backend, precision in zip(newer, precisions, strict=True):
+            backend.fp32_precision = precision
+
+
+def _similarities_at_once(device: torch.device) -> int:
+    """On CUDA a quarter of the free memory: a similarity and its masks take up to 16 bytes."""
+    if device.type != "cuda":
+        return SIMILARITIES_AT_ONCE
+    free, _ = torch.cuda.mem_get_info(device)
+    return min(free // 64, 2**30)
+
+
+def _dense_products(unit: np.ndarray, candidates: np.ndarray, device: torch.device) -> Products:
+    """On the CPU by NumPy, whose BLAS was 1.8 times as fast as torch's on AMD, and never rounds its factors."""
+    columns = unit[candidates].T
+    if device.type == "cpu":
+        return lambda queries: torch.from_numpy(unit[queries.numpy()] @ columns)
+    on_device = torch.from_numpy(columns).to(device)
+
+    def products(queries: Tensor) -> Tensor:
+        with full_float32():
+            return torch.from_numpy(unit[queries.numpy()]).to(device) @ on_device
+
+    return products
+
+
+def _sparse_products(unit: scipy.sparse.csr_matrix, candidates: np.ndarray) -> Products:
+    """Terms that many samples share as a dense product, the others as a sparse one."""
+    by_frequency = np.argsort(-np.bincount(unit.indices, minlength=unit.shape[1]), kind="stable")
+    common = unit[:, by_frequency[:DENSE_TERMS]].toarray()
+    rare = unit[:, by_frequency[DENSE_TERMS:]].tocsr()
+    common_columns = common[candidates].T
+    rare_columns = rare[candidates].T.tocsr()  # otherwise converted anew for every chunk
+
+    def products(queries: Tensor) -> Tensor:
+        rows = queries.numpy()
+        cosines = common[rows] @ common_columns
+        cosines += (rare[rows] @ rare_columns).toarray()
+        return torch.from_numpy(cosines)
+
+    return products
+
+
+def search_with_faiss(
+    unit: np.ndarray, rules: Rules, queries: Tensor, device: torch.device, show_progress: bool = False
+) -> tuple[Tensor, Tensor]:
+    """
+    The exemplar of each query among its 32 nearest of a FAISS index on the CPU, which clusters the candidates into
+    lists and looks into the lists nearest to the query. How many is doubled until, for 99 % of 1,000 queries, the
+    exemplar is as near as the exact one. Queries with no allowed and fitting sample among the 32 are searched exactly,
+    on `device`. Arguments and return value are those of `search_exactly`.
+
+    Raises:
+        ImportError: FAISS is not installed.
+    """
+    index = _index(unit, rules.candidates.numpy())
+    _probe_enough(index, unit, rules, queries, device)
+    chunks = tqdm(queries.split(QUERIES_AT_ONCE), desc="Finding exemplars", disable=not show_progress)
+    found = [_nearest_in_index(index, unit, rules, chunk) for chunk in chunks]
+    indices, cosines = (torch.cat(parts) for parts in zip(*found, strict=True))
+    left = indices == NO_EXEMPLAR
+    if left.any():
+        logger.info("%d samples have no exemplar among %d neighbours: searched exactly.", left.sum(), NEIGHBOURS)
+        indices[left], cosines[left] = search_exactly(unit, rules, queries[left], device, show_progress)
+    return indices, cosines
+
+
+def check_faiss(samples: int) -> None:
+    """Raises `ImportError` where FAISS is not installed."""
+    try:
+        import faiss  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f"{samples:,} samples are searched with FAISS, which is not installed: `pip install 'miwv-trainer[faiss]'`."
+        ) from error
+
+
+def _index(unit: np.ndarray, candidates: np.ndarray) -> Any:
+    """An inverted file of whole vectors, trained from a fixed seed."""
+    import faiss
+
+    size, dim = len(candidates), unit.shape[1]
+    lists = max(1, min(round(4 * size**0.5), size // TRAINED_ON))
+    index = faiss.index_factory(dim, f"IVF{lists},Flat", faiss.METRIC_INNER_PRODUCT)
+    sample = np.random.default_rng(0).choice(size, min(size, lists * TRAINED_ON), replace=False)
+    index.train(unit[candidates[np.sort(sample)]])
+    for part in np.array_split(candidates, -(-size // QUERIES_AT_ONCE)):
+        index.add(unit[part])
+    return index
+
+
+def _probe_enough(index: Any, unit: np.ndarray, rules: Rules, queries: Tensor, device: torch.device) -> None:
+    spread = np.linspace(0, len(queries) - 1, min(len(queries), RECALL_SAMPLE)).astype(np.int64)
+    sample = queries[torch.from_numpy(spread)]
+    _, exact = search_exactly(unit, rules, sample, device)
+    index.nprobe = min(FIRST_PROBES, index.nlist)
+    while True:
+        _, found = _nearest_in_index(index, unit, rules, sample)
+        recall = 1 - (found < exact - TIE).double().mean().item()  # NaN: not found, so searched exactly
+        if recall >= RECALL or index.nprobe == index.nlist:
+            break
+        index.nprobe = min(2 * index.nprobe, index.nlist)
+    logger.info(
+        "FAISS looks into %d of %d lists: its exemplar is as near as the exact one for %.1f %% of %d samples.",
+        index.nprobe, index.nlist, 100 * recall, len(sample),
+    )  # fmt: skip
+
+
+def _nearest_in_index(index: Any, unit: np.ndarray, rules: Rules, queries: Tensor) -> tuple[Tensor, Tensor]:
+    found, positions = index.search(unit[queries.numpy()], NEIGHBOURS)
+    order = np.argsort(positions, axis=1)
+    cosines = torch.from_numpy(np.take_along_axis(found, order, axis=1))
+    positions = torch.from_numpy(np.take_along_axis(positions, order, axis=1))
+    cosines[positions < 0] = -torch.inf  # the lists held fewer
+    candidates = rules.candidates[positions.clamp(min=0)]
+    cosines.masked_fill_(rules.group[candidates] == rules.group[queries, None], -torch.inf)
+    return rules.nearest(cosines, queries, candidates)
