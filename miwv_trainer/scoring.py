@@ -2,9 +2,9 @@
 
 For sample i with response tokens y_1..y_n, exemplar k and context c, the loss is the mean over the response of
 -log p(y_t | c, y_<t): zero-shot with c = x_i, one-shot with c = x_k, y_k, x_i (equations 2 and 3 of the paper, MIWV
-being their difference). Logits are made only where a response token is predicted, and turned into float32 a few
-positions at a time. The forward is the root module's, which ZeRO-3 needs. The padded layout is the reference; rows of
-trees must give the same losses.
+being their difference). Logits are made only where a response token is predicted, a few positions at a time. The
+forward is the root module's, which ZeRO-3 needs. The padded layout is the reference; rows of trees must give the same
+losses.
 """
 
 import random
@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from miwv_trainer.attention import tree_mask
 from miwv_trainer.distributed import World
-from miwv_trainer.head import PADDING_ID, answer_losses, forward_one_position, inner_model
+from miwv_trainer.head import PADDING_ID, Head, answer_losses, choose_head, forward_one_position, inner_model
 from miwv_trainer.packing import Batch, Row, Tree, TreeRow, batch_rows, prompt_row, tree_row
 from miwv_trainer.pool import Pool
 
@@ -98,12 +98,12 @@ def score_batches(
         batches: From [`~miwv_trainer.packing.plan_padded`] or [`~miwv_trainer.packing.plan_zero_shot`].
         exemplars: `(N,)` index of each sample's exemplar; None where no row is one-shot.
         context: Longest sequence.
-        logits_chunk: Positions whose logits are in float32 at once.
+        logits_chunk: Positions whose logits exist at once.
     """
 
-    def score(batch: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def score(batch: Batch, head: Head) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         rows = batch_rows(batch, pool, exemplars, context)
-        return batch.kinds, batch.samples, response_losses(model, rows, logits_chunk)
+        return batch.kinds, batch.samples, response_losses(model, rows, logits_chunk, head)
 
     tokens = sum(batch.tokens for batch in batches)
     return _sweep(model, len(pool), batches, score, tokens, world, show_progress)
@@ -120,8 +120,8 @@ def score_trees(
 ) -> Losses:
     """Like [`score_batches`], for rows of trees from [`~miwv_trainer.packing.plan_trees`]."""
 
-    def score(row: list[Tree]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        return tree_losses(model, tree_row(row, pool), logits_chunk)
+    def score(row: list[Tree], head: Head) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return tree_losses(model, tree_row(row, pool), logits_chunk, head)
 
     tokens = sum(tree.tokens(pool) for row in rows for tree in row)
     return _sweep(model, len(pool), rows, score, tokens, world, show_progress)
@@ -131,7 +131,7 @@ def _sweep(
     model: nn.Module,
     size: int,
     work: list[Any],
-    score: Callable[[Any], tuple[np.ndarray, np.ndarray, np.ndarray]],
+    score: Callable[[Any, Head], tuple[np.ndarray, np.ndarray, np.ndarray]],
     tokens: int,
     world: World,
     show_progress: bool,
@@ -140,11 +140,12 @@ def _sweep(
     losses = np.zeros((2, size))
     scored = np.zeros((2, size))
     with world.forwards("scoring the pool"):
+        head = choose_head(model)
         for piece in tqdm(world.deal(work), desc="Scoring", disable=not show_progress):
             if piece is None:
                 _dummy_forward(model)
                 continue
-            kinds, samples, values = score(piece)
+            kinds, samples, values = score(piece, head)
             losses[kinds, samples] = values
             scored[kinds, samples] = 1
     losses, scored = world.sum_slots(losses), world.sum_slots(scored)
@@ -153,22 +154,24 @@ def _sweep(
     return Losses(zero_shot, one_shot, tokens)
 
 
-def response_losses(model: nn.Module, rows: list[Row], logits_chunk: int = 256) -> np.ndarray:
+def response_losses(model: nn.Module, rows: list[Row], logits_chunk: int = 256, head: Head | None = None) -> np.ndarray:
     """
     `(rows,)` mean negative log-likelihood of each row's response tokens, from one forward.
 
-    A token at position t is predicted at t - 1, so logits are kept at the union of these positions over the batch. A
-    model that TRL has given a fused head is scored through it, as it is trained: under ZeRO-3 a forward that takes
-    another way through the head leaves its weight partitioned where the next training step expects it whole.
+    A token at position t is predicted at t - 1. Without a head, [`~miwv_trainer.head.choose_head`] finds it by another
+    forward.
     """
     row_numbers = np.repeat(np.arange(len(rows)), [len(row.targets) for row in rows])
     predicting = np.concatenate([row.targets - 1 for row in rows])
     answers = np.concatenate([row.ids[row.targets] for row in rows])
-    nll = answer_losses(model, _pad(rows, _device(model)), row_numbers, predicting, answers, logits_chunk)
+    head = choose_head(model) if head is None else head
+    nll = answer_losses(model, _pad(rows, _device(model)), row_numbers, predicting, answers, logits_chunk, head)
     return np.bincount(row_numbers, weights=nll) / np.bincount(row_numbers)
 
 
-def tree_losses(model: nn.Module, row: TreeRow, logits_chunk: int = 256) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def tree_losses(
+    model: nn.Module, row: TreeRow, logits_chunk: int, head: Head
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """
     Kinds, samples and mean negative log-likelihoods, `(losses,)` each, of what a row of trees scores, from one forward.
 
@@ -180,7 +183,8 @@ def tree_losses(model: nn.Module, row: TreeRow, logits_chunk: int = 256) -> tupl
         "position_ids": torch.as_tensor(row.positions, device=device)[None],
         "attention_mask": tree_mask(model, row, device),
     }
-    nll = answer_losses(model, inputs, np.zeros_like(row.targets), row.targets - 1, row.ids[row.targets], logits_chunk)
+    answers = row.ids[row.targets]
+    nll = answer_losses(model, inputs, np.zeros_like(row.targets), row.targets - 1, answers, logits_chunk, head)
     slots, slot = np.unique(np.stack([row.kinds, row.samples]), axis=1, return_inverse=True)
     return slots[0], slots[1], np.bincount(slot, weights=nll) / np.bincount(slot)
 
