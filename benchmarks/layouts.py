@@ -88,11 +88,7 @@ def work(layout: str, case: Case) -> Work:
     pairs = causal_pairs(np.concatenate([np.full(len(batch.samples), batch.padded_length) for batch in batches]))
     if layout == "padded_full":
         return Work(tokens, tokens, pairs)
-    kept = [
-        len(batch.samples) * len(np.unique(np.concatenate([row.targets for row in _rows(batch, case)])))
-        for batch in batches
-    ]
-    return Work(tokens, sum(kept), pairs)
+    return Work(tokens, scored_positions(case), pairs)
 
 
 def row_by_row(case: Case) -> Losses:
@@ -183,8 +179,12 @@ def tree_work(case: Case) -> Work:
         trunk = tree.tokens(case.pool) - int(branches.sum())
         tokens += tree.tokens(case.pool)
         pairs += causal_pairs(np.append(branches, trunk)) + trunk * int(branches.sum())
-    positions = 2 * int(case.pool.response_tokens[case.scored].sum())
-    return Work(tokens, positions, pairs)
+    return Work(tokens, scored_positions(case), pairs)
+
+
+def scored_positions(case: Case) -> int:
+    """Response tokens of both losses."""
+    return 2 * int(case.pool.response_tokens[case.scored].sum())
 
 
 def causal_pairs(lengths: np.ndarray) -> int:

@@ -2,9 +2,9 @@
 
 For sample i with response tokens y_1..y_n, exemplar k and context c, the loss is the mean over the response of
 -log p(y_t | c, y_<t): zero-shot with c = x_i, one-shot with c = x_k, y_k, x_i (equations 2 and 3 of the paper, MIWV
-being their difference). Logits are made only where a response token is predicted, and turned into float32 a few
-positions at a time. The forward is the root module's, which ZeRO-3 needs. The padded layout is the reference; rows of
-trees must give the same losses.
+being their difference). Logits are made only where a response token is predicted, a few positions at a time. The
+forward is the root module's, which ZeRO-3 needs. The padded layout is the reference; rows of trees must give the same
+losses.
 """
 
 import logging
@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from miwv_trainer.attention import Attention, attending, tree_attention, tree_inputs
 from miwv_trainer.distributed import World
-from miwv_trainer.head import PADDING_ID, answer_losses, forward_one_position, inner_model
+from miwv_trainer.head import PADDING_ID, Head, answer_losses, choose_head, forward_one_position, inner_model
 from miwv_trainer.packing import Batch, Row, Tree, TreeBatch, TreeRow, batch_rows, prompt_row, tree_batches, tree_row
 from miwv_trainer.pool import Pool
 
@@ -107,12 +107,12 @@ def score_batches(
         batches: From [`~miwv_trainer.packing.plan_padded`] or [`~miwv_trainer.packing.plan_zero_shot`].
         exemplars: `(N,)` index of each sample's exemplar; None where no row is one-shot.
         context: Longest sequence.
-        logits_chunk: Positions whose logits are in float32 at once.
+        logits_chunk: Positions whose logits exist at once.
     """
 
-    def score(batch: Batch) -> Scored:
+    def score(batch: Batch, head: Head) -> Scored:
         rows = batch_rows(batch, pool, exemplars, context)
-        return batch.kinds, batch.samples, response_losses(model, rows, logits_chunk)
+        return batch.kinds, batch.samples, response_losses(model, rows, logits_chunk, head)
 
     return _sweep(model, len(pool), batches, score, Batch.halves, world, show_progress)
 
@@ -134,10 +134,10 @@ def score_trees(
     attention = tree_attention(model)
     batches = tree_batches(rows, pool, tokens_per_batch, is_padded=attention == "mask")
 
-    def score(batch: TreeBatch) -> Scored:
+    def score(batch: TreeBatch, head: Head) -> Scored:
         # Only masks are padded; other attention costs nothing between trees, so that rows are joined.
         joined = batch.rows if batch.is_padded else [list(chain(*batch.rows))]
-        return tree_losses(model, [tree_row(row, pool) for row in joined], attention, logits_chunk)
+        return tree_losses(model, [tree_row(row, pool) for row in joined], attention, logits_chunk, head)
 
     with attending(model, attention):
         return _sweep(model, len(pool), batches, score, lambda batch: batch.halves(pool), world, show_progress)
@@ -147,7 +147,7 @@ def _sweep(
     model: nn.Module,
     size: int,
     batches: Sequence[Any],
-    score: Callable[[Any], Scored],
+    score: Callable[[Any, Head], Scored],
     halves: Callable[[Any], list[Any]],
     world: World,
     show_progress: bool,
@@ -162,7 +162,12 @@ def _sweep(
     scored = np.zeros((2, size))
     tokens = np.zeros(1, dtype=np.int64)
     with world.forwards("scoring the pool"):
-        for batch, (kinds, samples, values) in _forwarded(model, batches, score, halves, world, show_progress):
+        head = choose_head(model)
+
+        def forward(batch: Any) -> Scored:
+            return score(batch, head)
+
+        for batch, (kinds, samples, values) in _forwarded(model, batches, forward, halves, world, show_progress):
             losses[kinds, samples] = values
             scored[kinds, samples] = 1
             tokens += batch.tokens
@@ -235,22 +240,22 @@ def _out_of_memory(batch: Any, is_sharded: bool) -> str:
     )
 
 
-def response_losses(model: nn.Module, rows: list[Row], logits_chunk: int = 256) -> np.ndarray:
+def response_losses(model: nn.Module, rows: list[Row], logits_chunk: int = 256, head: Head | None = None) -> np.ndarray:
     """
     `(rows,)` mean negative log-likelihood of each row's response tokens, from one forward.
 
-    A token at position t is predicted at t - 1, so logits are kept at the union of these positions over the batch. A
-    model that TRL has given a fused head is scored through it, as it is trained: under ZeRO-3 a forward that takes
-    another way through the head leaves its weight partitioned where the next training step expects it whole.
+    A token at position t is predicted at t - 1. Without a head, [`~miwv_trainer.head.choose_head`] finds it by another
+    forward.
     """
     row_numbers = np.repeat(np.arange(len(rows)), [len(row.targets) for row in rows])
     predicting = np.concatenate([row.targets - 1 for row in rows])
     answers = np.concatenate([row.ids[row.targets] for row in rows])
-    nll = answer_losses(model, _pad(rows, _device(model)), row_numbers, predicting, answers, logits_chunk)
+    head = choose_head(model) if head is None else head
+    nll = answer_losses(model, _pad(rows, _device(model)), row_numbers, predicting, answers, logits_chunk, head)
     return np.bincount(row_numbers, weights=nll) / np.bincount(row_numbers)
 
 
-def tree_losses(model: nn.Module, rows: list[TreeRow], attention: Attention, logits_chunk: int = 256) -> Scored:
+def tree_losses(model: nn.Module, rows: list[TreeRow], attention: Attention, logits_chunk: int, head: Head) -> Scored:
     """
     Kinds, samples and mean negative log-likelihoods, `(losses,)` each, of what rows of trees score, from one forward.
 
@@ -262,7 +267,7 @@ def tree_losses(model: nn.Module, rows: list[TreeRow], attention: Attention, log
     )
     answers = np.concatenate([row.ids[row.targets] for row in rows])
     with tree_inputs(model, rows, attention) as inputs:
-        nll = answer_losses(model, inputs, numbers, targets - 1, answers, logits_chunk)
+        nll = answer_losses(model, inputs, numbers, targets - 1, answers, logits_chunk, head)
     slots, slot = np.unique(np.stack([kinds, samples]), axis=1, return_inverse=True)
     return slots[0], slots[1], np.bincount(slot, weights=nll) / np.bincount(slot)
 

@@ -112,7 +112,9 @@ def test_no_branch_sees_another(attention: Attention) -> None:
     changed = tree_row([Tree(0, (1, 2, 3), True, CONTEXT)], pool)
     changed.ids[changed.branch == 2] = 77
     with torch.no_grad(), attending(model, attention):
-        (_, samples, before), (_, _, after) = (scoring.tree_losses(model, [each], attention) for each in (row, changed))
+        (_, samples, before), (_, _, after) = (
+            scoring.tree_losses(model, [each], attention, 256, "chunked") for each in (row, changed)
+        )
     moved = np.abs(before - after) > 1e-6
     assert samples[moved].tolist() == [2]
 
@@ -125,8 +127,8 @@ def test_segments_and_masks_give_the_same_losses(family: str) -> None:
     rows = [tree_row(row, pool) for row in plan_trees(pool, exemplars, context, budget)]
     with torch.no_grad():
         with attending(model, "segments"):
-            by_segment = [scoring.tree_losses(model, [row], "segments") for row in rows]
-        by_mask = scoring.tree_losses(model, rows, "mask")
+            by_segment = [scoring.tree_losses(model, [row], "segments", 256, "chunked") for row in rows]
+        by_mask = scoring.tree_losses(model, rows, "mask", 256, "chunked")
     found = {
         (kind, sample): loss
         for kinds, samples, losses in by_segment
@@ -160,4 +162,6 @@ def test_flex_attention_has_the_same_losses_as_masks() -> None:
 
 def scoring_of(model: Any, rows: list[list[Tree]], pool: Any, attention: Attention) -> np.ndarray:
     with torch.no_grad():
-        return np.concatenate([scoring.tree_losses(model.eval(), [tree_row(row, pool)], attention)[2] for row in rows])
+        return np.concatenate(
+            [scoring.tree_losses(model.eval(), [tree_row(row, pool)], attention, 256, "chunked")[2] for row in rows]
+        )

