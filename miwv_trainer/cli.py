@@ -49,6 +49,7 @@ def score(arguments: argparse.Namespace) -> None:
         scoring_max_length=arguments.max_length,
         tokens_per_batch=arguments.tokens_per_batch,
         tokens_per_row=arguments.tokens_per_row,
+        refine_near_threshold=arguments.refine_near_threshold,
     )
     if Path(arguments.output).is_file():
         raise ValueError(f"`--output` must be a folder, but {arguments.output} is a file.")
@@ -186,14 +187,18 @@ def _parser() -> argparse.ArgumentParser:
     scoring.add_argument(
         "--tokens-per-batch",
         type=int,
-        default=MIWVConfig.tokens_per_batch,
-        help="tokens of one forward in the padded layout, padding included (default: %(default)s)",
+        help="tokens of one forward, padding included (default: what the free memory holds)",
     )
     scoring.add_argument(
         "--tokens-per-row",
         type=int,
-        default=MIWVConfig.tokens_per_row,
-        help="tokens of one forward in the tree layout (default: %(default)s)",
+        help="tokens of one row in the tree layout (default: what pays on the device)",
+    )
+    scoring.add_argument(
+        "--no-refine",
+        dest="refine_near_threshold",
+        action="store_false",
+        help="do not score the samples near the threshold again in float32, under lower precision",
     )
     scoring.add_argument("--layout", choices=list(get_args(Layout)), default=MIWVConfig.layout)
 

@@ -55,6 +55,9 @@ class MIWVConfig:
             How samples share a forward: `"padded"` (one sequence a row, sorted by length), or `"tree"` (samples with
             the same exemplar behind one copy of it; two thirds of the tokens, for models with full attention).
             `"auto"` takes trees where the model can, after scoring a few samples both ways.
+        refine_near_threshold (`bool`, defaults to `True`):
+            Whether the samples near the selection's threshold are scored again in float32 arithmetic, where the model
+            computes in lower precision. round.json says how many they were and what they cost.
         allow_identical_exemplars (`bool`, defaults to `False`):
             Whether a copy of a sample may be its exemplar, as in the letter of the paper. Off, because the copy's
             one-shot loss collapses and neither of the two is ever selected.
@@ -91,6 +94,10 @@ class MIWVConfig:
     )
     logits_chunk: int = field(default=256, metadata={"help": "Positions whose logits are held in float32 at once."})
     layout: Layout = field(default="auto", metadata={"help": "How samples share a forward."})
+    refine_near_threshold: bool = field(
+        default=True,
+        metadata={"help": "Whether samples near the threshold are scored again in float32, under lower precision."},
+    )
     allow_identical_exemplars: bool = field(
         default=False, metadata={"help": "Whether a copy of a sample may be its exemplar."}
     )

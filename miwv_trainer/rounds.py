@@ -20,6 +20,7 @@ from miwv_trainer.head import is_prompt_tuned
 from miwv_trainer.layout import choose_layout, context_length, score_pool, text_config
 from miwv_trainer.packing import NO_EXEMPLAR, plan_prompts, scorable
 from miwv_trainer.pool import Pool
+from miwv_trainer.precision import Refinement, refine_near_threshold
 from miwv_trainer.retrieval import embed_texts, given_embeddings, nearest_exemplars
 from miwv_trainer.scoring import Losses, no_trace, prompt_embeddings
 from miwv_trainer.selection import number_selected, overlap, select_top
@@ -134,14 +135,20 @@ def run_round(
     context = context_length(model, config)
     if not scorable(pool, exemplars.indices, context).any():
         raise ValueError(_nothing_scorable(pool, exemplars, context))
+    number = number_selected(config.fraction, len(pool))
     with no_trace(model):
         layout = choose_layout(model, pool, exemplars.indices, config, world)
         losses = score_pool(model, pool, exemplars.indices, config, layout, world, show_progress=world.is_main)
+        refinement = Refinement()
+        if config.refine_near_threshold:
+            losses, refinement = refine_near_threshold(
+                model, pool, exemplars.indices, config, layout, world, losses, number
+            )
     seconds = time.perf_counter() - started
     miwv = losses.miwv
     _report_unscorable(pool, exemplars, miwv, context, moment)
-    selection = select_top(miwv, number_selected(config.fraction, len(pool)))
-    summary = _summary(model, pool, config, losses, layout, selection, moment, seconds)
+    selection = select_top(miwv, number)
+    summary = _summary(model, pool, config, losses, refinement, layout, selection, moment, seconds)
     columns = _columns(pool, exemplars, losses, selection)
     finished: Any = None
     with world.together("writing the round"):
@@ -214,6 +221,7 @@ def _summary(
     pool: Pool,
     config: MIWVConfig,
     losses: Losses,
+    refinement: Refinement,
     layout: str,
     selection: np.ndarray,
     moment: Moment,
@@ -237,8 +245,11 @@ def _summary(
         "tokens_forwarded": losses.tokens_forwarded,
         "seconds": round(seconds, 3),
         "samples_per_second": round(scored / seconds, 3),
-        "tokens_per_second": round(losses.tokens_forwarded / seconds, 1),
+        "tokens_per_second": round((losses.tokens_forwarded + refinement.tokens) / seconds, 1),
         "layout": layout,
+        "refined_samples": refinement.samples,
+        "refined_tokens": refinement.tokens,
+        "refined_seconds": round(refinement.seconds, 3),
         "config": config.to_dict(),
     }
 
@@ -307,6 +318,11 @@ def round_line(current: StoredRound, previous: StoredRound | None = None) -> str
         f"({summary['tokens_forwarded']} tokens, {summary['tokens_per_second']:.0f} a second), "
         f"selected {summary['number_selected']}"
     )
+    if summary["refined_samples"]:
+        line += (
+            f", {summary['refined_samples']} near the threshold scored again in float32 in "
+            f"{summary['refined_seconds']:.0f} s"
+        )
     if previous is not None:
         line += f", {overlap(current.selection, previous.selection):.0%} of them as in round {previous.number}"
     return line + "."

@@ -133,16 +133,16 @@ def test_a_command_line_fills_every_field_through_the_argument_parser():
     line = (
         "--fraction 0.1 --rescore_strategy epoch --embedder tfidf --sampler_seed 5 --scoring_max_length 128 "
         "--tokens_per_batch 99 --tokens_per_row 88 --logits_chunk 7 --layout padded "
-        "--allow_identical_exemplars true --scores_dir runs/b"
+        "--refine_near_threshold false --allow_identical_exemplars true --scores_dir runs/b"
     )
     (config,) = HfArgumentParser(MIWVConfig).parse_args_into_dataclasses(line.split())
-    assert dataclasses.astuple(config) == (0.1, "epoch", "tfidf", 5, 128, 99, 88, 7, "padded", True, "runs/b")
+    assert dataclasses.astuple(config) == (0.1, "epoch", "tfidf", 5, 128, 99, 88, 7, "padded", False, True, "runs/b")
 
 
 @pytest.mark.parametrize("arguments", [TrainingArguments, Seq2SeqTrainingArguments, SFTConfig])
 def test_no_name_is_taken_by_the_arguments_of_a_trainer(arguments):
     names = {field.name for field in dataclasses.fields(MIWVConfig)}
-    assert len(names) == 11
+    assert len(names) == 12
     assert names.isdisjoint(field.name for field in dataclasses.fields(arguments))
 
 

@@ -1,3 +1,4 @@
+import copy
 import json
 import logging
 import random
@@ -106,7 +107,7 @@ def test_the_summary_says_what_the_design_lists(model, pool, store):
     seen = []
     model.register_forward_pre_hook(lambda m, a, kwargs: seen.append(kwargs["input_ids"].numel()), with_kwargs=True)
     # The tree layout forwards a few samples twice before the first row, which are not counted.
-    config = MIWVConfig(embedder="tfidf", fraction=0.25, layout="padded")
+    config = MIWVConfig(embedder="tfidf", fraction=0.25, layout="padded", refine_near_threshold=False)
     finished = finished_round(model, pool, store, config, moment=Moment(number=2, global_step=40, epoch=3))
     summary = json.loads((finished.folder / "round.json").read_text(encoding="utf-8"))
     assert finished.folder.name == "round-002"
@@ -115,7 +116,9 @@ def test_the_summary_says_what_the_design_lists(model, pool, store):
     assert named == {"version": 1, "round": 2, "global_step": 40, "epoch": 3, "fraction": 0.25, "layout": "padded"}
     assert (summary["number_selected"], summary["samples"], summary["unscorable"]) == (6, COUNT, 0)
     assert summary["pool_tokens"] == sum(len(pool.preamble) + len(pool.sample(index)) for index in range(COUNT))
+    assert seen.pop(0) == 4  # checks the head
     assert summary["tokens_forwarded"] == sum(seen)
+    assert summary["refined_samples"] == summary["refined_tokens"] == summary["refined_seconds"] == 0
     assert summary["seconds"] > 0
     assert summary["samples_per_second"] == pytest.approx(COUNT / summary["seconds"], rel=0.05)
     assert summary["tokens_per_second"] == pytest.approx(sum(seen) / summary["seconds"], rel=0.05)
@@ -123,6 +126,18 @@ def test_the_summary_says_what_the_design_lists(model, pool, store):
     assert fingerprint["pool"] == pool.fingerprint
     assert fingerprint["model"]["zero_shot_losses"]["0"] == finished.column("zero_shot_loss")[0]
     assert store.read_round(2, run_fingerprint(pool, CONFIG, context_length(model, CONFIG))).number == 2
+
+
+@pytest.mark.parametrize("refine", [True, False])
+def test_a_model_in_bfloat16_is_scored_again_near_the_threshold_unless_switched_off(model, pool, tmp_path, refine):
+    config = MIWVConfig(embedder="tfidf", fraction=0.25, refine_near_threshold=refine)
+    low = finished_round(copy.deepcopy(model).bfloat16(), pool, Store(tmp_path / "low"), config)
+    wide = finished_round(copy.deepcopy(model).bfloat16().float(), pool, Store(tmp_path / "wide"), config)
+    exact = np.abs(low.column("miwv") - wide.column("miwv")) < 2e-5
+    assert wide.summary["refined_samples"] == 0
+    assert (low.summary["refined_samples"] > 0) == (low.summary["refined_tokens"] > 0) == refine
+    assert exact.sum() >= low.summary["refined_samples"]
+    assert ("near the threshold scored again in float32" in round_line(low)) == refine
 
 
 def test_scores_do_not_depend_on_the_batch_size(model, pool, tmp_path):
