@@ -372,6 +372,15 @@ def test_where_the_forward_takes_logits_to_keep_a_model_makes_its_own_at_these_o
     np.testing.assert_allclose(found, by_own_logits(model), atol=2e-5, rtol=0)
 
 
+@pytest.mark.parametrize("build", [LlamaForCausalLM, NamelessHead])
+def test_a_forward_for_the_others_sake_makes_logits_at_one_position(build: Any) -> None:
+    model = build(tiny_config(VOCABULARY)).eval()
+    shapes: list[torch.Size] = []
+    model.register_forward_hook(lambda module, args, output: shapes.append(output.logits.shape))
+    forward_one_position(model, batch()[0])
+    assert shapes == [(1 if build is LlamaForCausalLM else len(LENGTHS), 1, VOCABULARY)]
+
+
 def test_a_known_family_is_chosen_without_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     choose_head(family_model("Gemma2"))
     assert not caplog.messages
