@@ -71,6 +71,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     add("--dtype", choices=list(DTYPES), help="default: bfloat16 on a GPU, float32 elsewhere")
     add("--device", help="default: cuda where there is one, else cpu")
+    add("--attention", choices=("sdpa", "eager", "flex_attention"), help="default: the model's own")
     add("--layouts", default=",".join(LAYOUTS), help="some of these, in this order (default: %(default)s)")
     add("--repeat", type=int, default=1, help="times that all layouts run, in turn; medians are shown")
     add("--tokens-per-row", type=int, help="of the tree layout and the ceiling (default: MIWVConfig's)")
@@ -109,6 +110,8 @@ def read_case(arguments: argparse.Namespace) -> Case:
     )
     rows = read_pool(arguments.pool)
     model, tokenizer = read_model(arguments.model, arguments.random_llama, arguments.dtype, arguments.device)
+    if arguments.attention is not None:
+        model.set_attn_implementation(arguments.attention)
     return build_case(
         model,
         tokenizer,

@@ -7,9 +7,9 @@ samples near the threshold are worth it, for float32 is slower, and on a GPU muc
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -68,25 +68,43 @@ def refine_near_threshold(
         logger.info("No sample is scored again in float32: %s.", obstacle)
         return losses, Refinement()
     started = time.perf_counter()
-    zero_shot, one_shot, before = losses.zero_shot.copy(), losses.one_shot.copy(), losses.miwv
-    again = np.zeros(len(pool), dtype=bool)
-    most = int(MOST * np.isfinite(before).sum())
-    tokens = 0
-    chosen = nearest_to_threshold(before, number)[: min(FIRST, most)]
+
+    def score(chosen: np.ndarray) -> Losses:
+        of_chosen = np.full_like(exemplars, NO_EXEMPLAR)
+        of_chosen[chosen] = exemplars[chosen]
+        return score_pool(model, pool, of_chosen, config, layout, world)
+
     with float32_arithmetic(model):
-        while len(chosen):
-            of_chosen = np.full_like(exemplars, NO_EXEMPLAR)
-            of_chosen[chosen] = exemplars[chosen]
-            found = score_pool(model, pool, of_chosen, config, layout, world)
-            zero_shot[chosen], one_shot[chosen] = found.zero_shot[chosen], found.one_shot[chosen]
-            again[chosen] = True
-            tokens += found.tokens_forwarded
-            miwv = Losses(zero_shot, one_shot, 0).miwv
-            spread = float(np.sqrt(np.nanmean((miwv - before)[again] ** 2)))
-            doubtful = nearest_to_threshold(miwv, number, within=WIDTH * spread)
-            chosen = doubtful[~again[doubtful]][: most - int(again.sum())]
-    refinement = Refinement(int(again.sum()), tokens, time.perf_counter() - started)
-    return Losses(zero_shot, one_shot, losses.tokens_forwarded), refinement
+        refined, again = rescored(losses, number, score)
+    tokens = refined.tokens_forwarded - losses.tokens_forwarded
+    refined = replace(refined, tokens_forwarded=losses.tokens_forwarded)
+    return refined, Refinement(int(again.sum()), tokens, time.perf_counter() - started)
+
+
+def rescored(
+    losses: Losses, number: int, score: Callable[[np.ndarray], Losses], width: float = WIDTH
+) -> tuple[Losses, np.ndarray]:
+    """
+    Losses in which the samples in doubt are those that `score` gives for their indices; and `(N,)` which these are.
+
+    Args:
+        width: Half of the band of doubt, in root mean square differences between the two.
+    """
+    zero_shot, one_shot, tokens = losses.zero_shot.copy(), losses.one_shot.copy(), losses.tokens_forwarded
+    before = losses.miwv
+    again = np.zeros(len(before), dtype=bool)
+    most = int(MOST * np.isfinite(before).sum())
+    chosen = nearest_to_threshold(before, number)[: min(FIRST, most)]
+    while len(chosen):
+        found = score(chosen)
+        zero_shot[chosen], one_shot[chosen] = found.zero_shot[chosen], found.one_shot[chosen]
+        tokens += found.tokens_forwarded
+        again[chosen] = True
+        miwv = Losses(zero_shot, one_shot, tokens).miwv
+        difference = float(np.sqrt(np.nanmean((miwv - before)[again] ** 2)))
+        doubtful = nearest_to_threshold(miwv, number, within=width * difference)
+        chosen = doubtful[~again[doubtful]][: most - int(again.sum())]
+    return Losses(zero_shot, one_shot, tokens), again
 
 
 def nearest_to_threshold(miwv: np.ndarray, number: int, within: float = np.inf) -> np.ndarray:

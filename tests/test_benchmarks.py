@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoTokenizer
 
-from benchmarks import layouts
+from benchmarks import layouts, precision
 from benchmarks.cases import Case, llama_config, random_model, random_pool, read_pool
 from benchmarks.layouts import LAYOUTS, plain_rows, planned_trees, prepare, work
 from benchmarks.measure import measure
@@ -303,3 +303,22 @@ def test_a_missing_default_pool_is_told(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setattr("benchmarks.cases.DEFAULT_POOL", tmp_path / "alpaca_gpt4_1k.jsonl.gz")
     with pytest.raises(FileNotFoundError, match="The default pool, alpaca_gpt4_1k.jsonl.gz, is not beside .*--pool"):
         read_pool(None)
+
+
+def test_precision_is_compared_with_float32_on_the_same_weights(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    model_and_pool = arguments[arguments.index("--model") :][:2] + arguments[arguments.index("--pool") :][:2]
+    assert precision.main([*model_and_pool, "--samples", str(SAMPLES), "--fraction", "0.25"]) == 0
+    printed = capsys.readouterr().out
+    lines = {line[:18].strip(): line[18:].split() for line in printed.splitlines() if line.endswith("%")}
+    assert lines["float32"][1:] == [str(SAMPLES), "100.0%"]
+    assert lines["bfloat16"][1] == "0" and 0 < int(lines["bfloat16, refined"][1]) <= SAMPLES // 4
+    moved = float(printed.split("single losses: moved by at most ")[1].split(",")[0])
+    assert 0 < moved < 0.5
+    assert printed.count("root mean squares: ") == len(precision.WIDTHS)
+
+
+def test_bad_input_to_the_precision_benchmark_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert precision.main(["--pool", "nowhere.jsonl"]) == 2
+    assert "benchmarks.precision: " in capsys.readouterr().err

@@ -1,0 +1,131 @@
+"""What lower precision does to the selection, and what scoring again near the threshold repairs.
+
+    python -m benchmarks.precision --samples 999
+
+The reference is float32 arithmetic on the same bfloat16 weights. Below the table, what other widths of the band would
+have cost and repaired, from the same two sets of losses.
+"""
+
+import argparse
+import datetime
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from benchmarks.cases import DEFAULT_POOL, Case, build_case, read_model, read_pool
+from benchmarks.measure import machine
+from miwv_trainer.config import MIWVConfig
+from miwv_trainer.layout import choose_layout, score_pool
+from miwv_trainer.precision import WIDTH, float32_arithmetic, refine_near_threshold, rescored
+from miwv_trainer.scoring import Losses, no_trace
+from miwv_trainer.selection import number_selected, overlap, select_top
+
+WIDTHS = (1.0, 2.0, WIDTH, 4.0)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One way to score the pool: what it is called, its losses, its seconds, and samples computed in float32."""
+
+    name: str
+    losses: Losses
+    seconds: float
+    in_float32: int
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints the tables; bad input ends in one line on standard error and exit status 2."""
+    try:
+        arguments = parse_arguments(argv)
+        rows = read_pool(arguments.pool)
+        model, tokenizer = read_model(arguments.model, None, "bfloat16", arguments.device)
+        config = MIWVConfig(fraction=arguments.fraction)
+        case = build_case(
+            model, tokenizer, rows, arguments.samples, seed=0, lengths_only=False, embedder="tfidf", config=config
+        )
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        print(f"benchmarks.precision: {error}", file=sys.stderr)
+        return 2
+    number = number_selected(arguments.fraction, len(case.pool))
+    print(f"machine: {machine(arguments.device)}, {datetime.date.today().isoformat()}")
+    print(f"{len(case.pool)} samples, {number} selected, bfloat16 weights")
+    low, refined, reference = runs = measure_all(case, number)
+    print("\n".join(table(runs, number)))
+    print("\n".join(differences(low.losses, reference.losses)))
+    print("\n".join(other_widths(low.losses, reference.losses, number)))
+    return 0
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.precision", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", help="folder or hub name (default: the quickstart's SmolLM2-135M-Instruct)")
+    parser.add_argument("--pool", help=f"file or hub name (default: {DEFAULT_POOL.name} in ../shared/data)")
+    parser.add_argument("--samples", type=int, default=999, help="so many, drawn from the pool (default: %(default)s)")
+    parser.add_argument("--fraction", type=float, default=0.05, help="share selected (default: %(default)s)")
+    parser.add_argument("--device", help="default: cuda where there is one, else cpu")
+    arguments = parser.parse_args(argv)
+    arguments.device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return arguments
+
+
+def measure_all(case: Case, number: int) -> tuple[Run, Run, Run]:
+    """In bfloat16; the same refined; all in float32 arithmetic on the same weights."""
+    model, pool, exemplars, config, world = case.model, case.pool, case.exemplars, case.config, case.world
+    with no_trace(model):
+        layout = choose_layout(model, pool, exemplars, config, world)
+        started = time.perf_counter()
+        losses = score_pool(model, pool, exemplars, config, layout, world, show_progress=True)
+        low = Run("bfloat16", losses, time.perf_counter() - started, 0)
+        again, cost = refine_near_threshold(model, pool, exemplars, config, layout, world, losses, number)
+        refined = Run("bfloat16, refined", again, low.seconds + cost.seconds, cost.samples)
+        started = time.perf_counter()
+        with float32_arithmetic(model):
+            losses = score_pool(model, pool, exemplars, config, layout, world, show_progress=True)
+        return low, refined, Run("float32", losses, time.perf_counter() - started, len(pool))
+
+
+def table(runs: Sequence[Run], number: int) -> list[str]:
+    """Seconds and the share of the reference's selection, one line a run; the reference is the last."""
+    wanted = select_top(runs[-1].losses.miwv, number)
+    lines = [f"{'':18s}  {'seconds':>8s}  {'in float32':>10s}  {'selection as in float32':>23s}"]
+    for run in runs:
+        share = overlap(select_top(run.losses.miwv, number), wanted)
+        lines.append(f"{run.name:18s}  {run.seconds:8.1f}  {run.in_float32:10d}  {share:23.1%}")
+    return lines
+
+
+def differences(low: Losses, reference: Losses) -> list[str]:
+    """How far single losses and MIWV are moved."""
+    both = np.isfinite(low.miwv) & np.isfinite(reference.miwv)
+    single = np.stack([low.zero_shot - reference.zero_shot, low.one_shot - reference.one_shot])[:, both]
+    moved = (low.miwv - reference.miwv)[both]
+    return [
+        f"single losses: moved by at most {np.abs(single).max():.3f}, root mean square {rms(single):.4f}",
+        f"MIWV: moved by at most {np.abs(moved).max():.3f}, root mean square {rms(moved):.4f}, "
+        f"correlation {np.corrcoef(low.miwv[both], reference.miwv[both])[0, 1]:.5f}",
+    ]
+
+
+def other_widths(low: Losses, reference: Losses, number: int) -> list[str]:
+    """What each width of the band would score again, and how much of the selection is then the reference's."""
+    wanted = select_top(reference.miwv, number)
+    lines = []
+    for width in WIDTHS:
+        found, again = rescored(low, number, lambda chosen: reference, width)
+        share = overlap(select_top(found.miwv, number), wanted)
+        lines.append(f"a band of {width:g} root mean squares: {again.sum()} samples again, selection {share:.1%}")
+    return lines
+
+
+def rms(values: np.ndarray) -> float:
+    return float(np.sqrt((values**2).mean()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
