@@ -7,7 +7,7 @@ QUICKSTART_ARGUMENTS := $(if $(MODEL),--model "$(MODEL)") $(if $(DATASET),--data
 	$(if $(FRACTION),--fraction "$(FRACTION)")
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slow benchmark lint format
+.PHONY: help install quickstart test test-slow test-gpu benchmark lint format
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ test-slow: $(READY)  ## Run the tests that need the real model and pools (60 min
 
 benchmark: $(READY)  ## Time the ways to score a pool side by side: make benchmark ARGUMENTS="--samples 8"
 	$(BIN)/python -m benchmarks.scoring $(ARGUMENTS)
+
+test-gpu: $(READY)  ## Run the tests that need a GPU
+	$(BIN)/python -m pytest -q -m gpu --durations=10
 
 lint: $(READY)  ## Check style and types
 	$(BIN)/ruff check .

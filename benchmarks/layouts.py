@@ -1,9 +1,11 @@
-"""The ways to score a pool that are compared: three baselines written here, and the library's two layouts.
+"""The ways to score a pool that are compared: baselines written here, and the library's two layouts.
 
-`row` is what public MIWV scorers do (OpenDataArena's `MIWVScorer`: one row at a time, its loss from the model's own
-`labels`, so with logits for every position, in float32). `padded_full` batches rows of like length, still with all
-logits. `padded` and `tree` are the library's. `ceiling` is no scorer: what forwards of as many
-tokens as the trees' take at least, in plain causal rows that are short enough for attention to cost little.
+`row` is what the public MIWV scorer does (OpenDataArena's `MIWVScorer`, batch size 8): eight texts at a time in pool
+order are padded to the longest of them, and each is forwarded alone, padding included; its loss comes from the model's
+own `labels`, so with logits for every position, in float32. `row_unpadded` is the same without the padding.
+`padded_full` batches rows of like length, still with all logits. `padded` and `tree` are the library's. `ceiling` is no
+scorer: what forwards of as many tokens as the trees' take at least, in plain causal rows that are short enough for
+attention to cost little.
 """
 
 from collections.abc import Callable
@@ -34,7 +36,8 @@ from miwv_trainer.scoring import Losses
 
 CEILING_ROW = 512
 FULL_LOGITS_TOKENS = 4096
-LAYOUTS = ("row", "padded_full", "padded", "tree", "ceiling")
+PUBLIC_BATCH = 8
+LAYOUTS = ("row", "row_unpadded", "padded_full", "padded", "tree", "ceiling")
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,8 @@ class Work:
 
 def prepare(layout: str, case: Case) -> Callable[[], Losses | None]:
     """What is timed: one layout over the whole pool, planning included. The ceiling has no plan and no losses."""
-    if layout == "row":
-        return partial(row_by_row, case)
+    if layout in ("row", "row_unpadded"):
+        return partial(row_by_row, case, is_padded=layout == "row")
     if layout == "padded_full":
         return partial(padded_with_full_logits, case)
     if layout == "ceiling":
@@ -74,8 +77,8 @@ def prepare(layout: str, case: Case) -> Callable[[], Losses | None]:
 
 def work(layout: str, case: Case) -> Work:
     """What a layout forwards, from the same plans."""
-    if layout == "row":
-        lengths = np.asarray([len(row.ids) for _, _, row in both_rows(case)])
+    if layout in ("row", "row_unpadded"):
+        lengths = np.asarray([length for *_, length in both_rows(case, is_padded=layout == "row")])
         return Work(int(lengths.sum()), int(lengths.sum()), causal_pairs(lengths))
     if layout == "tree":
         return tree_work(case)
@@ -91,26 +94,34 @@ def work(layout: str, case: Case) -> Work:
     return Work(tokens, scored_positions(case), pairs)
 
 
-def row_by_row(case: Case) -> Losses:
+def row_by_row(case: Case, is_padded: bool) -> Losses:
     """Each sample without and behind its exemplar, one row a forward, the loss from the model's own `labels`."""
     losses, tokens = np.full((2, len(case.pool)), np.nan, dtype=np.float32), 0
-    for kind, sample, row in both_rows(case):
-        ids = torch.as_tensor(row.ids.astype(np.int64), device=case.world.device)[None]
+    for kind, sample, row, length in both_rows(case, is_padded):
+        ids = torch.zeros((1, length), dtype=torch.long)
+        ids[0, : len(row.ids)] = torch.from_numpy(row.ids.astype(np.int64))
+        mask = (torch.arange(length) < len(row.ids)).long()[None]
         labels = torch.full_like(ids, IGNORED_LABEL)
-        targets = torch.as_tensor(row.targets, device=ids.device)
-        labels[0, targets] = ids[0, targets]
-        output = case.model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels)
+        labels[0, row.targets] = ids[0, row.targets]
+        ids, mask, labels = (tensor.to(case.world.device) for tensor in (ids, mask, labels))
+        output = case.model(input_ids=ids, attention_mask=mask, labels=labels)
         losses[kind, sample] = output.loss.item()
         tokens += ids.numel()
     return Losses(losses[0], losses[1], tokens)
 
 
-def both_rows(case: Case) -> list[tuple[int, int, Row]]:
-    """`(kind, sample, row)` of every scored sample: 0 without, 1 behind its exemplar."""
-    rows = []
-    for sample in case.scored.tolist():
-        rows.append((0, sample, zero_shot_row(case.pool, sample)))
-        rows.append((1, sample, one_shot_row(case.pool, sample, int(case.exemplars[sample]), case.context)))
+def both_rows(case: Case, is_padded: bool) -> list[tuple[int, int, Row, int]]:
+    """`(kind, sample, row, padded length)` of every scored sample, eight samples without, then behind an exemplar."""
+    rows: list[tuple[int, int, Row, int]] = []
+    for start in range(0, len(case.scored), PUBLIC_BATCH):
+        samples = case.scored[start : start + PUBLIC_BATCH].tolist()
+        alone = [zero_shot_row(case.pool, i) for i in samples]
+        behind = [one_shot_row(case.pool, i, int(case.exemplars[i]), case.context) for i in samples]
+        for kind, batch in enumerate((alone, behind)):
+            longest = max(len(row.ids) for row in batch)
+            rows += [
+                (kind, i, row, longest if is_padded else len(row.ids)) for i, row in zip(samples, batch, strict=True)
+            ]
     return rows
 
 

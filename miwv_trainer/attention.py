@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import nn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from miwv_trainer.head import PADDING_ID, inner_model
@@ -80,16 +80,18 @@ def tree_attention(model: nn.Module) -> Attention:
 @contextmanager
 def attending(model: nn.Module, attention: Attention) -> Iterator[None]:
     """Inside, the model's attention takes what [`tree_inputs`] makes for it."""
-    inner = inner_model(model)
-    before = inner.config._attn_implementation
     if attention != "segments":
         yield
         return
+    inner = inner_model(model)
+    # The whole before its parts: setting the whole sets them all.
+    before = [(m, m.config._attn_implementation) for m in inner.modules() if isinstance(m, PreTrainedModel)]
     inner.set_attn_implementation(SEGMENTS)
     try:
         yield
     finally:
-        inner.set_attn_implementation(before)
+        for part, implementation in before:
+            part.set_attn_implementation(implementation)
 
 
 @contextmanager

@@ -318,7 +318,7 @@ def round_line(current: StoredRound, previous: StoredRound | None = None) -> str
         f"({summary['tokens_forwarded']} tokens, {summary['tokens_per_second']:.0f} a second), "
         f"selected {summary['number_selected']}"
     )
-    if summary["refined_samples"]:
+    if summary.get("refined_samples"):
         line += (
             f", {summary['refined_samples']} near the threshold scored again in float32 in "
             f"{summary['refined_seconds']:.0f} s"

@@ -167,7 +167,8 @@ def _sweep(
         def forward(batch: Any) -> Scored:
             return score(batch, head)
 
-        for batch, (kinds, samples, values) in _forwarded(model, batches, forward, halves, world, show_progress):
+        progress_of = "Scoring" if show_progress else None
+        for batch, (kinds, samples, values) in _forwarded(model, batches, forward, halves, world, progress_of):
             losses[kinds, samples] = values
             scored[kinds, samples] = 1
             tokens += batch.tokens
@@ -183,7 +184,7 @@ def _forwarded(
     forward: Callable[[Any], Any],
     halves: Callable[[Any], list[Any]],
     world: World,
-    show_progress: bool,
+    progress_of: str | None,
 ) -> Iterator[tuple[Any, Any]]:
     """
     This rank's batches with what `forward` makes of each, and as many forwards as every other rank runs.
@@ -193,7 +194,7 @@ def _forwarded(
     """
     most_tokens = float("inf")
     pending = deque(world.deal(batches))
-    with tqdm(total=len(pending), desc="Scoring", disable=not show_progress) as progress:
+    with tqdm(total=len(pending), desc=progress_of, disable=progress_of is None) as progress:
         while pending:
             batch = pending.popleft()
             if batch is None:
@@ -288,7 +289,8 @@ def prompt_embeddings(
 
     sums: np.ndarray | None = None
     with world.forwards("embedding the prompts with the model"):
-        for batch, means in _forwarded(model, batches, embed, Batch.halves, world, show_progress):
+        progress_of = "Embedding" if show_progress else None
+        for batch, means in _forwarded(model, batches, embed, Batch.halves, world, progress_of):
             if sums is None:
                 sums = np.zeros((len(pool), means.shape[1]), dtype=np.float32)
             sums[batch.samples] = means

@@ -93,12 +93,13 @@ def test_the_table_has_every_layout_with_its_tokens_and_equal_losses(
     lengths = [len(ids) for ids, _ in render(instruction_rows(SAMPLES), tokenizer)]
     tokens = {name: int(row["tokens"]) for name, row in found.items()}
     # Alone, each sample is forwarded once; behind an exemplar, itself and another one, and the preamble once less.
-    assert 2 * sum(lengths) < tokens["row"] < 2 * sum(lengths) + SAMPLES * max(lengths)
-    assert tokens["row"] <= tokens["padded"] == tokens["padded_full"]
-    assert tokens["ceiling"] == tokens["tree"] < tokens["row"]
+    assert 2 * sum(lengths) < tokens["row_unpadded"] < 2 * sum(lengths) + SAMPLES * max(lengths)
+    assert tokens["row_unpadded"] <= min(tokens["padded"], tokens["row"])
+    assert tokens["padded"] == tokens["padded_full"]
+    assert tokens["ceiling"] == tokens["tree"] < tokens["row_unpadded"]
 
     notes = [line.split(" ") for line in printed.splitlines() if line.startswith("Losses of ")]
-    assert [note[2] for note in notes] == ["padded_full", "padded", "tree"]
+    assert [note[2] for note in notes] == ["row_unpadded", "padded_full", "padded", "tree"]
     assert all(note[4] == "row:" and float(note[7].rstrip(",")) < 1e-4 for note in notes)
     assert all(note[11] == "1.000000" for note in notes)
 
@@ -114,9 +115,12 @@ def test_row_tokens_are_those_of_both_sequences_counted_by_hand() -> None:
     zero_shot = (PREAMBLE + lengths).sum()
     one_shot = zero_shot + lengths[0] * 7 + lengths[5]
     with no_trace(case.model):
-        losses = prepare("row", case)()
-    assert losses is not None
-    assert losses.tokens_forwarded == work("row", case).tokens == zero_shot + one_shot
+        losses, padded = prepare("row_unpadded", case)(), prepare("row", case)()
+    assert losses is not None and padded is not None
+    assert losses.tokens_forwarded == work("row_unpadded", case).tokens == zero_shot + one_shot
+    # Eight samples are padded to the longest of them, 16 without and 9 + 16 behind an exemplar.
+    assert padded.tokens_forwarded == work("row", case).tokens == 8 * (PREAMBLE + 16) + 8 * (PREAMBLE + 9 + 16)
+    np.testing.assert_allclose(padded.miwv, losses.miwv, atol=1e-5)
 
 
 @pytest.mark.parametrize("layout", ["padded_full", "padded", "tree"])
@@ -169,7 +173,7 @@ def test_pairs_are_those_that_the_masks_leave() -> None:
     assert work("tree", case).pairs == sum(int(_mask(case.model, [row], torch.device("cpu")).sum()) for row in rows)
     lengths = np.arange(9, 17) + PREAMBLE
     exemplars = np.asarray([14, *[9] * 7])
-    assert work("row", case).pairs == sum(sum(range(1, n + 1)) for n in [*lengths, *(lengths + exemplars)])
+    assert work("row_unpadded", case).pairs == sum(sum(range(1, n + 1)) for n in [*lengths, *(lengths + exemplars)])
 
 
 @pytest.mark.parametrize(("at_once", "shapes"), [(1, [(1, 60)] * 4 + [(1, 10)]), (3, [(3, 60), (1, 60), (1, 10)])])
@@ -275,7 +279,7 @@ def test_a_random_llama_is_7b_by_default_and_takes_overrides() -> None:
     [
         (
             ["--layouts", "row,rows"],
-            "`--layouts` must be some of row, padded_full, padded, tree, ceiling, but got 'rows",
+            "`--layouts` must be some of row, row_unpadded, padded_full, padded, tree, ceiling, but got 'rows",
         ),
         (["--samples", "1"], "`--samples` must be at least 2, but got 1"),
         (["--repeat", "0"], "`--repeat` must be at least 1, but got 0"),

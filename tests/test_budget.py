@@ -16,7 +16,8 @@ from miwv_trainer.budget import Budget, choose_budget, extra_memory, least_free_
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.distributed import World
 from miwv_trainer.layout import score_pool
-from miwv_trainer.scoring import no_trace
+from miwv_trainer.packing import plan_prompts
+from miwv_trainer.scoring import no_trace, prompt_embeddings
 from tests.test_trees import SMALL, random_case, random_model
 
 CPU = torch.device("cpu")
@@ -131,6 +132,26 @@ def test_a_single_sample_that_does_not_fit_ends_the_round_with_what_to_do(
     out_of_memory_above(4, model, monkeypatch)
     with pytest.raises(RuntimeError, match=r"Out of memory on a scoring forward of \d+ tokens.*single sample.*Lower"):
         losses(model, layout)
+
+
+@pytest.mark.parametrize("layout", ["tree", "padded"])
+def test_where_parameters_are_sharded_nothing_is_tried_again(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = random_model("Llama", SMALL)
+    _, failed = out_of_memory_above(150, model, monkeypatch)
+    with pytest.raises(RuntimeError, match=r"Out of memory.*sharded over ranks, no rank can try again alone. Lower"):
+        losses(model, layout, World(0, 1, CPU, sharded=True))
+    assert len(failed) == 1
+
+
+def test_the_models_own_embeddings_survive_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = random_model("Llama", SMALL).eval()
+    batches = plan_prompts(POOL, 512, 4096)
+    with torch.no_grad():
+        whole = prompt_embeddings(model, POOL, batches, context=512, world=WORLD)
+        _, failed = out_of_memory_above(150, model, monkeypatch)
+        found = prompt_embeddings(model, POOL, batches, context=512, world=WORLD)
+    assert failed
+    np.testing.assert_allclose(found, whole, atol=1e-5)
 
 
 def test_an_error_that_is_not_about_memory_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
