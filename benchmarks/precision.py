@@ -2,8 +2,7 @@
 
     python -m benchmarks.precision --samples 999
 
-The reference is float32 arithmetic on the same bfloat16 weights. Below the table, what other widths of the band would
-have cost and repaired, from the same two sets of losses.
+The reference is float32 arithmetic on the same bfloat16 weights.
 """
 
 import argparse
@@ -20,11 +19,9 @@ from benchmarks.cases import DEFAULT_POOL, Case, build_case, read_model, read_po
 from benchmarks.measure import machine
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.layout import choose_layout, score_pool
-from miwv_trainer.precision import WIDTH, float32_arithmetic, refine_near_threshold, rescored
+from miwv_trainer.precision import float32_arithmetic, refine
 from miwv_trainer.scoring import Losses, no_trace
 from miwv_trainer.selection import number_selected, overlap, select_top
-
-WIDTHS = (1.0, 2.0, WIDTH, 4.0)
 
 
 @dataclass(frozen=True)
@@ -53,10 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     number = number_selected(arguments.fraction, len(case.pool))
     print(f"machine: {machine(arguments.device)}, {datetime.date.today().isoformat()}")
     print(f"{len(case.pool)} samples, {number} selected, bfloat16 weights")
-    low, refined, reference = runs = measure_all(case, number)
+    low, _, reference = runs = measure_all(case)
     print("\n".join(table(runs, number)))
     print("\n".join(differences(low.losses, reference.losses)))
-    print("\n".join(other_widths(low.losses, reference.losses, number)))
     return 0
 
 
@@ -74,7 +70,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def measure_all(case: Case, number: int) -> tuple[Run, Run, Run]:
+def measure_all(case: Case) -> tuple[Run, Run, Run]:
     """In bfloat16; the same refined; all in float32 arithmetic on the same weights."""
     model, pool, exemplars, config, world = case.model, case.pool, case.exemplars, case.config, case.world
     with no_trace(model):
@@ -82,8 +78,8 @@ def measure_all(case: Case, number: int) -> tuple[Run, Run, Run]:
         started = time.perf_counter()
         losses = score_pool(model, pool, exemplars, config, layout, world, show_progress=True)
         low = Run("bfloat16", losses, time.perf_counter() - started, 0)
-        again, cost = refine_near_threshold(model, pool, exemplars, config, layout, world, losses, number)
-        refined = Run("bfloat16, refined", again, low.seconds + cost.seconds, cost.samples)
+        again = refine(model, pool, exemplars, losses, config, layout, world)
+        refined = Run("bfloat16, refined", again.losses, low.seconds + again.seconds, again.samples)
         started = time.perf_counter()
         with float32_arithmetic(model):
             losses = score_pool(model, pool, exemplars, config, layout, world, show_progress=True)
@@ -110,17 +106,6 @@ def differences(low: Losses, reference: Losses) -> list[str]:
         f"MIWV: moved by at most {np.abs(moved).max():.3f}, root mean square {rms(moved):.4f}, "
         f"correlation {np.corrcoef(low.miwv[both], reference.miwv[both])[0, 1]:.5f}",
     ]
-
-
-def other_widths(low: Losses, reference: Losses, number: int) -> list[str]:
-    """What each width of the band would score again, and how much of the selection is then the reference's."""
-    wanted = select_top(reference.miwv, number)
-    lines = []
-    for width in WIDTHS:
-        found, again = rescored(low, number, lambda chosen: reference, width)
-        share = overlap(select_top(found.miwv, number), wanted)
-        lines.append(f"a band of {width:g} root mean squares: {again.sum()} samples again, selection {share:.1%}")
-    return lines
 
 
 def rms(values: np.ndarray) -> float:

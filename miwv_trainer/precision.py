@@ -1,16 +1,15 @@
-"""Scoring again, in float32 arithmetic, the samples that lower precision leaves in doubt.
+"""Samples near the selection's threshold, scored again in float32 where the model computes in lower precision.
 
-In bfloat16 single losses move by a hundredth and more, so that samples near the selection's threshold change sides. The
-weights stay what they are, and each module's are widened while it runs: what differs is the arithmetic alone. Only
-samples near the threshold are worth it, for float32 is slower, and on a GPU much.
+Rounding to bfloat16 moves a loss by some hundredths of a nat, and MIWV is a small difference of two losses: samples on
+both sides of the threshold change places. Far from it rounding changes no selection, so only a band around it is
+scored again, with the same low-precision weights in float32 arithmetic, as wide as the rounding measured there asks.
 """
 
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,184 +17,281 @@ from torch import nn
 
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.distributed import World
-from miwv_trainer.head import PADDING_ID, forward_one_position, inner_model
+from miwv_trainer.head import inner_model
 from miwv_trainer.layout import score_pool
 from miwv_trainer.packing import NO_EXEMPLAR
 from miwv_trainer.pool import Pool
 from miwv_trainer.scoring import Losses
+from miwv_trainer.selection import number_selected, select_top
 
 logger = logging.getLogger(__name__)
 
-# Samples nearest to the threshold that are scored first, to see how far lower precision is off.
-FIRST = 16
-# Root mean square differences on either side of the threshold within which samples are scored again.
-WIDTH = 3.0
-# At most this share of the pool is scored again.
-MOST = 0.25
+CALIBRATION = 32  # samples that tell how much rounding moves MIWV, to an eighth of it
+WIDTH = 3.0  # half the band's width, in root mean squares of that movement
+MOST_REFINED = 0.25  # of the pool: float32 may be an order of magnitude slower
+
+# Where a module holds a tensor: the module and the attribute's name.
+Slot = tuple[nn.Module, str]
 
 
 @dataclass(frozen=True)
-class Refinement:
-    """What was scored again in float32, and what it cost."""
+class Refined:
+    """
+    Losses of a pool, those near the threshold in float32 arithmetic.
 
+    Args:
+        losses: Of all samples; its `tokens_forwarded` includes `tokens`.
+        samples: How many were scored again.
+        tokens: Tokens forwarded for them.
+        seconds: Time that took.
+    """
+
+    losses: Losses
     samples: int = 0
     tokens: int = 0
     seconds: float = 0.0
 
 
-def refine_near_threshold(
+def score_refined(
     model: nn.Module,
     pool: Pool,
     exemplars: np.ndarray,
     config: MIWVConfig,
     layout: str,
     world: World,
+    show_progress: bool = False,
+) -> Refined:
+    """
+    Like [`~miwv_trainer.layout.score_pool`]; then, where the model computes below float32 and `refine_near_threshold`
+    is on, the samples near the threshold again.
+
+    A model that cannot compute in float32 keeps the losses it has, and a log line says why.
+    """
+    with _noticing_autocast(model) as noticed:
+        losses = score_pool(model, pool, exemplars, config, layout, world, show_progress)
+    is_low = world.share(any(noticed) or any(map(_is_low, model.parameters())))
+    if not is_low or not config.refine_near_threshold:
+        return Refined(losses)
+    obstacle = _obstacle(model, world)
+    if obstacle is not None:
+        if world.is_main:
+            logger.info("Samples near the threshold are not scored again in float32: %s.", obstacle)
+        return Refined(losses)
+    return refine(model, pool, exemplars, losses, config, layout, world, show_progress)
+
+
+def refine(
+    model: nn.Module,
+    pool: Pool,
+    exemplars: np.ndarray,
     losses: Losses,
-    number: int,
-) -> tuple[Losses, Refinement]:
+    config: MIWVConfig,
+    layout: str,
+    world: World,
+    show_progress: bool = False,
+) -> Refined:
     """
-    Losses in which the samples near the selection's threshold were computed in float32 arithmetic.
+    Scores the samples near the threshold of `losses` again, in float32 arithmetic.
 
-    First those nearest to the threshold. Their root mean square difference to lower precision says how wide the band of
-    doubt is; then those in it, until all are scored again or a quarter of the pool is. Nothing happens where the model
-    computes in float32 already, where it is quantised, and where its parameters are sharded.
+    The nearest ones tell how much rounding moves MIWV (root mean square); all within three times that are scored, which
+    moves the threshold and sharpens the estimate, until none is left or a quarter of the pool is done.
 
     Args:
-        losses: Of the whole pool, in the model's own precision.
-        number: Samples that will be selected.
+        model: In evaluation mode, without gradients ([`~miwv_trainer.scoring.no_trace`]).
+        exemplars: `(N,)` index of each sample's exemplar.
+        losses: Of the same pool, by the model as it computes.
     """
-    if (obstacle := _obstacle(model, world)) is not None:
-        logger.info("No sample is scored again in float32: %s.", obstacle)
-        return losses, Refinement()
     started = time.perf_counter()
-
-    def score(chosen: np.ndarray) -> Losses:
-        of_chosen = np.full_like(exemplars, NO_EXEMPLAR)
-        of_chosen[chosen] = exemplars[chosen]
-        return score_pool(model, pool, of_chosen, config, layout, world)
-
-    with float32_arithmetic(model):
-        refined, again = rescored(losses, number, score)
+    number = number_selected(config.fraction, len(pool))
+    most = max(CALIBRATION, int(MOST_REFINED * len(pool)))
+    refined, is_done = losses, np.zeros(len(pool), dtype=bool)
+    wanted = near_threshold(losses.miwv, number, np.inf)[:CALIBRATION]
+    try:
+        with float32_arithmetic(model):
+            while len(again := wanted[: most - is_done.sum()]):
+                of_these = np.full_like(exemplars, NO_EXEMPLAR)
+                of_these[again] = exemplars[again]
+                scored = score_pool(model, pool, of_these, config, layout, world, show_progress)
+                refined = _replaced(refined, scored, again)
+                is_done[again] = True
+                width = WIDTH * _root_mean_square(refined.miwv[is_done] - losses.miwv[is_done])
+                wanted = near_threshold(refined.miwv, number, width)
+                wanted = wanted[~is_done[wanted]]
+    except RuntimeError as error:  # no memory for float32, or a kernel without it; on one rank, so on all
+        if world.is_main:
+            logger.warning(
+                "Only %d samples near the threshold could be scored again in float32: %s. "
+                "`refine_near_threshold=False` leaves it out.", is_done.sum(), str(error).strip().partition("\n")[0],
+            )  # fmt: skip
+    else:
+        if len(wanted) and world.is_main:
+            logger.warning(
+                "%d samples near the threshold were scored again in float32, the most that are, and %d more are as "
+                "near as rounding moves MIWV: the selection may differ from float32's.", is_done.sum(), len(wanted),
+            )  # fmt: skip
     tokens = refined.tokens_forwarded - losses.tokens_forwarded
-    refined = replace(refined, tokens_forwarded=losses.tokens_forwarded)
-    return refined, Refinement(int(again.sum()), tokens, time.perf_counter() - started)
+    return Refined(refined, int(is_done.sum()), tokens, time.perf_counter() - started)
 
 
-def rescored(
-    losses: Losses, number: int, score: Callable[[np.ndarray], Losses], width: float = WIDTH
-) -> tuple[Losses, np.ndarray]:
+def _replaced(losses: Losses, others: Losses, samples: np.ndarray) -> Losses:
+    """The losses, those of `samples` taken from `others`; tokens of both."""
+    zero_shot, one_shot = losses.zero_shot.copy(), losses.one_shot.copy()
+    zero_shot[samples], one_shot[samples] = others.zero_shot[samples], others.one_shot[samples]
+    return Losses(zero_shot, one_shot, losses.tokens_forwarded + others.tokens_forwarded)
+
+
+def _root_mean_square(values: np.ndarray) -> float:
+    """Over what is finite; 0 where nothing is."""
+    finite = values[np.isfinite(values)]
+    return float(np.sqrt(np.mean(np.square(finite)))) if len(finite) else 0.0
+
+
+def near_threshold(miwv: np.ndarray, number: int, width: float) -> np.ndarray:
     """
-    Losses in which the samples in doubt are those that `score` gives for their indices; and `(N,)` which these are.
+    The samples whose MIWV is at most `width` from the `number`-th highest, nearest first, ties by lower index.
 
     Args:
-        width: Half of the band of doubt, in root mean square differences between the two.
+        miwv: `(N,)` scores, NaN where a sample has none.
+        number: How many are selected. Where no more have a score, all of these are, and none is near a threshold.
+        width: In nats.
     """
-    zero_shot, one_shot, tokens = losses.zero_shot.copy(), losses.one_shot.copy(), losses.tokens_forwarded
-    before = losses.miwv
-    again = np.zeros(len(before), dtype=bool)
-    most = int(MOST * np.isfinite(before).sum())
-    chosen = nearest_to_threshold(before, number)[: min(FIRST, most)]
-    while len(chosen):
-        found = score(chosen)
-        zero_shot[chosen], one_shot[chosen] = found.zero_shot[chosen], found.one_shot[chosen]
-        tokens += found.tokens_forwarded
-        again[chosen] = True
-        miwv = Losses(zero_shot, one_shot, tokens).miwv
-        difference = float(np.sqrt(np.nanmean((miwv - before)[again] ** 2)))
-        doubtful = nearest_to_threshold(miwv, number, within=width * difference)
-        chosen = doubtful[~again[doubtful]][: most - int(again.sum())]
-    return Losses(zero_shot, one_shot, tokens), again
-
-
-def nearest_to_threshold(miwv: np.ndarray, number: int, within: float = np.inf) -> np.ndarray:
-    """
-    Samples whose MIWV is at most `within` from the threshold, the nearest first, ties by lower index.
-
-    Args:
-        miwv: `(N,)`, NaN where a sample was not scored.
-        number: Samples that will be selected. The threshold is halfway between the last of them and the next.
-    """
-    finite = np.flatnonzero(np.isfinite(miwv))
-    if len(finite) <= number:
-        return finite[:0]
-    descending = np.sort(miwv[finite].astype(np.float64))[::-1]
-    distance = np.abs(miwv[finite] - descending[number - 1 : number + 1].mean())
+    if np.count_nonzero(~np.isnan(miwv)) <= number:
+        return np.empty(0, dtype=np.int64)
+    distance = np.abs(miwv - miwv[select_top(miwv, number)].min())
     order = np.argsort(distance, kind="stable")
-    return finite[order[distance[order] <= within]]
+    return order[distance[order] <= width]
 
 
 @contextmanager
 def float32_arithmetic(model: nn.Module) -> Iterator[None]:
     """
-    Inside, forwards compute in float32 with the model's own weights, and outside nothing has happened.
+    Inside, the model's forward computes in float32 with the values of its low-precision weights, and without autocast.
+    For forwards without gradients. Outside, nothing has happened, also after an error.
 
-    The parameters and buffers of each module are widened while it runs, so that only one module's are held twice; those
-    of the output embeddings stay wide, since a fused head uses them outside of their module. An autocast inside the
-    model's forward, where the Trainer puts it, is switched off from the backbone on.
+    A layer's weights are copied to float32 while it runs, so that one layer is held twice at a time; embeddings, head,
+    and whatever several layers share, throughout. Parameters are set aside, not changed: their storage, gradients and
+    the hooks on them (of DistributedDataParallel, for one) stay. Whether matrix products of float32 use TF32 is left as
+    it is set.
     """
-    inner = inner_model(model)
-    device = next(model.parameters()).device.type
-    was_autocast = torch.is_autocast_enabled(device)
-    narrow: dict[nn.Module, list[tuple[torch.Tensor, torch.Tensor]]] = {}
-
-    def widen(module: nn.Module, *_: Any) -> None:
-        for tensor in _own_tensors(module):
-            if tensor.dtype in (torch.bfloat16, torch.float16):
-                narrow.setdefault(module, []).append((tensor, tensor.data))
-                tensor.data = tensor.data.float()
-
-    def restore(module: nn.Module, *_: Any) -> None:
-        for tensor, data in narrow.pop(module, []):
-            tensor.data = data
-
-    def switch_autocast_off(*_: Any) -> None:
-        # The wrapper's own exit brings the state back that it found.
-        torch.set_autocast_enabled(device, False)
-
-    head = inner.get_output_embeddings()
-    of_head = set(head.modules()) if head is not None else set()
-    handles = [inner.base_model.register_forward_pre_hook(switch_autocast_off)]
-    for module in set(model.modules()) - of_head:
-        if any(True for _ in _own_tensors(module)):
-            handles.append(module.register_forward_pre_hook(widen))
-            handles.append(module.register_forward_hook(restore, always_call=True))
-    try:
-        for module in of_head:
-            widen(module)
+    device_type = next(model.parameters()).device.type
+    with ExitStack() as stack:
+        stack.enter_context(torch.autocast(device_type, enabled=False))
+        for module in _inside(model):
+            # accelerate enters autocast in the root's forward, so it is left in the first module called there; where
+            # the root's forward ends, autocast is again what it was before.
+            hook = module.register_forward_pre_hook(lambda *_: torch.set_autocast_enabled(device_type, False))
+            stack.callback(hook.remove)
+        blocks = list(_blocks(model))
+        shared, own = _assigned(model, blocks)
+        stack.enter_context(_Upcast(shared))
+        for block, slots in zip(blocks, own, strict=True):
+            upcast = _Upcast(slots)
+            stack.callback(upcast.restore)
+            # First before the layer and last after it, so that hooks of others find the weights that it runs with.
+            stack.callback(block.register_forward_pre_hook(lambda *_, u=upcast: u.apply(), prepend=True).remove)
+            stack.callback(block.register_forward_hook(lambda *_, u=upcast: u.restore()).remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module in list(narrow):
-            restore(module)
-        torch.set_autocast_enabled(device, was_autocast)
 
 
-def computes_in_float32(model: nn.Module) -> bool:
-    """Whether no parameter is of lower precision and no autocast is on while the backbone runs. One tiny forward."""
-    if any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters()):
-        return False
-    device = next(model.parameters()).device
-    autocast: list[bool] = []
-    handle = inner_model(model).base_model.register_forward_pre_hook(
-        lambda *_: autocast.append(torch.is_autocast_enabled(device.type))
-    )
+class _Upcast:
+    """Float32 copies in the place of tensors, until they are restored. Slots with one tensor share one copy."""
+
+    def __init__(self, slots: list[Slot]) -> None:
+        self.slots = slots
+        self.originals: list[torch.Tensor] = []
+
+    def apply(self) -> None:
+        if self.originals:
+            return
+        self.originals = [getattr(module, name) for module, name in self.slots]
+        copies = {id(tensor): _float32(tensor) for tensor in self.originals}
+        for (module, name), tensor in zip(self.slots, self.originals, strict=True):
+            setattr(module, name, copies[id(tensor)])
+
+    def restore(self) -> None:
+        for (module, name), tensor in zip(self.slots, self.originals, strict=False):
+            setattr(module, name, tensor)
+        self.originals = []
+
+    def __enter__(self) -> None:
+        self.apply()
+
+    def __exit__(self, *_: object) -> None:
+        self.restore()
+
+
+def _float32(tensor: torch.Tensor) -> torch.Tensor:
+    copy = tensor.detach().float()
+    return nn.Parameter(copy, requires_grad=False) if isinstance(tensor, nn.Parameter) else copy
+
+
+def _assigned(model: nn.Module, blocks: list[nn.Module]) -> tuple[list[Slot], list[list[Slot]]]:
+    """The low-precision tensors of a model: those outside blocks or in several of them, and those of each block."""
+    in_blocks = {module for block in blocks for module in block.modules()}
+    outside = [module for module in model.modules() if module not in in_blocks]
+    users: dict[int, set[int]] = {}
+    for number, modules in enumerate([outside, *(block.modules() for block in blocks)]):
+        for module in modules:
+            for _, tensor in _low_precision_tensors(module):
+                users.setdefault(id(tensor), set()).add(number)
+    slots: list[list[Slot]] = [[] for _ in range(len(blocks) + 1)]
+    for module in model.modules():
+        for name, tensor in _low_precision_tensors(module):
+            numbers = users[id(tensor)]
+            slots[min(numbers) if len(numbers) == 1 else 0].append((module, name))
+    return slots[0], slots[1:]
+
+
+def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+    """The members of the outermost module lists: the layers of a transformer."""
+    for child in module.children():
+        if isinstance(module, nn.ModuleList) and not isinstance(child, nn.ModuleList):
+            yield child
+        else:
+            yield from _blocks(child)
+
+
+def _low_precision_tensors(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    """The module's own parameters and buffers that are floating-point numbers of less than 32 bits."""
+    held = [
+        *module.named_parameters(recurse=False, remove_duplicate=False),
+        *module.named_buffers(recurse=False, remove_duplicate=False),
+    ]
+    return [(name, tensor) for name, tensor in held if _is_low(tensor)]
+
+
+def _is_low(tensor: torch.Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.dtype.itemsize < torch.float32.itemsize
+
+
+def _inside(model: nn.Module) -> list[nn.Module]:
+    return [module for module in model.modules() if module is not model]
+
+
+@contextmanager
+def _noticing_autocast(model: nn.Module) -> Iterator[set[bool]]:
+    """Fills a set with whether the modules inside the model ran under autocast."""
+    device_type = next(model.parameters()).device.type
+    noticed: set[bool] = set()
+
+    def notice(*_: object) -> None:
+        noticed.add(torch.is_autocast_enabled(device_type))
+
+    hooks = [module.register_forward_pre_hook(notice) for module in _inside(model)]
     try:
-        ids = torch.full((1, 2), PADDING_ID, device=device)
-        forward_one_position(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+        yield noticed
     finally:
-        handle.remove()
-    return not any(autocast)
+        for hook in hooks:
+            hook.remove()
 
 
 def _obstacle(model: nn.Module, world: World) -> str | None:
+    """Why the model's weights cannot be copied to float32; None where they can."""
     if world.sharded:
-        return "the model's parameters are sharded over ranks"
-    if not all(p.is_floating_point() and p.dtype.itemsize > 1 for p in model.parameters()):
+        return "the model's parameters are split over the ranks"
+    if any(parameter.is_meta for parameter in model.parameters()):
+        return "some of the model's weights are offloaded"
+    packed = any(parameter.dtype.itemsize < 2 for parameter in model.parameters())
+    if packed or getattr(inner_model(model).config, "quantization_config", None) is not None:
         return "the model is quantised"
-    return "the model computes in float32" if computes_in_float32(model) else None
-
-
-def _own_tensors(module: nn.Module) -> Iterator[torch.Tensor]:
-    yield from module.parameters(recurse=False)
-    yield from module.buffers(recurse=False)
+    return None

@@ -40,6 +40,9 @@ def round_summary(rounds: Sequence[StoredRound]) -> str:
             f"round {current.number} (step {summary['global_step']}): {summary['number_selected']} of "
             f"{summary['samples']} selected, {summary['tokens_forwarded']} tokens in {summary['seconds']:.0f} s"
         )
+        if summary.get("refined_samples"):
+            again, seconds = summary["refined_samples"], summary["refined_seconds"]
+            line += f" ({again} near the threshold again in float32: {seconds:.0f} s)"
         if position > 0:
             before = rounds[position - 1]
             both = len(np.intersect1d(current.selection, before.selection))

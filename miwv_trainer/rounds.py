@@ -17,10 +17,10 @@ from miwv_trainer.budget import choose_budget
 from miwv_trainer.config import MIWVConfig, describe_embedder
 from miwv_trainer.distributed import World
 from miwv_trainer.head import is_prompt_tuned
-from miwv_trainer.layout import choose_layout, context_length, score_pool, text_config
+from miwv_trainer.layout import choose_layout, context_length, text_config
 from miwv_trainer.packing import NO_EXEMPLAR, plan_prompts, scorable
 from miwv_trainer.pool import Pool
-from miwv_trainer.precision import Refinement, refine_near_threshold
+from miwv_trainer.precision import Refined, score_refined
 from miwv_trainer.retrieval import embed_texts, given_embeddings, nearest_exemplars
 from miwv_trainer.scoring import Losses, no_trace, prompt_embeddings
 from miwv_trainer.selection import number_selected, overlap, select_top
@@ -135,21 +135,15 @@ def run_round(
     context = context_length(model, config)
     if not scorable(pool, exemplars.indices, context).any():
         raise ValueError(_nothing_scorable(pool, exemplars, context))
-    number = number_selected(config.fraction, len(pool))
     with no_trace(model):
         layout = choose_layout(model, pool, exemplars.indices, config, world)
-        losses = score_pool(model, pool, exemplars.indices, config, layout, world, show_progress=world.is_main)
-        refinement = Refinement()
-        if config.refine_near_threshold:
-            losses, refinement = refine_near_threshold(
-                model, pool, exemplars.indices, config, layout, world, losses, number
-            )
+        scored = score_refined(model, pool, exemplars.indices, config, layout, world, show_progress=world.is_main)
     seconds = time.perf_counter() - started
-    miwv = losses.miwv
+    miwv = scored.losses.miwv
     _report_unscorable(pool, exemplars, miwv, context, moment)
-    selection = select_top(miwv, number)
-    summary = _summary(model, pool, config, losses, refinement, layout, selection, moment, seconds)
-    columns = _columns(pool, exemplars, losses, selection)
+    selection = select_top(miwv, number_selected(config.fraction, len(pool)))
+    summary = _summary(model, pool, config, scored, layout, selection, moment, seconds)
+    columns = _columns(pool, exemplars, scored.losses, selection)
     finished: Any = None
     with world.together("writing the round"):
         if world.is_main:
@@ -220,14 +214,14 @@ def _summary(
     model: nn.Module,
     pool: Pool,
     config: MIWVConfig,
-    losses: Losses,
-    refinement: Refinement,
+    refined: Refined,
     layout: str,
     selection: np.ndarray,
     moment: Moment,
     seconds: float,
 ) -> dict[str, Any]:
     context = context_length(model, config)
+    losses = refined.losses
     scored = int(np.isfinite(losses.miwv).sum())
     return {
         "fingerprint": {
@@ -242,14 +236,14 @@ def _summary(
         "samples": len(pool),
         "unscorable": len(pool) - scored,
         "pool_tokens": int(pool.lengths.sum()) + len(pool) * len(pool.preamble),
-        "tokens_forwarded": losses.tokens_forwarded,
+        "tokens_forwarded": losses.tokens_forwarded - refined.tokens,
         "seconds": round(seconds, 3),
         "samples_per_second": round(scored / seconds, 3),
-        "tokens_per_second": round((losses.tokens_forwarded + refinement.tokens) / seconds, 1),
+        "tokens_per_second": round(losses.tokens_forwarded / seconds, 1),
         "layout": layout,
-        "refined_samples": refinement.samples,
-        "refined_tokens": refinement.tokens,
-        "refined_seconds": round(refinement.seconds, 3),
+        "refined_samples": refined.samples,
+        "refined_tokens": refined.tokens,
+        "refined_seconds": round(refined.seconds, 3),
         "config": config.to_dict(),
     }
 

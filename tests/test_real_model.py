@@ -17,6 +17,9 @@ from peft import PeftModel
 from sklearn.feature_extraction.text import TfidfVectorizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from benchmarks.measure import measure
+from miwv_trainer.attention import tree_attention
+from miwv_trainer.budget import choose_budget, extra_memory
 from miwv_trainer.cli import main
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.distributed import World
@@ -113,6 +116,24 @@ def test_trees_have_the_losses_of_padded_rows(smollm2: Path, shared_data: Path) 
     assert np.isfinite(padded.miwv).all()
     np.testing.assert_allclose(tree.zero_shot, padded.zero_shot, atol=2e-5, rtol=0)
     np.testing.assert_allclose(tree.one_shot, padded.one_shot, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_forward_takes_no_more_memory_than_the_formula_says(
+    dtype: torch.dtype, smollm2: Path, shared_data: Path
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=dtype).eval()
+    pool = pool_from_rows(load_rows(shared_data / "alpaca_gpt4_1k.jsonl.gz").select(range(12)), tokenizer)
+    exemplars, _ = nearest_exemplars(embed_texts("tfidf", pool.texts), pool, 8192)
+    world = World(0, 1, torch.device("cpu"))
+    budget = choose_budget(model, MIWVConfig(), tree_attention(model), world)
+    assert budget.tokens_per_batch == 4096
+    with no_trace(model):
+        measured = measure(lambda: score_pool(model, pool, exemplars, MIWVConfig(), "tree", world), world.device)
+    formula = extra_memory(model, budget.tokens_per_row, measured.result.tokens_forwarded, 256, tree_attention(model))
+    assert measured.peak_bytes is not None
+    assert 2**24 < measured.peak_bytes < 1.25 * formula
 
 
 def test_the_default_quickstart_takes_less_than_three_minutes_and_learns(smollm2: Path, tmp_path: Path) -> None:
