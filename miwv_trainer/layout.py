@@ -7,6 +7,7 @@ family takes; so before the first row a few samples are scored both ways.
 import logging
 from dataclasses import replace
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from miwv_trainer.config import MIWVConfig
 from miwv_trainer.distributed import World
 from miwv_trainer.packing import NO_EXEMPLAR, plan_padded, plan_trees, scorable
 from miwv_trainer.pool import Pool
-from miwv_trainer.scoring import Losses, score_batches, score_trees
+from miwv_trainer.scoring import Losses, noticing_autocast, score_batches, score_trees
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +29,7 @@ MOST_BRANCHES = 4
 # batches, and at least this.
 LEAST_TOLERANCE = {torch.float32: 1e-3}
 LEAST_TOLERANCE_LOW_PRECISION = 0.05
+_warned: WeakSet[nn.Module] = WeakSet()
 
 
 def context_length(model: nn.Module, config: MIWVConfig) -> int:
@@ -99,10 +101,12 @@ def choose_layout(model: nn.Module, pool: Pool, exemplars: np.ndarray, config: M
     name = type(model).__name__
     if config.layout == "tree":
         raise ValueError(f'{name} cannot be scored with `layout="tree"`: {obstacle}. Use "auto" or "padded".')
-    logger.warning(
-        '%s is scored in padded rows, which forward half as many tokens again as trees: %s. `layout="padded"` silences '
-        "this.", name, obstacle,
-    )  # fmt: skip
+    if model not in _warned:  # every round chooses anew
+        _warned.add(model)
+        logger.warning(
+            '%s is scored in padded rows, which forward half as many tokens again as trees: %s. `layout="padded"` '
+            "silences this.", name, obstacle,
+        )  # fmt: skip
     return "padded"
 
 
@@ -117,13 +121,15 @@ def _difference(model: nn.Module, pool: Pool, exemplars: np.ndarray, config: MIW
         scored = score_pool(model, pool, of_few, config, layout, alone)
         return np.stack([scored.zero_shot, scored.one_shot])[:, few]
 
-    padded = losses("padded", config)
+    with noticing_autocast(model) as noticed:
+        padded = losses("padded", config)
     noise = np.abs(padded - losses("padded", replace(config, tokens_per_batch=1))).mean()
     try:
         difference = np.abs(padded - losses("tree", config)).mean()
     except (RuntimeError, ValueError, TypeError) as error:
         return f"its forward refuses the mask ({type(error).__name__}: {error})"
-    least = LEAST_TOLERANCE.get(next(model.parameters()).dtype, LEAST_TOLERANCE_LOW_PRECISION)
+    dtype = torch.bfloat16 if any(noticed) else next(model.parameters()).dtype
+    least = LEAST_TOLERANCE.get(dtype, LEAST_TOLERANCE_LOW_PRECISION)
     # NaN compares as false: where the loss itself is NaN, in both layouts alike, the round will say so.
     too_much = world.share(bool(difference > max(least, 10 * noise)))
     return f"the losses of {len(few)} samples differ by {difference:.2g} on average" if too_much else None

@@ -21,7 +21,7 @@ from miwv_trainer.head import inner_model
 from miwv_trainer.layout import score_pool
 from miwv_trainer.packing import NO_EXEMPLAR
 from miwv_trainer.pool import Pool
-from miwv_trainer.scoring import Losses
+from miwv_trainer.scoring import Losses, inside, noticing_autocast
 from miwv_trainer.selection import number_selected, select_top
 
 logger = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ def score_refined(
 
     A model that cannot compute in float32 keeps the losses it has, and a log line says why.
     """
-    with _noticing_autocast(model) as noticed:
+    with noticing_autocast(model) as noticed:
         losses = score_pool(model, pool, exemplars, config, layout, world, show_progress)
     is_low = world.share(any(noticed) or any(map(_is_low, model.parameters())))
     if not is_low or not config.refine_near_threshold:
@@ -176,7 +176,7 @@ def float32_arithmetic(model: nn.Module) -> Iterator[None]:
     device_type = next(model.parameters()).device.type
     with ExitStack() as stack:
         stack.enter_context(torch.autocast(device_type, enabled=False))
-        for module in _inside(model):
+        for module in inside(model):
             # accelerate enters autocast in the root's forward, so it is left in the first module called there; where
             # the root's forward ends, autocast is again what it was before.
             hook = module.register_forward_pre_hook(lambda *_: torch.set_autocast_enabled(device_type, False))
@@ -262,27 +262,6 @@ def _low_precision_tensors(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
 
 def _is_low(tensor: torch.Tensor) -> bool:
     return tensor.is_floating_point() and tensor.dtype.itemsize < torch.float32.itemsize
-
-
-def _inside(model: nn.Module) -> list[nn.Module]:
-    return [module for module in model.modules() if module is not model]
-
-
-@contextmanager
-def _noticing_autocast(model: nn.Module) -> Iterator[set[bool]]:
-    """Fills a set with whether the modules inside the model ran under autocast."""
-    device_type = next(model.parameters()).device.type
-    noticed: set[bool] = set()
-
-    def notice(*_: object) -> None:
-        noticed.add(torch.is_autocast_enabled(device_type))
-
-    hooks = [module.register_forward_pre_hook(notice) for module in _inside(model)]
-    try:
-        yield noticed
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _obstacle(model: nn.Module, world: World) -> str | None:

@@ -88,6 +88,28 @@ def preserved_rng() -> Iterator[None]:
         np.random.set_state(numpy_state)
 
 
+@contextmanager
+def noticing_autocast(model: nn.Module) -> Iterator[set[bool]]:
+    """Fills a set with whether the modules inside the model ran under autocast, which no parameter's dtype tells."""
+    device_type = _device(model).type
+    noticed: set[bool] = set()
+
+    def notice(*_: object) -> None:
+        noticed.add(torch.is_autocast_enabled(device_type))
+
+    hooks = [module.register_forward_pre_hook(notice) for module in inside(model)]
+    try:
+        yield noticed
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def inside(model: nn.Module) -> list[nn.Module]:
+    """All modules but the root, around whose forward accelerate puts autocast."""
+    return [module for module in model.modules() if module is not model]
+
+
 def score_batches(
     model: nn.Module,
     pool: Pool,

@@ -258,6 +258,7 @@ def test_other_families_fall_back_with_a_warning_that_says_why(
         with pytest.raises(ValueError, match='cannot be scored with `layout="tree"`.*Use "auto" or "padded"'):
             choose_layout(model, *case, MIWVConfig(layout="tree"), WORLD)
         caplog.clear()
+        assert choose_layout(model, *case, MIWVConfig(), WORLD) == "padded"  # the next round says nothing new
         assert choose_layout(model, *case, MIWVConfig(layout="padded"), WORLD) == "padded"
     assert not caplog.messages
 
@@ -303,6 +304,18 @@ def test_a_forward_that_refuses_the_mask_falls_back(
     with no_trace(model):
         assert choose_layout(model, *case, MIWVConfig(), WORLD) == "padded"
     assert "its forward refuses the mask (ValueError: two dimensions, please)" in caplog.text
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_rounding_under_the_autocast_of_accelerate_is_no_reason_to_fall_back(
+    seed: int, case: tuple[Pool, np.ndarray]
+) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(transformers.LlamaConfig(**SMALL))
+    model.forward = torch.autocast("cpu", torch.bfloat16)(model.forward)
+    with no_trace(model):
+        assert choose_layout(model, *case, MIWVConfig(), WORLD) == "tree"
 
 
 def test_lora_and_trls_fused_head_have_the_same_losses_by_tree(case: tuple[Pool, np.ndarray]) -> None:
