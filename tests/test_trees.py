@@ -13,6 +13,7 @@ import transformers
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from miwv_trainer import layout as layout_module
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.distributed import World
 from miwv_trainer.layout import choose_layout, score_pool
@@ -20,7 +21,7 @@ from miwv_trainer.packing import NO_EXEMPLAR, Tree, TreeBatch, plan_trees, tree_
 from miwv_trainer.pool import Pool
 from miwv_trainer.rendering import pool_from_rows
 from miwv_trainer.retrieval import embed_texts, nearest_exemplars
-from miwv_trainer.scoring import no_trace
+from miwv_trainer.scoring import Losses, no_trace
 from tests.tiny import tiny_dataset, tiny_model, tiny_tokenizer
 
 WORLD = World(0, 1, torch.device("cpu"))
@@ -306,16 +307,22 @@ def test_a_forward_that_refuses_the_mask_falls_back(
     assert "its forward refuses the mask (ValueError: two dimensions, please)" in caplog.text
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_rounding_under_the_autocast_of_accelerate_is_no_reason_to_fall_back(
-    seed: int, case: tuple[Pool, np.ndarray]
+@pytest.mark.parametrize(("autocast", "expected"), [(True, "tree"), (False, "padded")])
+def test_a_difference_of_a_hundredth_is_rounding_under_the_autocast_of_accelerate_only(
+    autocast: bool, expected: str, case: tuple[Pool, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(transformers.LlamaConfig(**SMALL))
-    model.forward = torch.autocast("cpu", torch.bfloat16)(model.forward)
+    model = tiny_model()
+    if autocast:
+        model.forward = torch.autocast("cpu", torch.bfloat16)(model.forward)
+
+    def score(model: Any, pool: Pool, exemplars: Any, config: Any, layout: str, world: Any) -> Losses:
+        model(torch.zeros((1, 2), dtype=torch.long))
+        losses = np.full(len(pool), 2.01 if layout == "tree" else 2.0, dtype=np.float32)
+        return Losses(losses, losses, 0)
+
+    monkeypatch.setattr(layout_module, "score_pool", score)
     with no_trace(model):
-        assert choose_layout(model, *case, MIWVConfig(), WORLD) == "tree"
+        assert choose_layout(model, *case, MIWVConfig(), WORLD) == expected
 
 
 def test_lora_and_trls_fused_head_have_the_same_losses_by_tree(case: tuple[Pool, np.ndarray]) -> None:
