@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from transformers import PreTrainedModel
 
 from benchmarks.cases import Case
-from miwv_trainer.attention import tree_attention
 from miwv_trainer.budget import Budget, choose_budget
 from miwv_trainer.layout import score_pool
 from miwv_trainer.packing import (
@@ -98,12 +97,7 @@ def row_by_row(case: Case, is_padded: bool) -> Losses:
     """Each sample without and behind its exemplar, one row a forward, the loss from the model's own `labels`."""
     losses, tokens = np.full((2, len(case.pool)), np.nan, dtype=np.float32), 0
     for kind, sample, row, length in both_rows(case, is_padded):
-        ids = torch.zeros((1, length), dtype=torch.long)
-        ids[0, : len(row.ids)] = torch.from_numpy(row.ids.astype(np.int64))
-        mask = (torch.arange(length) < len(row.ids)).long()[None]
-        labels = torch.full_like(ids, IGNORED_LABEL)
-        labels[0, row.targets] = ids[0, row.targets]
-        ids, mask, labels = (tensor.to(case.world.device) for tensor in (ids, mask, labels))
+        ids, mask, labels = _labelled([row], length, case)
         output = case.model(input_ids=ids, attention_mask=mask, labels=labels)
         losses[kind, sample] = output.loss.item()
         tokens += ids.numel()
@@ -129,14 +123,8 @@ def padded_with_full_logits(case: Case) -> Losses:
     """Length-sorted batches, logits at every position, cross-entropy over all of them, mean over each response."""
     losses, tokens = np.full((2, len(case.pool)), np.nan, dtype=np.float32), 0
     for batch in planned_batches(case, full_logits=True):
-        ids = torch.zeros((len(batch.samples), batch.padded_length), dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        labels = torch.full_like(ids, IGNORED_LABEL)
-        for number, row in enumerate(_rows(batch, case)):
-            ids[number, : len(row.ids)] = torch.from_numpy(row.ids.astype(np.int64))
-            mask[number, : len(row.ids)] = 1
-            labels[number, row.targets] = ids[number, row.targets]
-        ids, mask, labels = (tensor.to(case.world.device) for tensor in (ids, mask, labels))
+        rows = batch_rows(batch, case.pool, case.exemplars, case.context)
+        ids, mask, labels = _labelled(rows, batch.padded_length, case)
         logits = case.model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()
         answers = labels[:, 1:]
         nll = F.cross_entropy(
@@ -168,7 +156,7 @@ def plain_rows(case: Case, tokens: int, positions: int) -> None:
 
 def budget(case: Case) -> Budget:
     """The tokens of a row and of a forward that the library takes."""
-    return choose_budget(case.model, case.config, tree_attention(case.model), case.world)
+    return choose_budget(case.model, case.config, case.world)
 
 
 def planned_trees(case: Case) -> list[list[Tree]]:
@@ -203,5 +191,13 @@ def causal_pairs(lengths: np.ndarray) -> int:
     return int((lengths * (lengths + 1) // 2).sum())
 
 
-def _rows(batch: Batch, case: Case) -> list[Row]:
-    return batch_rows(batch, case.pool, case.exemplars, case.context)
+def _labelled(rows: list[Row], length: int, case: Case) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`(rows, length)` ids, mask and labels, padded on the right; labels where a response token is scored."""
+    ids = torch.zeros((len(rows), length), dtype=torch.long)
+    mask, labels = torch.zeros_like(ids), torch.full_like(ids, IGNORED_LABEL)
+    for number, row in enumerate(rows):
+        ids[number, : len(row.ids)] = torch.from_numpy(row.ids.astype(np.int64))
+        mask[number, : len(row.ids)] = 1
+        labels[number, row.targets] = ids[number, row.targets]
+    device = case.world.device
+    return ids.to(device), mask.to(device), labels.to(device)

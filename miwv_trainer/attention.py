@@ -49,18 +49,26 @@ class Segment:
 _SEGMENTS: ContextVar[list[Segment] | None] = ContextVar("segments", default=None)
 
 
-def tree_obstacle(model: nn.Module) -> str | None:
-    """Why a model cannot take rows of trees, as far as its configuration tells; None where it may."""
+def tree_obstacle(model: nn.Module, context: int) -> str | None:
+    """
+    Why a model cannot take rows of trees, as far as its configuration tells; None where it may.
+
+    Args:
+        context: Longest sequence. A window that is no shorter hides nothing.
+    """
     inner = inner_model(model)
     config = inner.config.get_text_config()
     attention = inner.config._attn_implementation
     if attention not in ("sdpa", "eager", "flex_attention"):
         return f"its attention is {attention!r}, which takes no mask of its own for each row"
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if kinds != {"full_attention"}:
-        return f"it has layers of {', '.join(sorted(kinds - {'full_attention'}))}"
-    if getattr(config, "sliding_window", None) is not None:
-        return f"its attention slides over a window of {config.sliding_window} tokens"
+    window = getattr(config, "sliding_window", None)
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"]) - {"full_attention"}
+    if window is not None and context <= window:
+        kinds -= {"sliding_attention"}
+    elif window is not None:
+        return f"its attention slides over a window of {window} tokens, less than the context of {context}"
+    if kinds:
+        return f"it has layers of {', '.join(sorted(kinds))}"
     if "position_ids" not in inspect.signature(inner.forward).parameters:
         return "its forward takes no `position_ids`"
     return None
@@ -102,8 +110,8 @@ def tree_inputs(model: nn.Module, rows: list[TreeRow], attention: Attention) -> 
     """
     device = next(model.parameters()).device
     inputs: dict[str, Any] = {
-        "input_ids": _pad([row.ids for row in rows], PADDING_ID, device),
-        "position_ids": _pad([row.positions for row in rows], 0, device),
+        "input_ids": pad([row.ids for row in rows], PADDING_ID, device),
+        "position_ids": pad([row.positions for row in rows], 0, device),
     }
     if attention == "mask":
         yield {**inputs, "attention_mask": _mask(model, rows, device)}
@@ -119,7 +127,8 @@ def tree_inputs(model: nn.Module, rows: list[TreeRow], attention: Attention) -> 
         _SEGMENTS.reset(token)
 
 
-def _pad(arrays: list[np.ndarray], value: int, device: torch.device) -> torch.Tensor:
+def pad(arrays: list[np.ndarray], value: int, device: torch.device) -> torch.Tensor:
+    """`(arrays, longest)` whole numbers, each array followed by `value`."""
     filled = np.full((len(arrays), max(map(len, arrays))), value, dtype=np.int64)
     for number, array in enumerate(arrays):
         filled[number, : len(array)] = array
@@ -129,7 +138,7 @@ def _pad(arrays: list[np.ndarray], value: int, device: torch.device) -> torch.Te
 def _mask(model: nn.Module, rows: list[TreeRow], device: torch.device) -> torch.Tensor:
     """`(rows, 1, length, length)`: True where a token is seen, or, for eager attention, what is added."""
     # Padding is a tree by itself, so that it sees something and nobody sees it.
-    tree, branch = _pad([row.tree for row in rows], -1, device), _pad([row.branch for row in rows], 0, device)
+    tree, branch = pad([row.tree for row in rows], -1, device), pad([row.branch for row in rows], 0, device)
     seen = _sees(tree[:, :, None], branch[:, :, None], tree[:, None], branch[:, None]).tril()[:, None]
     if inner_model(model).config._attn_implementation == "sdpa":
         return seen

@@ -16,7 +16,7 @@ import psutil
 import torch
 from torch import nn
 
-from miwv_trainer.attention import Attention
+from miwv_trainer.attention import Attention, tree_attention
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.distributed import World
 from miwv_trainer.head import inner_model
@@ -28,7 +28,7 @@ TOKENS_ON_CPU = 4096
 TOKENS_ON_ACCELERATOR = 32768
 # Longer rows repeat fewer trunks. Where rows have masks, they waste attention on pairs that are masked.
 ROW_WITHOUT_MASK = 4096
-ROW_WITH_MASK = {"cpu": 1024}
+ROW_WITH_MASK_ON_CPU = 1024
 ROW_WITH_MASK_ON_ACCELERATOR = 2048
 
 
@@ -40,16 +40,17 @@ class Budget:
     tokens_per_batch: int
 
 
-def choose_budget(model: nn.Module, config: MIWVConfig, attention: Attention, world: World) -> Budget:
+def choose_budget(model: nn.Module, config: MIWVConfig, world: World) -> Budget:
     """
     The budget on every rank: as configured; else what pays on the device, halved until half of the memory that is
     free on the rank that has least holds it.
     """
     device = next(model.parameters()).device
     on_cpu = device.type == "cpu"
+    attention = tree_attention(model)
     longest_row = ROW_WITHOUT_MASK
     if attention == "mask":
-        longest_row = ROW_WITH_MASK.get(device.type, ROW_WITH_MASK_ON_ACCELERATOR)
+        longest_row = ROW_WITH_MASK_ON_CPU if on_cpu else ROW_WITH_MASK_ON_ACCELERATOR
     batch = config.tokens_per_batch
     if batch is None:
         batch = max(TOKENS_ON_CPU if on_cpu else TOKENS_ON_ACCELERATOR, config.tokens_per_row or 0)

@@ -15,7 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from miwv_trainer.config import MIWVConfig, embeds_text
 from miwv_trainer.distributed import World
-from miwv_trainer.layout import context_length
+from miwv_trainer.layout import check_layout, context_length
 from miwv_trainer.pool import Pool
 from miwv_trainer.rendering import pool_from_tokenized
 from miwv_trainer.rounds import (
@@ -80,6 +80,7 @@ class MIWVCallback(TrainerCallback):
                     )
             _check_pool_size(len(self.pool), self.sampler, dataloader)
             check_model(model, self.pool)
+            check_layout(model, self.config)
             if world.is_main:
                 _log_last_batch(args, self.sampler)
             self._store = Store(self.config.scores_dir or args.output_dir)

@@ -16,6 +16,7 @@ from accelerate import PartialState
 
 from miwv_trainer.config import DEFAULT_EMBEDDER, Layout, MIWVConfig
 from miwv_trainer.distributed import World
+from miwv_trainer.layout import check_layout
 from miwv_trainer.loading import DTYPES, load_model, load_rows
 from miwv_trainer.rendering import instruction_text, pool_from_rows
 from miwv_trainer.report import round_summary, score_table
@@ -49,6 +50,7 @@ def score(arguments: argparse.Namespace) -> None:
         scoring_max_length=arguments.max_length,
         tokens_per_batch=arguments.tokens_per_batch,
         tokens_per_row=arguments.tokens_per_row,
+        logits_chunk=arguments.logits_chunk,
         refine_near_threshold=arguments.refine_near_threshold,
     )
     if Path(arguments.output).is_file():
@@ -60,12 +62,9 @@ def score(arguments: argparse.Namespace) -> None:
     model.to(state.device)
     pool = pool_from_rows(rows, tokenizer, show_progress=world.is_main)
     check_model(model, pool)
+    check_layout(model, config)
     store = Store(arguments.output)
     exemplars = find_exemplars(model, pool, config, store, world, reuse=False)
-    with world.together("setting an earlier round aside"):
-        aside = store.set_aside() if world.is_main else None
-    if aside is not None:
-        logging.getLogger(__name__).warning("Rounds of an earlier run were moved to %s.", aside)
     notes = {"rows": rows_fingerprint(rows, len(rows))}
     finished = run_round(model, pool, exemplars, config, store, world, Moment(), notes)
     if world.is_main:
@@ -200,7 +199,19 @@ def _parser() -> argparse.ArgumentParser:
         action="store_false",
         help="do not score the samples near the threshold again in float32, under lower precision",
     )
-    scoring.add_argument("--layout", choices=list(get_args(Layout)), default=MIWVConfig.layout)
+    scoring.add_argument(
+        "--logits-chunk",
+        type=int,
+        default=MIWVConfig.logits_chunk,
+        help="positions whose logits exist at once (default: %(default)s)",
+    )
+    scoring.add_argument(
+        "--layout",
+        choices=list(get_args(Layout)),
+        default=MIWVConfig.layout,
+        help="how samples share a forward: tree (fewest tokens), padded (any model), or whichever the model takes "
+        "(default: %(default)s)",
+    )
 
     selecting = commands.add_parser("select", help="select another fraction of scores that exist")
     selecting.set_defaults(run=select)

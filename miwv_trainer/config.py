@@ -33,7 +33,8 @@ class MIWVConfig:
             Share of the pool that is selected, in (0, 1]. `floor(fraction * N)` samples, at least one.
         rescore_strategy (`str`, defaults to `"no"`):
             `"no"` scores once, before the first step. `"epoch"` scores again before every later epoch, with the model
-            as it then is. A full rescore forwards the whole pool about three times.
+            as it then is. A full rescore forwards the whole pool's tokens about twice in trees, three times in padded
+            rows.
         embedder (`str`, or array of shape `(N, d)`, defaults to `"BAAI/bge-large-en-v1.5"`):
             What decides which samples are similar. Any sentence-transformers name or folder; `"tfidf"` (needs no
             download); `"model"` (the mean of the prompt's last hidden states in the model being trained); or an array
@@ -50,7 +51,7 @@ class MIWVConfig:
             repeat fewer trunks; where rows have masks, they waste more attention on pairs that are masked. By default
             4,096, with masks 1,024 on a CPU and 2,048 elsewhere.
         logits_chunk (`int`, defaults to `256`):
-            Number of positions whose logits are held in float32 at once.
+            Number of positions whose logits exist at once.
         layout (`str`, defaults to `"auto"`):
             How samples share a forward: `"padded"` (one sequence a row, sorted by length), or `"tree"` (samples with
             the same exemplar behind one copy of it; two thirds of the tokens, for models with full attention).
@@ -92,7 +93,7 @@ class MIWVConfig:
     tokens_per_row: int | None = field(
         default=None, metadata={"help": "Tokens of one row of trees; by default what pays on the device."}
     )
-    logits_chunk: int = field(default=256, metadata={"help": "Positions whose logits are held in float32 at once."})
+    logits_chunk: int = field(default=256, metadata={"help": "Positions whose logits exist at once."})
     layout: Layout = field(default="auto", metadata={"help": "How samples share a forward."})
     refine_near_threshold: bool = field(
         default=True,
@@ -115,6 +116,11 @@ class MIWVConfig:
         _check_choice("rescore_strategy", self.rescore_strategy, get_args(RescoreStrategy))
         _check_choice("layout", self.layout, get_args(Layout))
         _check_embedder(self.embedder)
+        for name in ("refine_near_threshold", "allow_identical_exemplars"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"`{name}` must be True or False, but got {getattr(self, name)!r}.")
+        if self.scores_dir is not None and not (isinstance(self.scores_dir, str) and self.scores_dir):
+            raise ValueError(f"`scores_dir` must be a folder's path as text, but got {self.scores_dir!r}.")
         _check_whole_number("logits_chunk", self.logits_chunk)
         for name in ("tokens_per_batch", "tokens_per_row", "scoring_max_length"):
             if getattr(self, name) is not None:

@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from miwv_trainer.attention import tree_attention, tree_obstacle
+from miwv_trainer.attention import tree_obstacle
 from miwv_trainer.budget import choose_budget
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.distributed import World
-from miwv_trainer.packing import NO_EXEMPLAR, plan_padded, plan_trees, scorable
+from miwv_trainer.head import inner_model
+from miwv_trainer.packing import exemplars_of, plan_padded, plan_trees, scorable
 from miwv_trainer.pool import Pool
 from miwv_trainer.scoring import Losses, noticing_autocast, score_batches, score_trees
 
@@ -59,7 +60,7 @@ def score_pool(
     where it stays with its own.
     """
     context = context_length(model, config)
-    budget = choose_budget(model, config, tree_attention(model), world)
+    budget = choose_budget(model, config, world)
     options: dict[str, Any] = {"logits_chunk": config.logits_chunk, "world": world, "show_progress": show_progress}
 
     def in_batches(exemplars: np.ndarray) -> Losses:
@@ -73,12 +74,7 @@ def score_pool(
     doubtful = scorable(pool, exemplars, context) & np.isnan(losses.miwv)
     if not doubtful.any():
         return losses
-    again = in_batches(np.where(doubtful, exemplars, NO_EXEMPLAR))
-    return Losses(
-        np.where(doubtful, again.zero_shot, losses.zero_shot),
-        np.where(doubtful, again.one_shot, losses.one_shot),
-        losses.tokens_forwarded + again.tokens_forwarded,
-    )
+    return losses.replaced(in_batches(exemplars_of(doubtful, exemplars)), doubtful)
 
 
 def choose_layout(model: nn.Module, pool: Pool, exemplars: np.ndarray, config: MIWVConfig, world: World) -> str:
@@ -95,26 +91,41 @@ def choose_layout(model: nn.Module, pool: Pool, exemplars: np.ndarray, config: M
     """
     if config.layout == "padded":
         return "padded"
-    obstacle = tree_obstacle(model) or _difference(model, pool, exemplars, config, world)
+    context = context_length(model, config)
+    obstacle = tree_obstacle(model, context) or _difference(model, pool, exemplars, config, world)
     if obstacle is None:
         return "tree"
-    name = type(model).__name__
     if config.layout == "tree":
-        raise ValueError(f'{name} cannot be scored with `layout="tree"`: {obstacle}. Use "auto" or "padded".')
+        raise ValueError(_no_trees(model, obstacle))
     if model not in _warned:  # every round chooses anew
         _warned.add(model)
         logger.warning(
             '%s is scored in padded rows, which forward half as many tokens again as trees: %s. `layout="padded"` '
-            "silences this.", name, obstacle,
+            "silences this.", type(inner_model(model)).__name__, obstacle,
         )  # fmt: skip
     return "padded"
+
+
+def check_layout(model: nn.Module, config: MIWVConfig) -> None:
+    """
+    Raises `ValueError` where `layout="tree"` was asked for and the model's configuration tells that it cannot be had.
+
+    For before there are exemplars: finding them may take hours.
+    """
+    obstacle = tree_obstacle(model, context_length(model, config)) if config.layout == "tree" else None
+    if obstacle is not None:
+        raise ValueError(_no_trees(model, obstacle))
+
+
+def _no_trees(model: nn.Module, obstacle: str) -> str:
+    name = type(inner_model(model)).__name__
+    return f'{name} cannot be scored with `layout="tree"`: {obstacle}. Use "auto" or "padded".'
 
 
 def _difference(model: nn.Module, pool: Pool, exemplars: np.ndarray, config: MIWVConfig, world: World) -> str | None:
     """Scores a few samples both ways, on every rank, and says by how much rank 0's losses differ, if too much."""
     few = _few_related(pool, exemplars, context_length(model, config))
-    of_few = np.full_like(exemplars, NO_EXEMPLAR)
-    of_few[few] = exemplars[few]
+    of_few = exemplars_of(few, exemplars)
     alone = World(0, 1, world.device, world.sharded)
 
     def losses(layout: str, config: MIWVConfig) -> np.ndarray:
@@ -127,7 +138,7 @@ def _difference(model: nn.Module, pool: Pool, exemplars: np.ndarray, config: MIW
     try:
         difference = np.abs(padded - losses("tree", config)).mean()
     except (RuntimeError, ValueError, TypeError) as error:
-        return f"its forward refuses the mask ({type(error).__name__}: {error})"
+        return f"a forward of trees fails ({type(error).__name__}: {str(error).strip().partition(chr(10))[0]})"
     dtype = torch.bfloat16 if any(noticed) else next(model.parameters()).dtype
     least = LEAST_TOLERANCE.get(dtype, LEAST_TOLERANCE_LOW_PRECISION)
     # NaN compares as false: where the loss itself is NaN, in both layouts alike, the round will say so.

@@ -66,6 +66,13 @@ def scorable(pool: Pool, exemplars: np.ndarray, context: int) -> np.ndarray:
     return pool.has_prompt_and_response & (exemplars != NO_EXEMPLAR) & fits
 
 
+def exemplars_of(samples: np.ndarray, exemplars: np.ndarray) -> np.ndarray:
+    """`(N,)` exemplars with which only `samples` (indices, or a mask) are scored."""
+    chosen = np.full_like(exemplars, NO_EXEMPLAR)
+    chosen[samples] = exemplars[samples]
+    return chosen
+
+
 def zero_shot_row(pool: Pool, sample: int) -> Row:
     """The sample by itself: preamble, prompt, response."""
     before = len(pool.preamble)

@@ -19,7 +19,7 @@ from miwv_trainer.config import MIWVConfig
 from miwv_trainer.distributed import World
 from miwv_trainer.head import inner_model
 from miwv_trainer.layout import score_pool
-from miwv_trainer.packing import NO_EXEMPLAR
+from miwv_trainer.packing import exemplars_of
 from miwv_trainer.pool import Pool
 from miwv_trainer.scoring import Losses, inside, noticing_autocast
 from miwv_trainer.selection import number_selected, select_top
@@ -109,10 +109,9 @@ def refine(
     try:
         with float32_arithmetic(model):
             while len(again := wanted[: most - is_done.sum()]):
-                of_these = np.full_like(exemplars, NO_EXEMPLAR)
-                of_these[again] = exemplars[again]
+                of_these = exemplars_of(again, exemplars)
                 scored = score_pool(model, pool, of_these, config, layout, world, show_progress)
-                refined = _replaced(refined, scored, again)
+                refined = refined.replaced(scored, again)
                 is_done[again] = True
                 width = WIDTH * _root_mean_square(refined.miwv[is_done] - losses.miwv[is_done])
                 wanted = near_threshold(refined.miwv, number, width)
@@ -131,13 +130,6 @@ def refine(
             )  # fmt: skip
     tokens = refined.tokens_forwarded - losses.tokens_forwarded
     return Refined(refined, int(is_done.sum()), tokens, time.perf_counter() - started)
-
-
-def _replaced(losses: Losses, others: Losses, samples: np.ndarray) -> Losses:
-    """The losses, those of `samples` taken from `others`; tokens of both."""
-    zero_shot, one_shot = losses.zero_shot.copy(), losses.one_shot.copy()
-    zero_shot[samples], one_shot[samples] = others.zero_shot[samples], others.one_shot[samples]
-    return Losses(zero_shot, one_shot, losses.tokens_forwarded + others.tokens_forwarded)
 
 
 def _root_mean_square(values: np.ndarray) -> float:

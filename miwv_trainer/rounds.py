@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from miwv_trainer.attention import tree_attention
 from miwv_trainer.budget import choose_budget
 from miwv_trainer.config import MIWVConfig, describe_embedder
 from miwv_trainer.distributed import World
@@ -29,6 +28,7 @@ from miwv_trainer.store import Embeddings, Store, StoredRound
 logger = logging.getLogger(__name__)
 
 PROBES = 4
+ONLY_COPIES = "no exemplar but copies of themselves"
 
 
 @dataclass(frozen=True)
@@ -147,6 +147,9 @@ def run_round(
     finished: Any = None
     with world.together("writing the round"):
         if world.is_main:
+            aside = store.set_aside(moment.number)
+            if aside is not None:
+                logger.warning("Rounds of an earlier run in %s were moved to %s.", store.folder, aside)
             finished = store.write_round(moment.number, columns, {**summary, **(notes or {})})
     return world.share(finished)
 
@@ -181,7 +184,7 @@ def _embed(model: nn.Module, pool: Pool, config: MIWVConfig, context: int, world
     if not isinstance(config.embedder, str):
         return given_embeddings(config.embedder, len(pool))
     if config.embedder == "model":
-        budget = choose_budget(model, config, tree_attention(model), world)
+        budget = choose_budget(model, config, world)
         batches = plan_prompts(pool, context, budget.tokens_per_batch)
         with no_trace(model):
             return prompt_embeddings(model, pool, batches, context=context, world=world, show_progress=world.is_main)
@@ -223,6 +226,7 @@ def _summary(
     context = context_length(model, config)
     losses = refined.losses
     scored = int(np.isfinite(losses.miwv).sum())
+    tokens = losses.tokens_forwarded - refined.tokens
     return {
         "fingerprint": {
             **run_fingerprint(pool, config, context),
@@ -236,10 +240,10 @@ def _summary(
         "samples": len(pool),
         "unscorable": len(pool) - scored,
         "pool_tokens": int(pool.lengths.sum()) + len(pool) * len(pool.preamble),
-        "tokens_forwarded": losses.tokens_forwarded - refined.tokens,
+        "tokens_forwarded": tokens,
         "seconds": round(seconds, 3),
         "samples_per_second": round(scored / seconds, 3),
-        "tokens_per_second": round(losses.tokens_forwarded / seconds, 1),
+        "tokens_per_second": round(tokens / (seconds - refined.seconds), 1),
         "layout": layout,
         "refined_samples": refined.samples,
         "refined_tokens": refined.tokens,
@@ -290,16 +294,17 @@ def _unscorable_reasons(pool: Pool, exemplars: Exemplars, context: int) -> Mappi
     return {
         "no prompt or no response": int(incomplete.sum()),
         f"more tokens than the context of {context} leaves room for": int(too_long.sum()),
-        "no exemplar but copies of themselves": int(alone.sum()),
+        ONLY_COPIES: int(alone.sum()),
     }
 
 
 def _nothing_scorable(pool: Pool, exemplars: Exemplars, context: int) -> str:
     reasons = _unscorable_reasons(pool, exemplars, context)
     listed = "; ".join(f"{count} with {reason}" for reason, count in reasons.items() if count)
+    copies = "; copies may serve as exemplars with `allow_identical_exemplars=True`" if reasons[ONLY_COPIES] else ""
     return (
         f"Not one of the {len(pool)} samples can be scored: {listed}. Give samples that differ and that fit the "
-        "context; copies may serve as exemplars with `allow_identical_exemplars=True`."
+        f"context{copies}."
     )
 
 

@@ -22,7 +22,7 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import nn
 from tqdm.auto import tqdm
 
-from miwv_trainer.attention import Attention, attending, tree_attention, tree_inputs
+from miwv_trainer.attention import Attention, attending, pad, tree_attention, tree_inputs
 from miwv_trainer.distributed import World
 from miwv_trainer.head import PADDING_ID, Head, answer_losses, choose_head, forward_one_position, inner_model
 from miwv_trainer.packing import Batch, Row, Tree, TreeBatch, TreeRow, batch_rows, prompt_row, tree_batches, tree_row
@@ -55,6 +55,12 @@ class Losses:
         with np.errstate(invalid="ignore"):
             difference = self.one_shot - self.zero_shot
         return np.where(np.isfinite(difference), difference, np.nan).astype(np.float32)
+
+    def replaced(self, others: "Losses", samples: np.ndarray) -> "Losses":
+        """These losses, those of `samples` (indices, or a mask) taken from `others`; tokens of both."""
+        zero_shot, one_shot = self.zero_shot.copy(), self.one_shot.copy()
+        zero_shot[samples], one_shot[samples] = others.zero_shot[samples], others.one_shot[samples]
+        return Losses(zero_shot, one_shot, self.tokens_forwarded + others.tokens_forwarded)
 
 
 @contextmanager
@@ -253,14 +259,12 @@ def _unless_out_of_memory(
 
 def _out_of_memory(batch: Any, is_sharded: bool) -> str:
     reason = (
-        "where parameters are sharded over ranks, no rank can try again alone"
+        "where parameters are sharded over ranks, no rank can try again alone. Lower `tokens_per_batch` and "
+        "`tokens_per_row`"
         if is_sharded
-        else "and it cannot be halved: it is a single sample"
+        else "and it cannot be halved: it is a single sample. Lower `scoring_max_length`"
     )
-    return (
-        f"Out of memory on a scoring forward of {batch.tokens} tokens, {reason}. Lower `tokens_per_batch` and "
-        "`tokens_per_row`, `logits_chunk`, or `scoring_max_length`."
-    )
+    return f"Out of memory on a scoring forward of {batch.tokens} tokens, {reason}, or `logits_chunk`."
 
 
 def response_losses(model: nn.Module, rows: list[Row], logits_chunk: int = 256, head: Head | None = None) -> np.ndarray:
@@ -342,13 +346,10 @@ def _prompt_means(model: nn.Module, rows: list[Row]) -> np.ndarray:
 
 def _pad(rows: list[Row], device: torch.device) -> dict[str, torch.Tensor]:
     """Right-padded `(rows, length)` ids and mask: correct for every causal family, recurrent ones too."""
-    length = max(len(row.ids) for row in rows)
-    ids = torch.full((len(rows), length), PADDING_ID, dtype=torch.long)
-    mask = torch.zeros((len(rows), length), dtype=torch.long)
-    for number, row in enumerate(rows):
-        ids[number, : len(row.ids)] = torch.from_numpy(row.ids.astype(np.int64))
-        mask[number, : len(row.ids)] = 1
-    return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+    return {
+        "input_ids": pad([row.ids for row in rows], PADDING_ID, device),
+        "attention_mask": pad([np.ones(len(row.ids)) for row in rows], 0, device),
+    }
 
 
 def _dummy_forward(model: nn.Module) -> None:

@@ -29,7 +29,7 @@ POOL = replace(RANDOM, tokens=RANDOM.tokens % SMALL["vocab_size"])
 def chosen(monkeypatch: Any, free: int, attention: Attention = "segments", **values: Any) -> Budget:
     monkeypatch.setattr(budget, "least_free_memory", lambda device, world: free)
     implementation = "eager" if attention == "mask" else "sdpa"
-    return choose_budget(random_model("Llama", SMALL, implementation), MIWVConfig(**values), attention, WORLD)
+    return choose_budget(random_model("Llama", SMALL, implementation), MIWVConfig(**values), WORLD)
 
 
 def test_with_memory_to_spare_the_defaults_are_what_pays(monkeypatch: pytest.MonkeyPatch) -> None:

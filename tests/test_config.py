@@ -1,6 +1,8 @@
 import copy
 import dataclasses
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -61,6 +63,21 @@ def test_the_smallest_allowed_numbers_are_accepted():
     config = MIWVConfig(sampler_seed=0, scoring_max_length=1, tokens_per_batch=1, logits_chunk=1)
     assert (config.sampler_seed, config.scoring_max_length) == (0, 1)
     assert (config.tokens_per_batch, config.logits_chunk) == (1, 1)
+
+
+@pytest.mark.parametrize("name", ["refine_near_threshold", "allow_identical_exemplars"])
+@pytest.mark.parametrize("value", ["no", 1, None])
+def test_a_switch_is_true_or_false(name, value):
+    with pytest.raises(ValueError, match=f"`{name}` must be True or False, but got {value!r}"):
+        MIWVConfig(**{name: value})
+
+
+@pytest.mark.parametrize("value", [5, "", True, Path("runs")])
+def test_a_folder_is_a_path(value):
+    with pytest.raises(
+        ValueError, match=f"`scores_dir` must be a folder's path as text, but got {re.escape(repr(value))}"
+    ):
+        MIWVConfig(scores_dir=value)
 
 
 @pytest.mark.parametrize("embedder", ["tfidf", "model", "some/folder", np.zeros((3, 2)), torch.zeros(3, 2)])

@@ -127,7 +127,7 @@ def test_a_forward_takes_no_more_memory_than_the_formula_says(
     pool = pool_from_rows(load_rows(shared_data / "alpaca_gpt4_1k.jsonl.gz").select(range(12)), tokenizer)
     exemplars, _ = nearest_exemplars(embed_texts("tfidf", pool.texts), pool, 8192)
     world = World(0, 1, torch.device("cpu"))
-    budget = choose_budget(model, MIWVConfig(), tree_attention(model), world)
+    budget = choose_budget(model, MIWVConfig(), world)
     assert budget.tokens_per_batch == 4096
     with no_trace(model):
         model(torch.tensor([[1, 2]]))  # weights are mapped from their file, and count once they are touched

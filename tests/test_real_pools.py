@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from benchmarks.measure import measure
 from miwv_trainer.attention import Attention
 from miwv_trainer.budget import choose_budget
 from miwv_trainer.config import MIWVConfig
@@ -48,7 +49,7 @@ def test_trees_forward_hardly_more_than_twice_the_pools_own_tokens(pool_and_exem
     attentions: tuple[Attention, ...] = ("segments", "mask")
     for attention in attentions:
         model = random_model("Llama", SMALL, "eager" if attention == "mask" else "sdpa")
-        budget = choose_budget(model, MIWVConfig(), attention, World(0, 1, torch.device("cpu")))
+        budget = choose_budget(model, MIWVConfig(), World(0, 1, torch.device("cpu")))
         rows = plan_trees(pool, exemplars, CONTEXT, budget.tokens_per_row)
         batches = tree_batches(rows, pool, budget.tokens_per_batch, is_padded=attention == "mask")
         assert sum(batch.tokens for batch in batches) <= 2.3 * own
@@ -71,16 +72,9 @@ def peak_of_a_plan(count: int) -> tuple[float, int]:
     exemplars = np.minimum((generator.pareto(0.8, count) * 3).astype(np.int64), count - 1)
     exemplars = np.where(exemplars == np.arange(count), (exemplars + 1) % count, exemplars)
     assert pool.has_prompt_and_response.all()
-    Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark starts anew
-    before = high_water_mark()
-    started = time.perf_counter()
-    plan_trees(pool, exemplars, CONTEXT, 512)
-    return time.perf_counter() - started, high_water_mark() - before
-
-
-def high_water_mark() -> int:
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024
+    measured = measure(lambda: plan_trees(pool, exemplars, CONTEXT, 512), torch.device("cpu"))
+    assert measured.peak_bytes is not None
+    return measured.seconds, measured.peak_bytes
 
 
 def test_a_million_samples_are_planned_within_a_minute_in_linear_memory() -> None:

@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import json
 import logging
 import random
@@ -173,10 +174,13 @@ def test_other_weights_give_other_scores(model, pool, store):
     assert first.column("exemplar").tolist() == second.column("exemplar").tolist()
 
 
-def test_a_finished_round_is_not_written_again(model, pool, store):
-    finished_round(model, pool, store)
-    with pytest.raises(FileExistsError, match="never overwritten"):
-        finished_round(model, pool, store)
+def test_a_finished_round_is_moved_aside_rather_than_overwritten(model, pool, store):
+    first = finished_round(model, pool, store)
+    second = finished_round(model, pool, store, dataclasses.replace(CONFIG, fraction=0.5))
+    assert len(second.selection) != len(first.selection)
+    moved = pq.read_table(store.folder / "previous-0" / "round-000" / "scores.parquet")
+    assert moved.equals(first.scores)
+    assert store.read_round(0).scores.equals(second.scores)
 
 
 def test_samples_whose_loss_is_not_finite_are_null_unselected_and_counted(model, store, caplog):
@@ -260,10 +264,15 @@ def test_nothing_scorable_is_an_error_that_counts_the_reasons_and_says_what_to_d
     config = MIWVConfig(embedder="tfidf", scoring_max_length=16)
     words = (
         r"Not one of the 3 samples can be scored: 1 with no prompt or no response; 2 with more tokens than the context "
-        r"of 16 leaves room for\. Give samples that differ and that fit.*`allow_identical_exemplars=True`"
+        r"of 16 leaves room for\. Give samples that differ and that fit the context\.$"
     )
     with pytest.raises(ValueError, match=words):
         finished_round(model, pool, store, config)
+    copies = pool_of(([10], [11]), ([10], [11]))
+    with pytest.raises(
+        ValueError, match="2 with no exemplar but copies of themselves.*`allow_identical_exemplars=True`"
+    ):
+        finished_round(model, copies, Store(store.output / "copies"), CONFIG)
     assert store.rounds() == []
 
 

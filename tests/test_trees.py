@@ -1,6 +1,7 @@
 """The tree layout: what the planner promises, and the same losses as padded rows or an announced fallback."""
 
 import logging
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from miwv_trainer import layout as layout_module
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.distributed import World
-from miwv_trainer.layout import choose_layout, score_pool
+from miwv_trainer.layout import check_layout, choose_layout, score_pool
 from miwv_trainer.packing import NO_EXEMPLAR, Tree, TreeBatch, plan_trees, tree_batches, tree_row
 from miwv_trainer.pool import Pool
 from miwv_trainer.rendering import pool_from_rows
@@ -192,9 +193,10 @@ FULL_ATTENTION = {
     "GPTNeoX": {name: value for name, value in SMALL.items() if name != "num_key_value_heads"},
 }
 OTHERS = {
-    "Gemma2": ({**SMALL, "head_dim": 8}, "it has layers of sliding_attention"),
-    "Gemma3Text": ({**SMALL, "head_dim": 8}, "it has layers of sliding_attention"),
-    "Mistral": ({**SMALL, "sliding_window": 16}, "its attention slides over a window of 16 tokens"),
+    "Gemma2": ({**SMALL, "head_dim": 8, "sliding_window": 16}, "its attention slides over a window of 16 tokens"),
+    "Gemma3Text": ({**SMALL, "head_dim": 8, "sliding_window": 16}, "its attention slides over a window of 16 tokens"),
+    "Mistral": ({**SMALL, "sliding_window": CONTEXT - 1}, f"{CONTEXT - 1} tokens, less than the context of {CONTEXT}"),
+    "Llama4Text": ({**SMALL, "head_dim": 8, "num_local_experts": 2}, "it has layers of chunked_attention"),
     "Mamba": ({"vocab_size": 512, "hidden_size": 32, "num_hidden_layers": 2}, "it has layers of linear_attention"),
     "Jamba": (
         {**SMALL, "attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 2},
@@ -246,6 +248,21 @@ def test_families_with_full_attention_have_the_same_losses_by_tree(
     np.testing.assert_allclose(tree, padded, atol=2e-5, rtol=0)
 
 
+@pytest.mark.parametrize(
+    ("family", "attention"),
+    [("Mistral", "sdpa"), ("Mistral", "eager"), ("Phi3", "sdpa"), ("Gemma2", "eager"), ("Gemma3Text", "sdpa")],
+)
+def test_a_window_that_hides_nothing_is_no_obstacle(family: str, attention: str, case: tuple[Pool, np.ndarray]) -> None:
+    """No sequence is longer than the window, although a row of several trees is."""
+    longest = 96
+    model = random_model(family, {**SMALL, "head_dim": 8, "sliding_window": longest}, attention)
+    config = MIWVConfig(scoring_max_length=longest, tokens_per_row=400)
+    with no_trace(model):
+        assert choose_layout(model, *case, config, WORLD) == "tree"
+    tree, padded = both_layouts(model, case, scoring_max_length=longest, tokens_per_row=400)
+    np.testing.assert_allclose(tree, padded, atol=2e-5, rtol=0)
+
+
 @pytest.mark.parametrize("family", OTHERS)
 def test_other_families_fall_back_with_a_warning_that_says_why(
     family: str, case: tuple[Pool, np.ndarray], caplog: pytest.LogCaptureFixture
@@ -258,6 +275,9 @@ def test_other_families_fall_back_with_a_warning_that_says_why(
         assert type(model).__name__ in warning and reason in warning and '`layout="padded"` silences' in warning
         with pytest.raises(ValueError, match='cannot be scored with `layout="tree"`.*Use "auto" or "padded"'):
             choose_layout(model, *case, MIWVConfig(layout="tree"), WORLD)
+        with pytest.raises(ValueError, match=f"{type(model).__name__} cannot be scored with .*{re.escape(reason)}"):
+            check_layout(model, MIWVConfig(layout="tree"))
+        check_layout(model, MIWVConfig())
         caplog.clear()
         assert choose_layout(model, *case, MIWVConfig(), WORLD) == "padded"  # the next round says nothing new
         assert choose_layout(model, *case, MIWVConfig(layout="padded"), WORLD) == "padded"
@@ -304,7 +324,7 @@ def test_a_forward_that_refuses_the_mask_falls_back(
     monkeypatch.setattr(model.model, "forward", forward)
     with no_trace(model):
         assert choose_layout(model, *case, MIWVConfig(), WORLD) == "padded"
-    assert "its forward refuses the mask (ValueError: two dimensions, please)" in caplog.text
+    assert "a forward of trees fails (ValueError: two dimensions, please)" in caplog.text
 
 
 @pytest.mark.parametrize(("autocast", "expected"), [(True, "tree"), (False, "padded")])
