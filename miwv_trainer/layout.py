@@ -18,6 +18,7 @@ from miwv_trainer.budget import choose_budget
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.distributed import World
 from miwv_trainer.head import inner_model
+from miwv_trainer.journal import Journal
 from miwv_trainer.packing import exemplars_of, plan_padded, plan_trees, scorable
 from miwv_trainer.pool import Pool
 from miwv_trainer.scoring import Losses, noticing_autocast, score_batches, score_trees
@@ -52,6 +53,8 @@ def score_pool(
     layout: str,
     world: World,
     show_progress: bool = False,
+    journal: Journal | None = None,
+    stage: str = "losses",
 ) -> Losses:
     """
     Both losses of every scorable sample, on every rank.
@@ -62,19 +65,20 @@ def score_pool(
     context = context_length(model, config)
     budget = choose_budget(model, config, world)
     options: dict[str, Any] = {"logits_chunk": config.logits_chunk, "world": world, "show_progress": show_progress}
+    options["journal"] = journal
 
-    def in_batches(exemplars: np.ndarray) -> Losses:
+    def in_batches(exemplars: np.ndarray, stage: str) -> Losses:
         batches = plan_padded(pool, exemplars, context, budget.tokens_per_batch)
-        return score_batches(model, pool, batches, exemplars, context=context, **options)
+        return score_batches(model, pool, batches, exemplars, context=context, stage=stage, **options)
 
     if layout == "padded":
-        return in_batches(exemplars)
+        return in_batches(exemplars, stage)
     rows = plan_trees(pool, exemplars, context, budget.tokens_per_row)
-    losses = score_trees(model, pool, rows, tokens_per_batch=budget.tokens_per_batch, **options)
+    losses = score_trees(model, pool, rows, tokens_per_batch=budget.tokens_per_batch, stage=stage, **options)
     doubtful = scorable(pool, exemplars, context) & np.isnan(losses.miwv)
     if not doubtful.any():
         return losses
-    return losses.replaced(in_batches(exemplars_of(doubtful, exemplars)), doubtful)
+    return losses.replaced(in_batches(exemplars_of(doubtful, exemplars), f"{stage}, alone"), doubtful)
 
 
 def choose_layout(model: nn.Module, pool: Pool, exemplars: np.ndarray, config: MIWVConfig, world: World) -> str:

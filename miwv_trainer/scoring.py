@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 from miwv_trainer.attention import Attention, attending, pad, tree_attention, tree_inputs
 from miwv_trainer.distributed import World
 from miwv_trainer.head import PADDING_ID, Head, answer_losses, choose_head, forward_one_position, inner_model
+from miwv_trainer.journal import Entry, Journal
 from miwv_trainer.packing import Batch, Row, Tree, TreeBatch, TreeRow, batch_rows, prompt_row, tree_batches, tree_row
 from miwv_trainer.pool import Pool
 
@@ -126,6 +127,8 @@ def score_batches(
     logits_chunk: int = 256,
     world: World,
     show_progress: bool = False,
+    journal: Journal | None = None,
+    stage: str = "losses",
 ) -> Losses:
     """
     Forwards all batches, each on one rank, and returns the losses on every rank.
@@ -136,13 +139,15 @@ def score_batches(
         exemplars: `(N,)` index of each sample's exemplar; None where no row is one-shot.
         context: Longest sequence.
         logits_chunk: Positions whose logits exist at once.
+        journal: Receives what each forward gave. What it holds of `stage` already is not forwarded again.
+        stage: Name of this pass over the pool.
     """
 
     def score(batch: Batch, head: Head) -> Scored:
         rows = batch_rows(batch, pool, exemplars, context)
         return batch.kinds, batch.samples, response_losses(model, rows, logits_chunk, head)
 
-    return _sweep(model, len(pool), batches, score, Batch.halves, world, show_progress)
+    return _sweep(model, len(pool), batches, score, Batch.halves, world, show_progress, journal, stage)
 
 
 def score_trees(
@@ -154,6 +159,8 @@ def score_trees(
     logits_chunk: int = 256,
     world: World,
     show_progress: bool = False,
+    journal: Journal | None = None,
+    stage: str = "losses",
 ) -> Losses:
     """
     Like [`score_batches`], for rows of trees from [`~miwv_trainer.packing.plan_trees`], as many in a forward as
@@ -168,7 +175,9 @@ def score_trees(
         return tree_losses(model, [tree_row(row, pool) for row in joined], attention, logits_chunk, head)
 
     with attending(model, attention):
-        return _sweep(model, len(pool), batches, score, lambda batch: batch.halves(pool), world, show_progress)
+        return _sweep(
+            model, len(pool), batches, score, lambda batch: batch.halves(pool), world, show_progress, journal, stage
+        )
 
 
 def _sweep(
@@ -179,6 +188,8 @@ def _sweep(
     halves: Callable[[Any], list[Any]],
     world: World,
     show_progress: bool,
+    journal: Journal | None,
+    stage: str,
 ) -> Losses:
     """
     Each batch on one rank, results into slots of their own, one sum.
@@ -186,6 +197,10 @@ def _sweep(
     The largest comes first: what does not fit shows at once, and ranks end together.
     """
     batches = sorted(batches, key=lambda batch: -batch.tokens)
+    of_losses = sum(len(batch.samples) for batch in batches)
+    recorded = _recorded(journal, stage, size, world)
+    # Composed before what is known is left out, so that losses do not depend on where a round was interrupted.
+    batches = [batch for batch in batches if not recorded.known[batch.kinds, batch.samples].all()]
     losses = np.zeros((2, size))
     scored = np.zeros((2, size))
     tokens = np.zeros(1, dtype=np.int64)
@@ -200,10 +215,37 @@ def _sweep(
             losses[kinds, samples] = values
             scored[kinds, samples] = 1
             tokens += batch.tokens
+            if journal is not None:
+                journal.append(Entry(stage, kinds, samples, values, batch.tokens, journal.seconds()), of_losses)
     losses, scored = world.sum_slots(losses), world.sum_slots(scored)
-    losses[scored == 0] = np.nan
+    losses = np.where(scored > 0, losses, np.where(recorded.known, recorded.losses, np.nan))
     zero_shot, one_shot = losses.astype(np.float32)
-    return Losses(zero_shot, one_shot, int(world.sum_slots(tokens)[0]))
+    return Losses(zero_shot, one_shot, int(world.sum_slots(tokens)[0]) + recorded.tokens)
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """What the journals of all ranks hold of a stage: `(2, N)` losses, which are known, tokens forwarded for them."""
+
+    losses: np.ndarray
+    known: np.ndarray
+    tokens: int
+
+
+def _recorded(journal: Journal | None, stage: str, size: int, world: World) -> _Recorded:
+    """The same on every rank, although a rank may see the files of its own machine only."""
+    losses, known = np.zeros((2, size)), np.zeros((2, size))
+    if journal is None:
+        return _Recorded(losses, known > 0, 0)
+    tokens = np.zeros(world.size, dtype=np.int64)
+    with world.together("reading the journal"):
+        for entry in (entry for entries in journal.read() for entry in entries if entry.stage == stage):
+            losses[entry.kinds, entry.samples] = entry.losses
+            known[entry.kinds, entry.samples] = 1
+            tokens[world.rank] += entry.tokens
+    # A loss is float32, so that neither the sum over the ranks that read it nor the division rounds.
+    losses, known = world.sum_slots(losses), world.sum_slots(known)
+    return _Recorded(losses / np.maximum(known, 1), known > 0, int(world.sum_slots(tokens).max()))
 
 
 def _forwarded(
