@@ -15,6 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from miwv_trainer.config import MIWVConfig, embeds_text
 from miwv_trainer.distributed import World
+from miwv_trainer.fingerprints import run_fingerprint
 from miwv_trainer.layout import check_layout, context_length
 from miwv_trainer.pool import Pool
 from miwv_trainer.rendering import pool_from_tokenized
@@ -24,7 +25,6 @@ from miwv_trainer.rounds import (
     check_model,
     find_exemplars,
     round_line,
-    run_fingerprint,
     run_round,
 )
 from miwv_trainer.sampler import MIWVDataSampler

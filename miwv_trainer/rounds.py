@@ -18,9 +18,9 @@ from miwv_trainer.fingerprints import (
     Moment,
     earlier_seconds,
     exemplar_fingerprint,
-    model_fingerprint,
+    finished_before,
+    identify,
     open_journal,
-    run_fingerprint,
 )
 from miwv_trainer.head import is_prompt_tuned
 from miwv_trainer.layout import context_length, text_config
@@ -117,6 +117,8 @@ def run_round(
     Scores the pool with the model as it is, selects, and writes the round, with `notes` in its round.json. Leaves no
     trace in the model.
 
+    What a killed attempt at the same round has scored is not scored again, and a round that was finished is read.
+
     Raises:
         ValueError: not one sample could be scored.
     """
@@ -125,7 +127,13 @@ def run_round(
     if not scorable(pool, exemplars.indices, context).any():
         raise ValueError(_nothing_scorable(pool, exemplars, context))
     with no_trace(model):
-        journal = open_journal(model, pool, exemplars, config, store, world, moment)
+        identity = identify(model, pool, exemplars, config, world, moment)
+        before = finished_before(store, identity, config, notes or {}, world)
+        if before is not None:
+            if world.is_main:
+                logger.info("Round %d was finished before and is read from %s.", moment.number, before.folder)
+            return before
+        journal = open_journal(model, pool, exemplars, config, store, world, identity)
         layout = journal.header["layout"]
         earlier, refined_earlier = earlier_seconds(journal, world)
         scored = score_refined(
@@ -137,7 +145,7 @@ def run_round(
     miwv = scored.losses.miwv
     _report_unscorable(pool, exemplars, miwv, context, moment)
     selection = select_top(miwv, number_selected(config.fraction, len(pool)))
-    summary = _summary(model, pool, config, scored, layout, selection, moment, seconds)
+    summary = {**identity, **_summary(pool, config, scored, layout, selection, moment, seconds)}
     columns = _columns(pool, exemplars, scored.losses, selection)
     finished: Any = None
     with world.together("writing the round"):
@@ -187,7 +195,6 @@ def _columns(pool: Pool, exemplars: Exemplars, losses: Losses, selection: np.nda
 
 
 def _summary(
-    model: nn.Module,
     pool: Pool,
     config: MIWVConfig,
     refined: Refined,
@@ -196,17 +203,10 @@ def _summary(
     moment: Moment,
     seconds: float,
 ) -> dict[str, Any]:
-    context = context_length(model, config)
     losses = refined.losses
     scored = int(np.isfinite(losses.miwv).sum())
     tokens = losses.tokens_forwarded - refined.tokens
     return {
-        "fingerprint": {
-            **run_fingerprint(pool, config, context),
-            "model": model_fingerprint(model, losses.zero_shot),
-        },
-        "round": moment.number,
-        "global_step": moment.global_step,
         "epoch": moment.epoch,
         "fraction": config.fraction,
         "number_selected": len(selection),

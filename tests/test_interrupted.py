@@ -137,12 +137,39 @@ def test_what_goes_on_says_so(pool: Pool, tmp_path: Path, caplog: pytest.LogCapt
     assert finished.summary["tokens_per_second"] > 0
 
 
+def test_a_round_that_was_finished_is_read_rather_than_scored(pool: Pool, tmp_path: Path) -> None:
+    first = a_round(tiny_model(), pool, tmp_path)
+    model = tiny_model()
+    seen = counted(model)
+    again = a_round(model, pool, tmp_path)
+    assert len(seen) <= 5 and again.scores.equals(first.scores) and again.summary == first.summary
+    assert not list((tmp_path / "miwv").glob("previous-*"))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"model": tiny_model(seed=1)},
+        {"model": tiny_model().to(torch.bfloat16)},
+        {"config": dataclasses.replace(CONFIG, fraction=0.3)},
+        {"config": dataclasses.replace(CONFIG, refine_near_threshold=False)},
+        {"moment": Moment(0, 7, 0)},
+    ],
+    ids=["weights", "dtype", "fraction", "refinement", "step"],
+)
+def test_another_round_that_was_finished_is_moved_aside(other: dict[str, Any], pool: Pool, tmp_path: Path) -> None:
+    first = a_round(tiny_model(), pool, tmp_path)
+    second = a_round(**{"model": tiny_model(), "pool": pool, "folder": tmp_path, **other})
+    assert second.summary != first.summary
+    assert (tmp_path / "miwv" / "previous-0" / "round-000" / "round.json").is_file()
+
+
 def test_losses_that_are_not_finite_are_not_scored_again_either(tmp_path: Path) -> None:
     rows = tiny_dataset(60)
     pool = pool_from_rows(rows, tiny_tokenizer())
     holders = np.asarray([len({i for i in range(60) if token in pool.sample(i)}) for token in range(512)])
-    holders[pool.preamble] = 60
-    token = int(np.flatnonzero(holders == 2)[0])
+    holders[holders == 0] = holders[pool.preamble] = 60
+    token = int(np.argmin(holders))
 
     def model() -> Any:
         made = tiny_model()
