@@ -15,6 +15,9 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.tensor import DTensor
 from transformers.integrations import deepspeed, is_deepspeed_zero3_enabled
 
 T = TypeVar("T")
@@ -36,6 +39,16 @@ def whole_models() -> Iterator[None]:
             deepspeed.set_hf_deepspeed_config(running)
 
 
+def is_sharded(model: nn.Module) -> bool:
+    """
+    Whether a forward of the model waits for all ranks, because parameters are split over them: by ZeRO-3, by FSDP2
+    (`fully_shard`, whose parameters are DTensors) or by FSDP1.
+    """
+    if is_deepspeed_zero3_enabled() or any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        return True
+    return len(FullyShardedDataParallel.fsdp_modules(model)) > 0
+
+
 @dataclass(frozen=True)
 class World:
     """
@@ -50,11 +63,11 @@ class World:
     sharded: bool = False
 
     @classmethod
-    def current(cls, device: torch.device) -> "World":
+    def current(cls, device: torch.device, model: nn.Module | None = None) -> "World":
         """The running process group, or a world of one."""
         if not (dist.is_available() and dist.is_initialized()):
             return cls(0, 1, device)
-        return cls(dist.get_rank(), dist.get_world_size(), device, is_deepspeed_zero3_enabled())
+        return cls(dist.get_rank(), dist.get_world_size(), device, model is not None and is_sharded(model))
 
     @property
     def is_main(self) -> bool:

@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 from transformers import PretrainedConfig
 from transformers.utils import is_peft_available
 
@@ -303,7 +304,8 @@ def _has_fused_head(model: nn.Module) -> bool:
 
 
 def inner_model(model: Any) -> Any:
-    """The transformers model inside PEFT's wrapper, which hands its arguments through."""
+    """The transformers model inside the wrappers of PEFT and FSDP1, which hand their arguments through."""
+    model = model.module if isinstance(model, FullyShardedDataParallel) else model
     return model.get_base_model() if _is_peft(model) else model
 
 

@@ -16,6 +16,7 @@ from miwv_trainer.budget import choose_budget
 from miwv_trainer.config import MIWVConfig, describe_embedder
 from miwv_trainer.distributed import World
 from miwv_trainer.head import is_prompt_tuned
+from miwv_trainer.holding import unwrapped
 from miwv_trainer.layout import choose_layout, context_length, text_config
 from miwv_trainer.packing import NO_EXEMPLAR, plan_prompts, scorable
 from miwv_trainer.pool import Pool
@@ -82,6 +83,7 @@ def find_exemplars(
     With `reuse`, as on a resume, exemplars of another pool or embedder are refused. Without, they are moved aside, and
     so are those that came from the model in training, whose weights may be others now.
     """
+    model = unwrapped(model)
     context = context_length(model, config)
     fingerprint = exemplar_fingerprint(pool, config, context)
     is_from_model = fingerprint["embedder"] == "model"
@@ -128,10 +130,14 @@ def run_round(
     Scores the pool with the model as it is, selects, and writes the round, with `notes` in its round.json. Leaves no
     trace in the model.
 
+    A model in DataParallel, DistributedDataParallel, a DeepSpeed engine or `torch.compile` is scored as the module
+    inside.
+
     Raises:
         ValueError: not one sample could be scored.
     """
     started = time.perf_counter()
+    model = unwrapped(model)
     context = context_length(model, config)
     if not scorable(pool, exemplars.indices, context).any():
         raise ValueError(_nothing_scorable(pool, exemplars, context))
