@@ -67,7 +67,7 @@ class MIWVCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         model, dataloader = kwargs["model"], kwargs["train_dataloader"]
-        world = World.current(args.device)
+        world = World.current(args.device, model)
         _check_dataloader(dataloader, self.sampler)
         with preserved_rng():
             if self.pool is None:
@@ -96,7 +96,8 @@ class MIWVCallback(TrainerCallback):
         is_due = self.config.rescore_strategy == "epoch" and self._epoch > self.rounds[-1].summary["epoch"]
         if is_due:
             with preserved_rng():
-                self._score(kwargs["model"], World.current(args.device), state.global_step)
+                model = kwargs["model"]
+                self._score(model, World.current(args.device, model), state.global_step)
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
