@@ -20,10 +20,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from torch import nn
-from torch.distributed.fsdp import FullyShardedDataParallel
 from transformers import PretrainedConfig
 from transformers.utils import is_peft_available
 
+from miwv_trainer.distributed import fsdp_root_inside
 from miwv_trainer.pool import IGNORED_LABEL
 
 logger = logging.getLogger(__name__)
@@ -305,7 +305,7 @@ def _has_fused_head(model: nn.Module) -> bool:
 
 def inner_model(model: Any) -> Any:
     """The transformers model inside the wrappers of PEFT and FSDP1, which hand their arguments through."""
-    model = model.module if isinstance(model, FullyShardedDataParallel) else model
+    model = fsdp_root_inside(model)
     return model.get_base_model() if _is_peft(model) else model
 
 

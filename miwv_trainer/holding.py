@@ -8,7 +8,6 @@ import torch
 from accelerate.state import AcceleratorState, DistributedType
 from accelerate.utils import extract_model_from_parallel
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
 from transformers import TrainingArguments
 
 from miwv_trainer.head import inner_model
@@ -76,17 +75,6 @@ def uncompiled(model: nn.Module) -> Iterator[None]:
         return
     with torch.compiler.set_stance("force_eager"):
         yield
-
-
-@contextmanager
-def resharded(model: nn.Module) -> Iterator[None]:
-    """Afterwards FSDP2 holds no more than its share. The root would keep what it gathered, for a backward to come."""
-    try:
-        yield
-    finally:
-        for module in model.modules():
-            if isinstance(module, FSDPModule):
-                module.reshard()
 
 
 @contextmanager

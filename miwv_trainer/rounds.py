@@ -190,7 +190,7 @@ def _embed(model: nn.Module, pool: Pool, config: MIWVConfig, context: int, world
     if not isinstance(config.embedder, str):
         return given_embeddings(config.embedder, len(pool))
     if config.embedder == "model":
-        budget = choose_budget(model, config, world)
+        budget = choose_budget(model, config, world, int(pool.prompt_tokens.sum()))
         batches = plan_prompts(pool, context, budget.tokens_per_batch)
         with no_trace(model):
             return prompt_embeddings(model, pool, batches, context=context, world=world, show_progress=world.is_main)
