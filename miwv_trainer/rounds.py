@@ -16,7 +16,7 @@ from miwv_trainer.budget import choose_budget
 from miwv_trainer.config import MIWVConfig, describe_embedder
 from miwv_trainer.distributed import World
 from miwv_trainer.head import is_prompt_tuned
-from miwv_trainer.holding import unwrapped
+from miwv_trainer.holding import uncompiled, unwrapped
 from miwv_trainer.layout import choose_layout, context_length, text_config
 from miwv_trainer.packing import NO_EXEMPLAR, plan_prompts, scorable
 from miwv_trainer.pool import Pool
@@ -141,7 +141,7 @@ def run_round(
     context = context_length(model, config)
     if not scorable(pool, exemplars.indices, context).any():
         raise ValueError(_nothing_scorable(pool, exemplars, context))
-    with no_trace(model):
+    with no_trace(model), uncompiled(model):
         layout = choose_layout(model, pool, exemplars.indices, config, world)
         scored = score_refined(model, pool, exemplars.indices, config, layout, world, show_progress=world.is_main)
     seconds = time.perf_counter() - started
@@ -192,7 +192,7 @@ def _embed(model: nn.Module, pool: Pool, config: MIWVConfig, context: int, world
     if config.embedder == "model":
         budget = choose_budget(model, config, world, int(pool.prompt_tokens.sum()))
         batches = plan_prompts(pool, context, budget.tokens_per_batch)
-        with no_trace(model):
+        with no_trace(model), uncompiled(model):
             return prompt_embeddings(model, pool, batches, context=context, world=world, show_progress=world.is_main)
     embeddings: Embeddings = np.empty((0, 0), dtype=np.float32)
     with world.together("embedding the instructions"):

@@ -23,7 +23,6 @@ from miwv_trainer.attention import Attention, attending, pad, tree_attention, tr
 from miwv_trainer.distributed import World, resharded
 from miwv_trainer.forwards import forwarded
 from miwv_trainer.head import PADDING_ID, Head, answer_losses, choose_head, forward_one_position, inner_model
-from miwv_trainer.holding import uncompiled
 from miwv_trainer.packing import Batch, Row, Tree, TreeBatch, TreeRow, batch_rows, prompt_row, tree_batches, tree_row
 from miwv_trainer.pool import Pool
 
@@ -68,13 +67,13 @@ def no_trace(model: nn.Module) -> Iterator[None]:
     Evaluation mode without gradients inside; outside, nothing has happened.
 
     Each module's own training flag comes back (a frozen submodule may have been in evaluation mode), and so do the
-    global random states, from which dropout and augmentation of the training that follows will draw. What
-    `torch.compile` made of the model runs uncompiled, and FSDP2 holds its share only afterwards.
+    global random states, from which dropout and augmentation of the training that follows will draw. FSDP2
+    holds its share only.
     """
     flags = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with preserved_rng(), torch.no_grad(), uncompiled(model), resharded(model):
+        with preserved_rng(), torch.no_grad(), resharded(model):
             yield
     finally:
         for module, training in flags:
