@@ -16,6 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from miwv_trainer.config import MIWVConfig, embeds_text
 from miwv_trainer.distributed import World
 from miwv_trainer.fingerprints import run_fingerprint
+from miwv_trainer.holding import check_parallelism, evaluating
 from miwv_trainer.layout import check_layout, context_length
 from miwv_trainer.pool import Pool
 from miwv_trainer.rendering import pool_from_tokenized
@@ -37,6 +38,9 @@ logger = logging.getLogger(__name__)
 class MIWVCallback(TrainerCallback):
     """
     Scores the pool with the model in training and gives the sampler its selection.
+
+    A round sees the weights that the Trainer would evaluate: those of the moment, or the averages of a schedule-free
+    optimizer.
 
     Args:
         config ([`MIWVConfig`]): What to select and how to score.
@@ -67,7 +71,8 @@ class MIWVCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         model, dataloader = kwargs["model"], kwargs["train_dataloader"]
-        world = World.current(args.device)
+        check_parallelism(args, model)
+        world = World.current(args.device, model)
         _check_dataloader(dataloader, self.sampler)
         with preserved_rng():
             if self.pool is None:
@@ -86,7 +91,8 @@ class MIWVCallback(TrainerCallback):
             self._store = Store(self.config.scores_dir or args.output_dir)
             steps_per_epoch = math.ceil(len(dataloader) / args.gradient_accumulation_steps)
             self._epoch = state.global_step // steps_per_epoch
-            self._begin(model, world, state.global_step, steps_per_epoch)
+            with evaluating(kwargs["optimizer"]):
+                self._begin(model, world, state.global_step, steps_per_epoch)
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -95,8 +101,9 @@ class MIWVCallback(TrainerCallback):
         self.sampler.set_epoch(self._epoch)
         is_due = self.config.rescore_strategy == "epoch" and self._epoch > self.rounds[-1].summary["epoch"]
         if is_due:
-            with preserved_rng():
-                self._score(kwargs["model"], World.current(args.device), state.global_step)
+            model = kwargs["model"]
+            with preserved_rng(), evaluating(kwargs["optimizer"]):
+                self._score(model, World.current(args.device, model), state.global_step)
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -45,7 +45,8 @@ class MIWVConfig:
             Longest sequence, in tokens, that is forwarded. By default the model's `max_position_embeddings`.
         tokens_per_batch (`int`, *optional*):
             Upper bound on the tokens of one scoring forward, padding included. One longer row goes alone. By default
-            4,096 on a CPU and 32,768 elsewhere, or as much as half of the free memory holds.
+            4,096 on a CPU and 32,768 elsewhere, or as much as half of the free memory holds; less for a small pool, so
+            that several ranks carry equal work.
         tokens_per_row (`int`, *optional*):
             Upper bound on the tokens of one row of trees. One longer sample behind its exemplar goes alone. Longer rows
             repeat fewer trunks; where rows have masks, they waste more attention on pairs that are masked. By default

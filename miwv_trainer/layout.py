@@ -63,7 +63,8 @@ def score_pool(
     where it stays with its own.
     """
     context = context_length(model, config)
-    budget = choose_budget(model, config, world)
+    work = 2 * int(pool.lengths[scorable(pool, exemplars, context)].sum())
+    budget = choose_budget(model, config, world, work)
     options: dict[str, Any] = {"logits_chunk": config.logits_chunk, "world": world, "show_progress": show_progress}
     options["journal"] = journal
 
@@ -127,10 +128,17 @@ def _no_trees(model: nn.Module, obstacle: str) -> str:
 
 
 def _difference(model: nn.Module, pool: Pool, exemplars: np.ndarray, config: MIWVConfig, world: World) -> str | None:
-    """Scores a few samples both ways, on every rank, and says by how much rank 0's losses differ, if too much."""
+    """Scores a few samples both ways, on every rank, and says by how much their losses differ, if too much on any."""
+    with world.turn("comparing trees with padded rows"):
+        found = _own_difference(model, pool, exemplars, config, World(0, 1, world.device, world.sharded))
+    return next((each for each in world.gather(found) if each is not None), None)
+
+
+def _own_difference(
+    model: nn.Module, pool: Pool, exemplars: np.ndarray, config: MIWVConfig, alone: World
+) -> str | None:
     few = _few_related(pool, exemplars, context_length(model, config))
     of_few = exemplars_of(few, exemplars)
-    alone = World(0, 1, world.device, world.sharded)
 
     def losses(layout: str, config: MIWVConfig) -> np.ndarray:
         scored = score_pool(model, pool, of_few, config, layout, alone)
@@ -146,7 +154,7 @@ def _difference(model: nn.Module, pool: Pool, exemplars: np.ndarray, config: MIW
     dtype = torch.bfloat16 if any(noticed) else next(model.parameters()).dtype
     least = LEAST_TOLERANCE.get(dtype, LEAST_TOLERANCE_LOW_PRECISION)
     # NaN compares as false: where the loss itself is NaN, in both layouts alike, the round will say so.
-    too_much = world.share(bool(difference > max(least, 10 * noise)))
+    too_much = difference > max(least, 10 * noise)
     return f"the losses of {len(few)} samples differ by {difference:.2g} on average" if too_much else None
 
 

@@ -112,7 +112,9 @@ def refine(
     refined, is_done = losses, np.zeros(len(pool), dtype=bool)
     wanted, passes = near_threshold(losses.miwv, number, np.inf)[:CALIBRATION], 0
     try:
-        with float32_arithmetic(model):
+        with ExitStack() as stack:
+            with world.together("copying weights to float32"):
+                stack.enter_context(float32_arithmetic(model))
             while len(again := wanted[: most - is_done.sum()]):
                 of_these, stage = exemplars_of(again, exemplars), f"{REFINED}, pass {passes}"
                 scored = score_pool(model, pool, of_these, config, layout, world, show_progress, journal, stage)
@@ -122,7 +124,7 @@ def refine(
                 width = WIDTH * _root_mean_square(refined.miwv[is_done] - losses.miwv[is_done])
                 wanted = near_threshold(refined.miwv, number, width)
                 wanted = wanted[~is_done[wanted]]
-    except RuntimeError as error:  # no memory for float32, or a kernel without it; on one rank, so on all
+    except RuntimeError as error:  # no memory for float32, or a kernel without it: on one rank, so on all
         if world.is_main:
             logger.warning(
                 "Only %d samples near the threshold could be scored again in float32: %s. "

@@ -23,6 +23,7 @@ from miwv_trainer.fingerprints import (
     open_journal,
 )
 from miwv_trainer.head import is_prompt_tuned
+from miwv_trainer.holding import uncompiled, unwrapped
 from miwv_trainer.layout import context_length, text_config
 from miwv_trainer.packing import NO_EXEMPLAR, plan_prompts, scorable
 from miwv_trainer.pool import Pool
@@ -71,6 +72,7 @@ def find_exemplars(
     With `reuse`, as on a resume, exemplars of another pool or embedder are refused. Without, they are moved aside, and
     so are those that came from the model in training, whose weights may be others now.
     """
+    model = unwrapped(model)
     context = context_length(model, config)
     fingerprint = exemplar_fingerprint(pool, config, context)
     is_from_model = fingerprint["embedder"] == "model"
@@ -117,16 +119,18 @@ def run_round(
     Scores the pool with the model as it is, selects, and writes the round, with `notes` in its round.json. Leaves no
     trace in the model.
 
-    What a killed attempt at the same round has scored is not scored again, and a round that was finished is read.
+    What a killed attempt at the same round has scored is not scored again, and a round that was finished is read. Of a
+    model in DataParallel, DistributedDataParallel, a DeepSpeed engine or `torch.compile` the module inside is scored.
 
     Raises:
         ValueError: not one sample could be scored.
     """
     started = time.perf_counter()
+    model = unwrapped(model)
     context = context_length(model, config)
     if not scorable(pool, exemplars.indices, context).any():
         raise ValueError(_nothing_scorable(pool, exemplars, context))
-    with no_trace(model):
+    with no_trace(model), uncompiled(model):
         identity = identify(model, pool, exemplars, config, world, moment)
         before = finished_before(store, identity, config, notes or {}, world)
         if before is not None:
@@ -165,9 +169,9 @@ def _embed(model: nn.Module, pool: Pool, config: MIWVConfig, context: int, world
     if not isinstance(config.embedder, str):
         return given_embeddings(config.embedder, len(pool))
     if config.embedder == "model":
-        budget = choose_budget(model, config, world)
+        budget = choose_budget(model, config, world, int(pool.prompt_tokens.sum()))
         batches = plan_prompts(pool, context, budget.tokens_per_batch)
-        with no_trace(model):
+        with no_trace(model), uncompiled(model):
             return prompt_embeddings(model, pool, batches, context=context, world=world, show_progress=world.is_main)
     embeddings: Embeddings = np.empty((0, 0), dtype=np.float32)
     with world.together("embedding the instructions"):

@@ -9,6 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCHERS = {
     "ddp": ["--multi_gpu"],
+    "zero1": ["--use_deepspeed", "--zero_stage", "1"],
     "zero2": ["--use_deepspeed", "--deepspeed_config_file", str(ROOT / "ds_configs" / "zero2.json")],
     "zero3": ["--use_deepspeed", "--deepspeed_config_file", str(ROOT / "ds_configs" / "zero3.json")],
 }
