@@ -14,6 +14,7 @@ from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 
 from miwv_trainer import MIWVCallback, MIWVConfig, attach, last_complete_checkpoint
 from miwv_trainer.store import Store
+from tests.launched import ROOT, launch
 from tests.test_attach import NotingTrainer, arguments, noting_trainer, rebuilt, trained
 
 CONFIG = MIWVConfig(fraction=0.5, embedder="tfidf", rescore_strategy="epoch")
@@ -488,3 +489,80 @@ def test_the_state_before_training_is_that_of_nothing() -> None:
 
     callback = MIWVCallback(config_of("no"), MIWVDataSampler(32, 0.5))
     assert callback.state()["attributes"] == {"run_state": None}
+
+
+# One process with batches of two and two of them a step, or two processes with one batch of two each: four samples a
+# step either way, of 16 in an epoch.
+ONE: dict[str, Any] = {"gradient_accumulation_steps": 2, "learning_rate": 5e-3}
+TWO: dict[str, Any] = {"learning_rate": 5e-3}
+LAUNCHED = ROOT / "tests" / "launched_resume.py"
+
+
+def weights_of(run: Run) -> list[float]:
+    """Some of each parameter."""
+    return [number for value in run.weights.values() for number in value.flatten()[:5].tolist()]
+
+
+def by_step(ranks: list[list[list[int]]], accumulation: int = 1) -> list[list[int]]:
+    """The samples of each step: of each of its batches in turn, those of every rank."""
+    batches = [sum(batch, []) for batch in zip(*ranks, strict=True)]
+    return [sum(batches[start : start + accumulation], []) for start in range(0, len(batches), accumulation)]
+
+
+def launched(backend: str, output: Path, *runs: dict[str, Any]) -> list[list[dict[str, Any]]]:
+    """What each run gave on each of two ranks."""
+    done = launch(backend, 2, LAUNCHED, str(output), *(json.dumps(described) for described in runs))
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    ranks = [json.loads((output / f"rank-{rank}.json").read_text()) for rank in range(2)]
+    assert {result["world_size"] for rank in ranks for result in rank} == {2}
+    return [list(results) for results in zip(*ranks, strict=True)]
+
+
+def test_another_number_of_processes_goes_on_with_the_same_batches(tmp_path: Path) -> None:
+    config = config_of("steps", rescore_steps=3)
+    one, two = tmp_path / "one", tmp_path / "two"
+    alone = Run(one, config=config, **ONE)
+    order = by_step([alone.order], 2)
+    assert alone.places() == [(0, 0, 0), (3, 1, 0), (6, 1, 12), (9, 2, 8)]
+    assert len({tuple(current.selection.tolist()) for current in alone.callback.rounds}) > 1
+
+    widened, together, resumed = launched(
+        "ddp",
+        tmp_path,
+        {"folder": str(one), "checkpoint": str(one / "checkpoint-6"), **TWO},
+        {"folder": str(two), **TWO},
+        {"folder": str(two), "checkpoint": str(two / "checkpoint-7"), **TWO},
+    )
+    assert {result["wrapper"] for result in widened} == {"DistributedDataParallel"}
+    assert by_step([result["order"] for result in widened]) == order[6:]
+    assert by_step([result["order"] for result in together]) == order
+    assert by_step([result["order"] for result in resumed]) == order[7:]
+    for results in (widened, together, resumed):
+        for result in results:
+            assert [tuple(place) for place in result["places"]] == alone.places()
+            # A sum over ranks is rounded otherwise than one over accumulated batches.
+            np.testing.assert_allclose(result["weights"], weights_of(alone), atol=1e-4)
+    assert resumed[0]["weights"] == together[0]["weights"]
+
+    narrowed = Run(two, last_complete_checkpoint(two), config, **ONE)
+    assert narrowed.order == []
+    narrowed = Run(two, two / "checkpoint-5", config, **ONE)
+    assert by_step([narrowed.order], 2) == order[5:]
+    np.testing.assert_allclose(weights_of(narrowed), weights_of(alone), atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["zero2", "zero3"])
+def test_deepspeed_goes_on_and_refuses_another_number_of_processes_itself(tmp_path: Path, backend: str) -> None:
+    folder = tmp_path / "run"
+    checkpoint = {"folder": str(folder), "checkpoint": str(folder / "checkpoint-7"), **TWO}
+    whole, resumed = launched(backend, tmp_path, {"folder": str(folder), **TWO}, checkpoint)
+    assert {result["wrapper"] for result in whole} == {"DeepSpeedEngine"}
+    orders = [by_step([result["order"] for result in results]) for results in (whole, resumed)]
+    assert len(orders[0]) == 12 and orders[1] == orders[0][7:]
+    assert resumed[0]["weights"] == whole[0]["weights"]
+    assert last_complete_checkpoint(folder) == str(folder / "checkpoint-12")
+
+    done = launch(backend, 1, LAUNCHED, str(tmp_path), json.dumps({**checkpoint, **ONE}))
+    assert done.returncode != 0
+    assert "world size" in done.stderr
