@@ -66,20 +66,15 @@ class MIWVDataSampler(Sampler[int]):
         return self.num_samples
 
     def __iter__(self) -> Iterator[int]:
-        self.order(self.epoch)  # the error for want of a selection comes here, not from a loader's worker
-        return self._draw(self._switches, self.epoch)
+        return self._draw(self.order(self.epoch), self._switches, len(self._switches), self.epoch)
 
-    def _draw(self, switches: list[Switch], epoch: int) -> Iterator[int]:
-        position = 0
-        self._drawn = (epoch, 0)
-        while position < self.num_samples:
-            known = len(switches)
-            order = self._order(switches, epoch)
-            while position < self.num_samples and len(switches) == known:
-                index = int(order[position])
-                position += 1
-                self._drawn = (epoch, position)
-                yield index
+    def _draw(self, order: np.ndarray, switches: list[Switch], known: int, epoch: int) -> Iterator[int]:
+        """`order` is that of the first `known` switches; more may come while it is drawn from."""
+        for position in range(self.num_samples):
+            if len(switches) > known:
+                order, known = self._order(switches, epoch), len(switches)
+            self._drawn = (epoch, position + 1)
+            yield int(order[position])
 
     def order(self, epoch: int) -> np.ndarray:
         """
@@ -90,12 +85,16 @@ class MIWVDataSampler(Sampler[int]):
         Raises:
             RuntimeError: nothing has been selected yet.
         """
+        self._latest()
+        return self._order(self._switches, epoch)
+
+    def _latest(self) -> Switch:
         if not self._switches:
             raise RuntimeError(
                 "The MIWVDataSampler has no selection yet: it is set by MIWVCallback when training begins. Pass "
                 "`callbacks=[MIWVCallback(config, sampler)]` to the Trainer, or use `attach(trainer, config)`."
             )
-        return self._order(self._switches, epoch)
+        return self._switches[-1]
 
     def _order(self, switches: list[Switch], epoch: int) -> np.ndarray:
         order = np.empty(self.num_samples, dtype=np.int64)
@@ -135,8 +134,7 @@ class MIWVDataSampler(Sampler[int]):
                 f"A selection cannot take effect at position {position} of epoch {epoch}: "
                 f"{self._drawn[1]} positions of epoch {self._drawn[0]} have been drawn."
             )
-        self.order(epoch)
-        last = self._switches[-1]
+        last = self._latest()
         if (epoch, position) < (last.epoch, last.position) or not 0 <= position < self.num_samples:
             raise ValueError(
                 f"A selection must take effect at a position from 0 to {self.num_samples - 1}, and not before position "
