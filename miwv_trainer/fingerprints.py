@@ -135,16 +135,16 @@ def _is_same_model(found: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 def finished_before(
-    store: Store, identity: Mapping[str, Any], config: MIWVConfig, notes: Mapping[str, Any], world: World
+    store: Store, identity: Mapping[str, Any], config: MIWVConfig, rows: str | None, world: World
 ) -> StoredRound | None:
-    """The very same round, if it lies in the store."""
+    """The very same round, if it lies in the store, of the same `rows`."""
     found: StoredRound | None = None
     with world.together("reading the rounds"):
         if world.is_main and identity["round"] in store.rounds():
             stored = store.read_round(identity["round"])
             refines = stored.summary["config"].get("refine_near_threshold") == config.refine_near_threshold
-            noted = all(stored.summary.get(name) == value for name, value in notes.items())
-            found = stored if refines and noted and is_same_round(stored.summary, identity) else None
+            is_same = stored.summary.get("rows") == rows and is_same_round(stored.summary, identity)
+            found = stored if refines and is_same else None
     return world.share(found)
 
 

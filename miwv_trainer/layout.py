@@ -151,11 +151,16 @@ def _own_difference(
         difference = np.abs(padded - losses("tree", config)).mean()
     except (RuntimeError, ValueError, TypeError) as error:
         return f"a forward of trees fails ({type(error).__name__}: {str(error).strip().partition(chr(10))[0]})"
-    dtype = torch.bfloat16 if any(noticed) else next(model.parameters()).dtype
-    least = LEAST_TOLERANCE.get(dtype, LEAST_TOLERANCE_LOW_PRECISION)
+    least = least_tolerance(model, any(noticed))
     # NaN compares as false: where the loss itself is NaN, in both layouts alike, the round will say so.
     too_much = difference > max(least, 10 * noise)
     return f"the losses of {len(few)} samples differ by {difference:.2g} on average" if too_much else None
+
+
+def least_tolerance(model: nn.Module, is_autocast: bool) -> float:
+    """How far a loss may move, computed in another way by the same weights, without meaning anything."""
+    dtype = torch.bfloat16 if is_autocast else next(model.parameters()).dtype
+    return LEAST_TOLERANCE.get(dtype, LEAST_TOLERANCE_LOW_PRECISION)
 
 
 def _few_related(pool: Pool, exemplars: np.ndarray, context: int) -> np.ndarray:

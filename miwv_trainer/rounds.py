@@ -132,7 +132,7 @@ def run_round(
         raise ValueError(_nothing_scorable(pool, exemplars, context))
     with no_trace(model), uncompiled(model):
         identity = identify(model, pool, exemplars, config, world, moment)
-        before = finished_before(store, identity, config, notes or {}, world)
+        before = finished_before(store, identity, config, (notes or {}).get("rows"), world)
         if before is not None:
             if world.is_main:
                 logger.info("Round %d was finished before and is read from %s.", moment.number, before.folder)

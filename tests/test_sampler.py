@@ -101,6 +101,86 @@ def test_a_new_selection_takes_effect_with_the_next_epoch_and_not_within_one():
     assert sorted(sampler) == list(range(20))
 
 
+LATER = np.arange(0, 200, 10)  # 20 samples, of which CHOSEN has 90, 130, 150, 160, 170, 180, 190 and 20
+
+
+@pytest.mark.parametrize("drawn", [0, 1, 7])
+def test_a_selection_takes_over_at_its_place_in_the_running_epoch(drawn):
+    sampler = sampler_of()
+    old = sampler.order(0).tolist()
+    running = iter(sampler)
+    begun = [next(running) for _ in range(drawn)]
+    sampler.switch_selection(LATER, 0, 8)
+    order = begun + list(running)
+    assert order[:8] == old[:8]
+    # The rest by hand: the new selection in its own order for this epoch, less what the epoch has had.
+    shuffled = np.random.default_rng([7, 0]).permutation(LATER).tolist()
+    assert order[8:] == [index for index in shuffled if index not in old[:8]][:12]
+    assert len(set(order)) == 20
+    assert sampler.order(0).tolist() == order
+    assert sorted(sampler.order(1)) == LATER.tolist()
+    assert sampler.selection.tolist() == LATER.tolist()
+
+
+def test_the_same_selection_again_changes_nothing():
+    sampler = sampler_of()
+    old = sampler.order(3).tolist()
+    sampler.switch_selection(CHOSEN, 3, 5)
+    assert sampler.order(3).tolist() == old
+
+
+def test_a_later_switch_leaves_the_order_before_it_alone():
+    sampler = sampler_of()
+    sampler.switch_selection(LATER, 1, 6)
+    before = [sampler.order(epoch).tolist() for epoch in (0, 1)]
+    sampler.switch_selection(np.arange(20), 1, 13)
+    assert sampler.order(0).tolist() == before[0]
+    assert sampler.order(1).tolist()[:13] == before[1][:13]
+    assert set(sampler.order(1)[13:]) <= set(range(20)) - set(before[1][:13])
+    assert sorted(sampler.order(2)) == list(range(20))
+
+
+def test_trained_samples_return_within_an_epoch_only_where_fewer_are_left():
+    sampler = sampler_of()
+    had = sampler.order(0)[:8].tolist()
+    few = [*had[:3], *(index for index in LATER.tolist() if index not in had)][:9]  # six that the epoch has not had
+    sampler.switch_selection(np.array(few), 0, 8)
+    rest = sampler.order(0)[8:].tolist()
+    assert set(rest[:6]) == set(few) - set(had)
+    assert set(rest[6:9]) == set(had[:3])
+    assert rest[9:] == rest[:3]
+
+
+@pytest.mark.parametrize(("epoch", "position", "is_drawn"), [(0, 5, True), (0, 6, False), (1, 0, False)])
+def test_what_has_been_drawn_cannot_be_selected_anew(epoch, position, is_drawn):
+    sampler = sampler_of()
+    running = iter(sampler)
+    for _ in range(6):
+        next(running)
+    assert sampler.is_drawn(epoch, position) == is_drawn
+    if is_drawn:
+        with pytest.raises(RuntimeError, match=r"position 5 of epoch 0: 6 positions of epoch 0 have been drawn"):
+            sampler.switch_selection(LATER, epoch, position)
+        assert sampler.selection.tolist() == CHOSEN.tolist()
+    else:
+        sampler.switch_selection(LATER, epoch, position)
+
+
+@pytest.mark.parametrize(("epoch", "position"), [(1, 3), (0, 9), (1, 20), (1, -1)])
+def test_a_place_before_the_last_one_or_outside_the_epoch_is_refused(epoch, position):
+    sampler = sampler_of()
+    sampler.switch_selection(LATER, 1, 4)
+    with pytest.raises(
+        ValueError, match=rf"from 0 to 19, and not before position 4 of epoch 1.*got position {position}"
+    ):
+        sampler.switch_selection(CHOSEN, epoch, position)
+
+
+def test_there_is_nothing_to_take_over_from_before_the_first_selection():
+    with pytest.raises(RuntimeError, match="no selection yet"):
+        MIWVDataSampler(POOL_SIZE, fraction=0.1).switch_selection(CHOSEN, 0, 4)
+
+
 def test_a_selection_smaller_than_the_length_is_repeated_evenly():
     sampler = sampler_of(CHOSEN[:6])
     drawn = list(sampler)
@@ -119,6 +199,7 @@ def test_a_loader_yields_what_the_sampler_orders():
 @pytest.mark.parametrize("drawn_before", [0, 1, 9, 20])
 def test_a_state_restored_from_json_in_the_middle_of_an_epoch_gives_the_same_remaining_order(drawn_before):
     original = sampler_of()
+    original.switch_selection(LATER, 2, 9)
     original.set_epoch(2)
     running = iter(original)
     for _ in range(drawn_before):
