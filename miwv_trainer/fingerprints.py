@@ -27,8 +27,8 @@ logger = logging.getLogger(__name__)
 PROBES = 4
 PROBE_TOLERANCE = 1e-4
 PROBE_TOLERANCE_LOW_PRECISION = 0.02
-# Entries of a model's configuration that say where it came from rather than what it is.
-NO_PROPERTY = ("_name_or_path", "transformers_version")
+# Entries of a model's configuration that say where it came from rather than what it is, or that saving it sets.
+NO_PROPERTY = ("_name_or_path", "transformers_version", "architectures", "dtype", "use_cache")
 
 
 @dataclass(frozen=True)
