@@ -1,12 +1,13 @@
 """Indices and (seed, epoch) to an order."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from torch.utils.data import Sampler
 
 from miwv_trainer.config import MIWVConfig
+from miwv_trainer.ordering import Strategy, group_by_length
 from miwv_trainer.selection import number_selected
 
 STATE_VERSION = 1
@@ -17,26 +18,48 @@ class MIWVDataSampler(Sampler[int]):
     Yields the indices of the current selection, shuffled anew each epoch.
 
     Its length is fixed when it is made, because the Trainer counts its steps before the first score exists. The order
-    is a function of the selection, the seed and the epoch alone. [`MIWVCallback`] sets the selection and the epoch.
+    is a function of the selection, the seed and the epoch alone, whatever the number of processes. [`MIWVCallback`]
+    sets the selection and the epoch.
 
     Args:
         pool_size (`int`): Number of samples in the training dataset.
         fraction (`float`, defaults to `0.05`): Share of the pool that is selected.
         seed (`int`, defaults to `42`): Seed of the order.
+        strategy (`str`, defaults to `"random"`):
+            As `train_sampling_strategy` of `TrainingArguments`, within the selection: `"random"`, `"sequential"` (in
+            pool order), or `"group_by_length"` (samples of like length share a batch).
+        lengths (`np.ndarray`, *optional*): `(pool_size,)` tokens of each sample, for `"group_by_length"`.
+        batch_size (`int`, *optional*):
+            Samples of one optimizer step over all processes, for `"group_by_length"`.
 
     Raises:
-        ValueError: a pool of fewer than two samples, or a fraction that is not in (0, 1].
+        ValueError:
+            a pool of fewer than two samples, a fraction that is not in (0, 1], an unknown strategy, or
+            `"group_by_length"` without lengths and batch size of the pool.
     """
 
-    def __init__(self, pool_size: int, fraction: float = MIWVConfig.fraction, seed: int = 42) -> None:
+    def __init__(
+        self,
+        pool_size: int,
+        fraction: float = MIWVConfig.fraction,
+        seed: int = 42,
+        strategy: Strategy = "random",
+        lengths: np.ndarray | None = None,
+        batch_size: int | None = None,
+    ) -> None:
         MIWVConfig(fraction=fraction)  # the same check, the same words
         if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
             raise ValueError(f"`seed` must be a whole number of at least 0, but got {seed!r}.")
         if pool_size < 2:
             raise ValueError(f"`pool_size` must be at least 2, but got {pool_size}.")
+        _check_strategy(strategy, pool_size, lengths, batch_size)
         self.pool_size = pool_size
         self.fraction = fraction
         self.seed = seed
+        self.strategy = strategy
+        is_grouped = strategy == "group_by_length"
+        self.lengths = lengths if is_grouped else None
+        self.batch_size = batch_size if is_grouped else None
         self.epoch = 0
         self.num_samples = number_selected(fraction, pool_size)
         self.selection: np.ndarray | None = None
@@ -61,8 +84,16 @@ class MIWVDataSampler(Sampler[int]):
                 "The MIWVDataSampler has no selection yet: it is set by MIWVCallback when training begins. Pass "
                 "`callbacks=[MIWVCallback(config, sampler)]` to the Trainer, or use `attach(trainer, config)`."
             )
-        shuffled = np.random.default_rng([self.seed, epoch]).permutation(self.selection)
-        return np.resize(shuffled, self.num_samples)
+        return np.resize(self._shuffled(self.selection, epoch), self.num_samples)
+
+    def _shuffled(self, selection: np.ndarray, epoch: int) -> np.ndarray:
+        if self.strategy == "sequential":
+            return selection
+        shuffled = np.random.default_rng([self.seed, epoch]).permutation(selection)
+        if self.strategy == "random":
+            return shuffled
+        assert self.lengths is not None and self.batch_size is not None
+        return group_by_length(shuffled, self.lengths, self.batch_size)
 
     def set_selection(self, indices: np.ndarray) -> None:
         """
@@ -93,6 +124,8 @@ class MIWVDataSampler(Sampler[int]):
             "pool_size": self.pool_size,
             "fraction": self.fraction,
             "seed": self.seed,
+            "strategy": self.strategy,
+            "batch_size": self.batch_size,
             "epoch": self.epoch,
             "selection": None if self.selection is None else self.selection.tolist(),
         }
@@ -102,10 +135,10 @@ class MIWVDataSampler(Sampler[int]):
         Restores what `state_dict` gave.
 
         Raises:
-            ValueError: the state is of another version, pool size, fraction or seed.
+            ValueError: the state is of another version, pool size, fraction, seed, strategy or batch size.
         """
         own = self.state_dict()
-        for name in ("version", "pool_size", "fraction", "seed"):
+        for name in ("version", "pool_size", "fraction", "seed", "strategy", "batch_size"):
             if state.get(name) != own[name]:
                 raise ValueError(
                     f"The sampler's state does not fit: its `{name}` is {state.get(name)!r}, this sampler's is "
@@ -113,3 +146,22 @@ class MIWVDataSampler(Sampler[int]):
                 )
         self.epoch = state["epoch"]
         self.selection = None if state["selection"] is None else np.asarray(state["selection"], dtype=np.int64)
+
+
+def _check_strategy(strategy: str, pool_size: int, lengths: np.ndarray | None, batch_size: int | None) -> None:
+    if strategy not in get_args(Strategy):
+        allowed = ", ".join(f'"{name}"' for name in get_args(Strategy))
+        raise ValueError(f"`strategy` must be one of {allowed}, but got {strategy!r}.")
+    if strategy != "group_by_length":
+        return
+    if lengths is None or len(lengths) != pool_size:
+        given = "none" if lengths is None else len(lengths)
+        raise ValueError(
+            f'`strategy="group_by_length"` needs the length of each of the {pool_size} samples of the pool, but got '
+            f"{given}: give them as `lengths`."
+        )
+    if batch_size is None or batch_size < 1:
+        raise ValueError(
+            '`strategy="group_by_length"` needs the number of samples of one optimizer step over all processes, at '
+            f"least 1, but got {batch_size}: give it as `batch_size`."
+        )

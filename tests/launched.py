@@ -33,6 +33,12 @@ def launch(
     return run(command, timeout)
 
 
+def torchrun(processes: int, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    """`torchrun` of a script, or of a module where the arguments begin with `-m`."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
+    return run([*launcher, "--master_port", str(free_port()), *arguments], timeout)
+
+
 def run(command: list[str], timeout: float = 300, threads: int = 1) -> subprocess.CompletedProcess[str]:
     environment = {
         **os.environ,
