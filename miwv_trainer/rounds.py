@@ -150,7 +150,7 @@ def run_round(
             aside = store.set_aside(moment.number)
             if aside is not None:
                 logger.warning("Rounds of an earlier run in %s were moved to %s.", store.folder, aside)
-            finished = store.write_round(moment.number, columns, {**summary, **(notes or {})})
+            finished = store.write_round(moment.number, columns, {**summary, "processes": world.size, **(notes or {})})
     return world.share(finished)
 
 
