@@ -27,6 +27,7 @@ LAUNCHERS = {
     "zero3_offload": with_deepspeed("zero3_offload"),
     "ddp.yaml": with_file("ddp"),
     "deepspeed.yaml": with_file("deepspeed"),
+    "deepspeed.yaml, zero2": [*with_file("deepspeed"), "--deepspeed_config_file", str(CONFIGS / "zero2.json")],
 }
 
 

@@ -266,3 +266,19 @@ def test_a_launched_trainer_refuses_batches_that_not_all_processes_get(
     for processes in (2, 3):
         for seen in launched[processes]:
             assert "`even_batches=False` leaves" in seen["uneven"]
+
+
+def test_a_run_resumed_in_the_middle_of_an_epoch_goes_on_in_groups_of_like_length(tmp_path: Path) -> None:
+    config = MIWVConfig(fraction=0.5, embedder="tfidf")
+
+    def train(resume_from: str | None) -> list[list[int]]:
+        trained.clear()
+        options = {"train_sampling_strategy": "group_by_length", "save_strategy": "steps", "save_steps": 5}
+        trainer = noting_trainer(tmp_path, 64, per_device_train_batch_size=4, **options)
+        attach(trainer, config)
+        trainer.train(resume_from_checkpoint=resume_from)
+        return [positions for _, positions in trained]
+
+    whole = train(None)
+    assert len(whole) == 16
+    assert train(str(tmp_path / "checkpoint-5")) == whole[5:]

@@ -62,7 +62,7 @@ def minilm() -> str:
     return str(Path(spec.submodule_search_locations[0]) / "model")
 
 
-STAGES = {"zero1": 1, "zero2": 2, "zero3": 3, "zero3_offload": 3, "deepspeed.yaml": 3}
+STAGES = {"zero1": 1, "deepspeed.yaml, zero2": 2, "zero3": 3, "zero3_offload": 3, "deepspeed.yaml": 3}
 
 
 def check(
@@ -114,7 +114,7 @@ def test_on_one_process(
         ("ddp.yaml", "train.py", "instruction", []),
         ("ddp", "train_trl.py", "messages", ["--assistant_only_loss"]),
         pytest.param("zero1", "train.py", "instruction", [], marks=pytest.mark.slow),
-        ("zero2", "train.py", "instruction", []),
+        ("deepspeed.yaml, zero2", "train.py", "instruction", []),
         # ZeRO-3 keeps track of who uses which parameter; TRL's fused head uses the last one in its own way, and so must
         # the forwards that embed and those that score.
         ("zero3", "train_trl.py", "prompt", ["--embedder", "model"]),
