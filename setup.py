@@ -16,7 +16,7 @@ EXTRAS = {
     "peft": ["peft>=0.21"],
     "deepspeed": ["deepspeed>=0.19.8"],
     "gguf": ["gguf>=0.19"],
-    "test": ["pytest>=9", "pytest-timeout>=2.4", "ruff>=0.17", "mypy>=2.4", "pre-commit>=4"],
+    "test": ["pytest>=9", "pytest-timeout>=2.4", "schedulefree>=1.4", "ruff>=0.17", "mypy>=2.4", "pre-commit>=4"],
 }
 
 setup(

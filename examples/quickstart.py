@@ -1,4 +1,4 @@
-"""Watch a real model choose its own training data and learn from it, in three minutes on two cores.
+"""Watch a real model choose its own training data and learn from it, in two minutes on two cores.
 
     make quickstart
     make quickstart MODEL=/path/to/model DATASET=/path/to/pool.jsonl FRACTION=0.05

@@ -26,6 +26,8 @@ LEAST_TOKENS = 256
 # Where there is memory: beyond these, a longer forward is no faster.
 TOKENS_ON_CPU = 4096
 TOKENS_ON_ACCELERATOR = 32768
+# Of a pool, where it holds so many rows: then 64 ranks, too, carry about equal work.
+LEAST_FORWARDS = 256
 # Longer rows repeat fewer trunks. Where rows have masks, they waste attention on pairs that are masked.
 ROW_WITHOUT_MASK = 4096
 ROW_WITH_MASK_ON_CPU = 1024
@@ -40,10 +42,14 @@ class Budget:
     tokens_per_batch: int
 
 
-def choose_budget(model: nn.Module, config: MIWVConfig, world: World) -> Budget:
+def choose_budget(model: nn.Module, config: MIWVConfig, world: World, work: int | None = None) -> Budget:
     """
     The budget on every rank: as configured; else what pays on the device, halved until half of the memory that is
     free on the rank that has least holds it.
+
+    Args:
+        work: Tokens of all forwards together, about. A forward takes at most a small share of them, or one row. The
+            share does not depend on the number of ranks, so that batches, and with them losses, do not either.
     """
     device = next(model.parameters()).device
     on_cpu = device.type == "cpu"
@@ -53,7 +59,10 @@ def choose_budget(model: nn.Module, config: MIWVConfig, world: World) -> Budget:
         longest_row = ROW_WITH_MASK_ON_CPU if on_cpu else ROW_WITH_MASK_ON_ACCELERATOR
     batch = config.tokens_per_batch
     if batch is None:
-        batch = max(TOKENS_ON_CPU if on_cpu else TOKENS_ON_ACCELERATOR, config.tokens_per_row or 0)
+        batch = TOKENS_ON_CPU if on_cpu else TOKENS_ON_ACCELERATOR
+        if work is not None:
+            batch = min(batch, max(work // LEAST_FORWARDS, longest_row))
+        batch = max(batch, config.tokens_per_row or 0)
         free = least_free_memory(device, world)
         while batch > LEAST_TOKENS and (
             extra_memory(model, min(config.tokens_per_row or longest_row, batch), batch, config.logits_chunk, attention)

@@ -1,31 +1,35 @@
 """When: score, restore, log.
 
 Round 0 is scored in `on_train_begin`, where the DeepSpeed engine exists and a checkpoint's weights are loaded; later
-rounds in `on_epoch_begin`, which runs before the epoch's iterator is made. On a resume that same hook fires in the
-middle of an epoch with a half-trained model, so a round is scored there only where none was written at that step.
+rounds in `on_epoch_begin`, which runs before the epoch's iterator is made, or in `on_step_end`, which runs before that
+step's checkpoint is saved. A checkpoint carries what was scored and from where on it is in force; on a resume that is
+read in `on_train_begin`, and only a round that is due at that very step is scored.
 """
 
 import logging
-import math
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
 
 from miwv_trainer.batches import check_batches, log_last_batch
 from miwv_trainer.config import MIWVConfig, embeds_text
 from miwv_trainer.distributed import World
+from miwv_trainer.fingerprints import Exemplars, Moment, exemplar_fingerprint, run_fingerprint
+from miwv_trainer.history import Entry, Pace, Place, RunState, selection_checksum
+from miwv_trainer.holding import check_parallelism, evaluating
 from miwv_trainer.layout import check_layout, context_length
 from miwv_trainer.pool import Pool
 from miwv_trainer.rendering import pool_from_tokenized
+from miwv_trainer.resume import checkpoint_state, keep_exemplars, pace_of, read_history
 from miwv_trainer.rounds import (
-    Exemplars,
-    Moment,
     check_model,
     find_exemplars,
     round_line,
-    run_fingerprint,
     run_round,
 )
 from miwv_trainer.sampler import MIWVDataSampler
@@ -34,10 +38,20 @@ from miwv_trainer.store import Store, StoredRound
 
 logger = logging.getLogger(__name__)
 
+NOT_REBUILT = (
+    "`restore_callback_states_from_checkpoint=True` lets the Trainer build callbacks anew from a checkpoint's JSON, "
+    "which cannot hold the pool and the sampler of a MIWVCallback. Set it to False: the MIWVCallback reads its state "
+    "without it."
+)
 
-class MIWVCallback(TrainerCallback):
+
+class MIWVCallback(TrainerCallback, ExportableState):
     """
     Scores the pool with the model in training and gives the sampler its selection.
+
+    A round sees the weights that the Trainer would evaluate: those of the moment, or the averages of a schedule-free
+    optimizer. Its state travels in the trainer_state.json of every checkpoint, and a resumed run goes on from there by
+    itself.
 
     Args:
         config ([`MIWVConfig`]): What to select and how to score.
@@ -51,6 +65,8 @@ class MIWVCallback(TrainerCallback):
     """
 
     def __init__(self, config: MIWVConfig, sampler: MIWVDataSampler, pool: Pool | None = None) -> None:
+        if config is None or sampler is None:
+            raise TypeError(f"A MIWVCallback needs a configuration and a sampler. {NOT_REBUILT}")
         if sampler.fraction != config.fraction:
             raise ValueError(
                 f"The sampler was made with `fraction` {sampler.fraction}, the configuration with {config.fraction}; "
@@ -63,12 +79,25 @@ class MIWVCallback(TrainerCallback):
         self._exemplars: Exemplars | None = None
         self._store: Store | None = None
         self._epoch = 0
+        self._is_mid_epoch = False
+        self._run_state: RunState | None = None
+        self._trainer_state: TrainerState | None = None
+
+    def state(self) -> dict[str, Any]:
+        """What the Trainer writes into a checkpoint's trainer_state.json, under this class's name."""
+        current = None
+        if self._run_state is not None and self._trainer_state is not None:
+            current = replace(self._run_state, global_step=self._trainer_state.global_step).to_dict()
+        return {"args": {"config": None, "sampler": None}, "attributes": {"run_state": current}}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        if args.restore_callback_states_from_checkpoint:
+            raise ValueError(NOT_REBUILT)
         model, dataloader = kwargs["model"], kwargs["train_dataloader"]
-        world = World.current(args.device)
+        check_parallelism(args, model)
+        world = World.current(args.device, model)
         _check_dataloader(dataloader, self.sampler)
         with preserved_rng():
             if self.pool is None:
@@ -85,75 +114,144 @@ class MIWVCallback(TrainerCallback):
             check_batches(args, self.sampler)
             if world.is_main:
                 log_last_batch(args, self.sampler)
+            before = checkpoint_state(state, args, type(self).__name__, was_begun=bool(self.rounds))
             self._store = Store(self.config.scores_dir or args.output_dir)
-            steps_per_epoch = math.ceil(len(dataloader) / args.gradient_accumulation_steps)
-            self._epoch = state.global_step // steps_per_epoch
-            self._begin(model, world, state.global_step, steps_per_epoch)
+            self._trainer_state = state
+            self._run_state = self._new_run_state(model, world, pace_of(dataloader, args))
+            self._epoch, made = divmod(state.global_step, self._run_state.steps_per_epoch)
+            self._is_mid_epoch = made > 0
+            with evaluating(kwargs["optimizer"]):
+                if before is None:
+                    self._begin(model, world)
+                else:
+                    self._resume(model, world, before)
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         # `set_epoch` of accelerate does not reach a sampler after a mid-epoch resume on several ranks.
         self.sampler.set_epoch(self._epoch)
-        is_due = self.config.rescore_strategy == "epoch" and self._epoch > self.rounds[-1].summary["epoch"]
-        if is_due:
-            with preserved_rng():
-                self._score(kwargs["model"], World.current(args.device), state.global_step)
+        if self.config.rescore_strategy == "epoch" and self._is_due(state):
+            self._rescore(args, kwargs, Place(self._epoch, 0, state.global_step))
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._epoch += 1
+        self._is_mid_epoch = False
 
-    def _begin(self, model: nn.Module, world: World, global_step: int, steps_per_epoch: int) -> None:
-        """Brings rounds and selection to where training stands: anew at step 0, from the store on a resume."""
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        # Where training is told to stop, a checkpoint may have been saved and a grace period be running.
+        if self.config.rescore_strategy == "steps" and self._is_due(state) and not control.should_training_stop:
+            self._rescore(args, kwargs, self._pace.first_free(state.global_step))
+
+    def _rescore(self, args: TrainingArguments, parts: Mapping[str, Any], place: Place) -> None:
+        model = parts["model"]
+        with preserved_rng(), evaluating(parts["optimizer"]):
+            self._score(model, World.current(args.device, model), place)
+
+    @property
+    def _pace(self) -> Pace:
+        assert self._run_state is not None
+        return Pace(self._run_state.steps_per_epoch, self._run_state.effective_batch, self._run_state.look_ahead)
+
+    def _is_due(self, state: TrainerState) -> bool:
+        """Whether a round is to be scored after this step, if steps are left that could train on it."""
+        assert self._run_state is not None
+        step, strategy = state.global_step, self.config.rescore_strategy
+        if strategy == "no" or step <= self._run_state.history[-1].global_step:
+            return False
+        if strategy == "epoch":
+            return not self._is_mid_epoch and step < state.max_steps
+        assert self.config.rescore_steps is not None
+        return step % self.config.rescore_steps == 0 and self._pace.first_free(step).global_step < state.max_steps
+
+    def _new_run_state(self, model: nn.Module, world: World, pace: Pace) -> RunState:
+        assert self.pool is not None
+        return RunState(
+            global_step=0,
+            sampler_seed=self.sampler.seed,
+            train_sampling_strategy=self.sampler.strategy,
+            world_size=world.size,
+            fingerprint=run_fingerprint(self.pool, self.config, context_length(model, self.config)),
+            history=[],
+            **asdict(pace),
+        )
+
+    def _begin(self, model: nn.Module, world: World) -> None:
+        """Training starts: what another run left is moved aside and round 0 scored."""
         assert self._store is not None and self.pool is not None
-        resuming = global_step > 0
-        self._exemplars = find_exemplars(model, self.pool, self.config, self._store, world, reuse=resuming)
-        stored: list[StoredRound] = []
+        self._exemplars = find_exemplars(model, self.pool, self.config, self._store, world, reuse=False)
+        self.rounds = []
+        # Round 0 may have been scored by a run that died before its first checkpoint.
+        self._set_aside(world, 1)
+        self._score(model, world, Place(0, 0, 0))
+
+    def _resume(self, model: nn.Module, world: World, before: RunState) -> None:
+        """Brings rounds, selections and order to where the checkpoint stood; scores a round that is due just there."""
+        assert self._run_state is not None and self._store is not None and self.pool is not None
+        assert self._trainer_state is not None
+        step, fingerprint = self._trainer_state.global_step, self._run_state.fingerprint
+        before.check_fits(self._run_state)
+        found: list[StoredRound] = []
         with world.together("reading the rounds"):
             if world.is_main:
-                if resuming:
-                    stored = self._stored_rounds(model, global_step, steps_per_epoch)
-                aside = self._store.set_aside(len(stored))
+                found = read_history(self._store, before.history, fingerprint, step)
+                context = context_length(model, self.config)
+                keep_exemplars(self._store, found[0], exemplar_fingerprint(self.pool, self.config, context))
+        self.rounds = world.share(found)
+        self._exemplars = find_exemplars(model, self.pool, self.config, self._store, world, reuse=True)
+        ahead = max(before.look_ahead, self._run_state.look_ahead)
+        self._run_state = replace(self._run_state, look_ahead=ahead, history=list(before.history))
+        for entry, stored in zip(before.history, self.rounds, strict=True):
+            self._put_in_force(stored, Place(entry.epoch, entry.position, step))
+        logger.info("Resumed at step %d with %d round(s).", step, len(self.rounds))
+        is_due = self._is_due(self._trainer_state)
+        # A round that is due may have been scored by a run that died before its next checkpoint.
+        self._set_aside(world, len(self.rounds) + is_due)
+        if is_due:
+            self._score(model, world, self._pace.first_free(step))
+
+    def _set_aside(self, world: World, first: int) -> None:
+        assert self._store is not None
+        with world.together("moving rounds aside"):
+            if world.is_main:
+                aside = self._store.set_aside(first)
                 if aside is not None:
                     logger.warning("Rounds of an earlier run in %s were moved to %s.", self._store.folder, aside)
-        self.rounds = world.share(stored)
-        if self.rounds:
-            self.sampler.set_selection(self.rounds[-1].selection)
-            logger.info("Resumed with the selection of round %d.", self.rounds[-1].number)
-        else:
-            self._score(model, world, global_step)
 
-    def _stored_rounds(self, model: nn.Module, global_step: int, steps_per_epoch: int) -> list[StoredRound]:
-        """The rounds that had been scored when the checkpoint at `global_step` was written, or at that very step."""
-        assert self._store is not None and self.pool is not None
-        fingerprint = run_fingerprint(self.pool, self.config, context_length(model, self.config))
-        found = [self._store.read_round(number, fingerprint) for number in self._store.rounds()]
-        found = [stored for stored in found if stored.summary["global_step"] <= global_step]
-        if not found:
-            raise FileNotFoundError(
-                f"Training resumes at step {global_step}, but {self._store.folder} holds no round scored by then, so "
-                "the selection it was trained on is not known. Point `scores_dir` to the folder of the run that wrote "
-                "the checkpoint, or start afresh."
-            )
-        due = global_step // steps_per_epoch
-        mid_epoch = global_step % steps_per_epoch > 0
-        if self.config.rescore_strategy == "epoch" and mid_epoch and found[-1].summary["epoch"] != due:
-            raise FileNotFoundError(
-                f"Training resumes in epoch {due} at step {global_step}, but {self._store.folder} holds no round of "
-                "that epoch. Point `scores_dir` to the folder of the run that wrote the checkpoint, or start afresh."
-            )
-        return found
-
-    def _score(self, model: nn.Module, world: World, global_step: int) -> None:
+    def _score(self, model: nn.Module, world: World, place: Place) -> None:
+        """Adds a round, scored with the model as it is, in force from a place on."""
         assert self._store is not None and self.pool is not None and self._exemplars is not None
-        moment = Moment(len(self.rounds), global_step, self._epoch)
-        current = run_round(model, self.pool, self._exemplars, self.config, self._store, world, moment)
+        assert self._trainer_state is not None and self._run_state is not None
+        with world.together("placing a round"):
+            if self.rounds and self.sampler.is_drawn(place.epoch, place.position):
+                raise RuntimeError(
+                    f"The selection of round {len(self.rounds)} was to take effect at position {place.position} of "
+                    f"epoch {place.epoch}, but the training dataloader has drawn beyond that: it draws further ahead "
+                    f"than its workers and prefetch factor tell ({self._pace.look_ahead} steps), or a callback ended "
+                    'an epoch early. Use the Trainer\'s own dataloader, or `rescore_strategy="epoch"`.'
+                )
+        step = self._trainer_state.global_step
+        moment = Moment(len(self.rounds), step, step // self._run_state.steps_per_epoch)
+        notes = {"takes_effect": {**asdict(place), "steps_after_scoring": place.global_step - step}}
+        current = run_round(model, self.pool, self._exemplars, self.config, self._store, world, moment, notes)
         if world.is_main:
             logger.info(round_line(current, self.rounds[-1] if self.rounds else None))
+            logger.info(
+                "Round %d takes effect at position %d of epoch %d, %d steps after scoring.",
+                current.number, place.position, place.epoch, place.global_step - step,
+            )  # fmt: skip
         self.rounds.append(current)
-        self.sampler.set_selection(current.selection)
+        checksum = selection_checksum(current.selection)
+        self._run_state.history.append(Entry(current.number, step, place.epoch, place.position, checksum))
+        self._put_in_force(current, place)
+
+    def _put_in_force(self, current: StoredRound, place: Place) -> None:
+        if current.number == 0:
+            self.sampler.set_selection(current.selection)
+        else:
+            self.sampler.switch_selection(current.selection, place.epoch, place.position)
         missing = len(self.sampler) - len(current.selection)
         if missing:
             logger.warning(

@@ -17,7 +17,7 @@ import torch
 
 DEFAULT_EMBEDDER = "BAAI/bge-large-en-v1.5"
 
-RescoreStrategy = Literal["no", "epoch"]
+RescoreStrategy = Literal["no", "epoch", "steps"]
 Layout = Literal["auto", "tree", "padded"]
 
 
@@ -33,8 +33,11 @@ class MIWVConfig:
             Share of the pool that is selected, in (0, 1]. `floor(fraction * N)` samples, at least one.
         rescore_strategy (`str`, defaults to `"no"`):
             `"no"` scores once, before the first step. `"epoch"` scores again before every later epoch, with the model
-            as it then is. A full rescore forwards the whole pool's tokens about twice in trees, three times in padded
-            rows.
+            as it then is; `"steps"` after every `rescore_steps` optimizer steps. A full rescore forwards the whole
+            pool's tokens about twice in trees, three times in padded rows.
+        rescore_steps (`int`, *optional*):
+            Optimizer steps from one round to the next, with `rescore_strategy="steps"`. The new selection takes effect
+            a few steps later, where no dataloader can have drawn samples yet; round.json says where.
         embedder (`str`, or array of shape `(N, d)`, defaults to `"BAAI/bge-large-en-v1.5"`):
             What decides which samples are similar. Any sentence-transformers name or folder; `"tfidf"` (needs no
             download); `"model"` (the mean of the prompt's last hidden states in the model being trained); or an array
@@ -45,7 +48,8 @@ class MIWVConfig:
             Longest sequence, in tokens, that is forwarded. By default the model's `max_position_embeddings`.
         tokens_per_batch (`int`, *optional*):
             Upper bound on the tokens of one scoring forward, padding included. One longer row goes alone. By default
-            4,096 on a CPU and 32,768 elsewhere, or as much as half of the free memory holds.
+            4,096 on a CPU and 32,768 elsewhere, or as much as half of the free memory holds; less for a small pool, so
+            that several ranks carry equal work.
         tokens_per_row (`int`, *optional*):
             Upper bound on the tokens of one row of trees. One longer sample behind its exemplar goes alone. Longer rows
             repeat fewer trunks; where rows have masks, they waste more attention on pairs that are masked. By default
@@ -74,7 +78,13 @@ class MIWVConfig:
         default=0.05, metadata={"help": "Share of the pool that is selected, above 0 and at most 1."}
     )
     rescore_strategy: RescoreStrategy = field(
-        default="no", metadata={"help": "'no' scores once, 'epoch' again before every later epoch."}
+        default="no",
+        metadata={
+            "help": "'no' scores once, 'epoch' again before every later epoch, 'steps' after every rescore_steps steps."
+        },
+    )
+    rescore_steps: int | None = field(
+        default=None, metadata={"help": "Optimizer steps between rounds, with rescore_strategy 'steps'."}
     )
     # An array is welcome too, but HfArgumentParser wants one plain type.
     embedder: str = field(
@@ -114,6 +124,7 @@ class MIWVConfig:
     def __post_init__(self) -> None:
         _check_fraction(self.fraction)
         _check_choice("rescore_strategy", self.rescore_strategy, get_args(RescoreStrategy))
+        _check_rescore_steps(self.rescore_strategy, self.rescore_steps)
         _check_choice("layout", self.layout, get_args(Layout))
         _check_embedder(self.embedder)
         for name in ("refine_near_threshold", "allow_identical_exemplars"):
@@ -178,6 +189,20 @@ def _check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
 def _check_whole_number(name: str, value: Any, least: int = 1) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f"`{name}` must be a whole number of at least {least}, but got {value!r}.")
+
+
+def _check_rescore_steps(strategy: str, steps: Any) -> None:
+    if strategy == "steps" and steps is None:
+        raise ValueError(
+            '`rescore_strategy="steps"` needs `rescore_steps`, the optimizer steps from one round to the next.'
+        )
+    if strategy != "steps" and steps is not None:
+        raise ValueError(
+            f'`rescore_steps` is {steps!r}, but it has a meaning with `rescore_strategy="steps"` only, and that is '
+            f"{strategy!r}. Leave one of the two out, or set both."
+        )
+    if steps is not None:
+        _check_whole_number("rescore_steps", steps)
 
 
 def _check_embedder(embedder: Any) -> None:

@@ -23,6 +23,7 @@ from torch import nn
 from transformers import PretrainedConfig
 from transformers.utils import is_peft_available
 
+from miwv_trainer.distributed import fsdp_root_inside
 from miwv_trainer.pool import IGNORED_LABEL
 
 logger = logging.getLogger(__name__)
@@ -303,7 +304,8 @@ def _has_fused_head(model: nn.Module) -> bool:
 
 
 def inner_model(model: Any) -> Any:
-    """The transformers model inside PEFT's wrapper, which hands its arguments through."""
+    """The transformers model inside the wrappers of PEFT and FSDP1, which hand their arguments through."""
+    model = fsdp_root_inside(model)
     return model.get_base_model() if _is_peft(model) else model
 
 

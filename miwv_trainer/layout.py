@@ -18,6 +18,7 @@ from miwv_trainer.budget import choose_budget
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.distributed import World
 from miwv_trainer.head import inner_model
+from miwv_trainer.journal import Journal
 from miwv_trainer.packing import exemplars_of, plan_padded, plan_trees, scorable
 from miwv_trainer.pool import Pool
 from miwv_trainer.scoring import Losses, noticing_autocast, score_batches, score_trees
@@ -52,6 +53,8 @@ def score_pool(
     layout: str,
     world: World,
     show_progress: bool = False,
+    journal: Journal | None = None,
+    stage: str = "losses",
 ) -> Losses:
     """
     Both losses of every scorable sample, on every rank.
@@ -60,21 +63,23 @@ def score_pool(
     where it stays with its own.
     """
     context = context_length(model, config)
-    budget = choose_budget(model, config, world)
+    work = 2 * int(pool.lengths[scorable(pool, exemplars, context)].sum())
+    budget = choose_budget(model, config, world, work)
     options: dict[str, Any] = {"logits_chunk": config.logits_chunk, "world": world, "show_progress": show_progress}
+    options["journal"] = journal
 
-    def in_batches(exemplars: np.ndarray) -> Losses:
+    def in_batches(exemplars: np.ndarray, stage: str) -> Losses:
         batches = plan_padded(pool, exemplars, context, budget.tokens_per_batch)
-        return score_batches(model, pool, batches, exemplars, context=context, **options)
+        return score_batches(model, pool, batches, exemplars, context=context, stage=stage, **options)
 
     if layout == "padded":
-        return in_batches(exemplars)
+        return in_batches(exemplars, stage)
     rows = plan_trees(pool, exemplars, context, budget.tokens_per_row)
-    losses = score_trees(model, pool, rows, tokens_per_batch=budget.tokens_per_batch, **options)
+    losses = score_trees(model, pool, rows, tokens_per_batch=budget.tokens_per_batch, stage=stage, **options)
     doubtful = scorable(pool, exemplars, context) & np.isnan(losses.miwv)
     if not doubtful.any():
         return losses
-    return losses.replaced(in_batches(exemplars_of(doubtful, exemplars)), doubtful)
+    return losses.replaced(in_batches(exemplars_of(doubtful, exemplars), f"{stage}, alone"), doubtful)
 
 
 def choose_layout(model: nn.Module, pool: Pool, exemplars: np.ndarray, config: MIWVConfig, world: World) -> str:
@@ -123,10 +128,17 @@ def _no_trees(model: nn.Module, obstacle: str) -> str:
 
 
 def _difference(model: nn.Module, pool: Pool, exemplars: np.ndarray, config: MIWVConfig, world: World) -> str | None:
-    """Scores a few samples both ways, on every rank, and says by how much rank 0's losses differ, if too much."""
+    """Scores a few samples both ways, on every rank, and says by how much their losses differ, if too much on any."""
+    with world.turn("comparing trees with padded rows"):
+        found = _own_difference(model, pool, exemplars, config, World(0, 1, world.device, world.sharded))
+    return next((each for each in world.gather(found) if each is not None), None)
+
+
+def _own_difference(
+    model: nn.Module, pool: Pool, exemplars: np.ndarray, config: MIWVConfig, alone: World
+) -> str | None:
     few = _few_related(pool, exemplars, context_length(model, config))
     of_few = exemplars_of(few, exemplars)
-    alone = World(0, 1, world.device, world.sharded)
 
     def losses(layout: str, config: MIWVConfig) -> np.ndarray:
         scored = score_pool(model, pool, of_few, config, layout, alone)
@@ -139,11 +151,16 @@ def _difference(model: nn.Module, pool: Pool, exemplars: np.ndarray, config: MIW
         difference = np.abs(padded - losses("tree", config)).mean()
     except (RuntimeError, ValueError, TypeError) as error:
         return f"a forward of trees fails ({type(error).__name__}: {str(error).strip().partition(chr(10))[0]})"
-    dtype = torch.bfloat16 if any(noticed) else next(model.parameters()).dtype
-    least = LEAST_TOLERANCE.get(dtype, LEAST_TOLERANCE_LOW_PRECISION)
+    least = least_tolerance(model, any(noticed))
     # NaN compares as false: where the loss itself is NaN, in both layouts alike, the round will say so.
-    too_much = world.share(bool(difference > max(least, 10 * noise)))
+    too_much = difference > max(least, 10 * noise)
     return f"the losses of {len(few)} samples differ by {difference:.2g} on average" if too_much else None
+
+
+def least_tolerance(model: nn.Module, is_autocast: bool) -> float:
+    """How far a loss may move, computed in another way by the same weights, without meaning anything."""
+    dtype = torch.bfloat16 if is_autocast else next(model.parameters()).dtype
+    return LEAST_TOLERANCE.get(dtype, LEAST_TOLERANCE_LOW_PRECISION)
 
 
 def _few_related(pool: Pool, exemplars: np.ndarray, context: int) -> np.ndarray:

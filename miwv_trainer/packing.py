@@ -156,6 +156,21 @@ class TreeBatch:
     is_padded: bool
 
     @property
+    def kinds(self) -> np.ndarray:
+        """`(losses,)` which loss of each of `samples` is scored, `ZERO_SHOT` or `ONE_SHOT`."""
+        return np.asarray([kind for kind, _ in self._losses()], dtype=np.int64)
+
+    @property
+    def samples(self) -> np.ndarray:
+        """`(losses,)` the samples that are scored."""
+        return np.asarray([sample for _, sample in self._losses()], dtype=np.int64)
+
+    def _losses(self) -> list[tuple[int, int]]:
+        trees = [tree for row in self.rows for tree in row]
+        zero_shot = [(ZERO_SHOT, tree.trunk) for tree in trees if tree.scores_trunk]
+        return zero_shot + [(ONE_SHOT, sample) for tree in trees for sample in tree.branches]
+
+    @property
     def tokens(self) -> int:
         """Tokens forwarded, padding included."""
         return len(self.lengths) * max(self.lengths) if self.is_padded else sum(self.lengths)
@@ -310,10 +325,11 @@ def tree_row(trees: Sequence[Tree], pool: Pool) -> TreeRow:
     )
 
 
-def plan_zero_shot(pool: Pool, context: int, tokens_per_batch: int) -> list[Batch]:
-    """Every sample with prompt and response that fits the context, without an exemplar, longest first."""
+def plan_zero_shot(pool: Pool, context: int, tokens_per_batch: int, among: np.ndarray | None = None) -> list[Batch]:
+    """Samples (`among` these) with prompt and response that fit the context, without an exemplar, longest first."""
     lengths = len(pool.preamble) + pool.lengths
     samples = np.flatnonzero(pool.has_prompt_and_response & (lengths <= context))
+    samples = samples if among is None else np.intersect1d(samples, among)
     return _fill(samples, np.full(len(samples), ZERO_SHOT), lengths[samples], tokens_per_batch)
 
 

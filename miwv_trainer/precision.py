@@ -18,6 +18,7 @@ from torch import nn
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.distributed import World
 from miwv_trainer.head import inner_model
+from miwv_trainer.journal import Journal
 from miwv_trainer.layout import score_pool
 from miwv_trainer.packing import exemplars_of
 from miwv_trainer.pool import Pool
@@ -29,6 +30,8 @@ logger = logging.getLogger(__name__)
 CALIBRATION = 32  # samples that tell how much rounding moves MIWV, to an eighth of it
 WIDTH = 3.0  # half the band's width, in root mean squares of that movement
 MOST_REFINED = 0.25  # of the pool: float32 may be an order of magnitude slower
+
+REFINED = "float32"  # the stages' name in the journal
 
 # Where a module holds a tensor: the module and the attribute's name.
 Slot = tuple[nn.Module, str]
@@ -60,6 +63,7 @@ def score_refined(
     layout: str,
     world: World,
     show_progress: bool = False,
+    journal: Journal | None = None,
 ) -> Refined:
     """
     Like [`~miwv_trainer.layout.score_pool`]; then, where the model computes below float32 and `refine_near_threshold`
@@ -68,7 +72,7 @@ def score_refined(
     A model that cannot compute in float32 keeps the losses it has, and a log line says why.
     """
     with noticing_autocast(model) as noticed:
-        losses = score_pool(model, pool, exemplars, config, layout, world, show_progress)
+        losses = score_pool(model, pool, exemplars, config, layout, world, show_progress, journal)
     is_low = world.share(any(noticed) or any(map(_is_low, model.parameters())))
     if not is_low or not config.refine_near_threshold:
         return Refined(losses)
@@ -77,7 +81,7 @@ def score_refined(
         if world.is_main:
             logger.info("Samples near the threshold are not scored again in float32: %s.", obstacle)
         return Refined(losses)
-    return refine(model, pool, exemplars, losses, config, layout, world, show_progress)
+    return refine(model, pool, exemplars, losses, config, layout, world, show_progress, journal)
 
 
 def refine(
@@ -89,6 +93,7 @@ def refine(
     layout: str,
     world: World,
     show_progress: bool = False,
+    journal: Journal | None = None,
 ) -> Refined:
     """
     Scores the samples near the threshold of `losses` again, in float32 arithmetic.
@@ -105,18 +110,21 @@ def refine(
     number = number_selected(config.fraction, len(pool))
     most = max(CALIBRATION, int(MOST_REFINED * len(pool)))
     refined, is_done = losses, np.zeros(len(pool), dtype=bool)
-    wanted = near_threshold(losses.miwv, number, np.inf)[:CALIBRATION]
+    wanted, passes = near_threshold(losses.miwv, number, np.inf)[:CALIBRATION], 0
     try:
-        with float32_arithmetic(model):
+        with ExitStack() as stack:
+            with world.together("copying weights to float32"):
+                stack.enter_context(float32_arithmetic(model))
             while len(again := wanted[: most - is_done.sum()]):
-                of_these = exemplars_of(again, exemplars)
-                scored = score_pool(model, pool, of_these, config, layout, world, show_progress)
+                of_these, stage = exemplars_of(again, exemplars), f"{REFINED}, pass {passes}"
+                scored = score_pool(model, pool, of_these, config, layout, world, show_progress, journal, stage)
+                passes += 1
                 refined = refined.replaced(scored, again)
                 is_done[again] = True
                 width = WIDTH * _root_mean_square(refined.miwv[is_done] - losses.miwv[is_done])
                 wanted = near_threshold(refined.miwv, number, width)
                 wanted = wanted[~is_done[wanted]]
-    except RuntimeError as error:  # no memory for float32, or a kernel without it; on one rank, so on all
+    except RuntimeError as error:  # no memory for float32, or a kernel without it: on one rank, so on all
         if world.is_main:
             logger.warning(
                 "Only %d samples near the threshold could be scored again in float32: %s. "

@@ -1,22 +1,30 @@
 """One round, from pool to selection. Called by the callback and by the command line, on all ranks alike."""
 
-import hashlib
-import json
 import logging
+import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from miwv_trainer.budget import choose_budget
-from miwv_trainer.config import MIWVConfig, describe_embedder
+from miwv_trainer.config import MIWVConfig
 from miwv_trainer.distributed import World
+from miwv_trainer.fingerprints import (
+    Exemplars,
+    Moment,
+    earlier_seconds,
+    exemplar_fingerprint,
+    finished_before,
+    identify,
+    open_journal,
+)
 from miwv_trainer.head import is_prompt_tuned
-from miwv_trainer.layout import choose_layout, context_length, text_config
+from miwv_trainer.holding import uncompiled, unwrapped
+from miwv_trainer.layout import context_length, text_config
 from miwv_trainer.packing import NO_EXEMPLAR, plan_prompts, scorable
 from miwv_trainer.pool import Pool
 from miwv_trainer.precision import Refined, score_refined
@@ -27,25 +35,7 @@ from miwv_trainer.store import Embeddings, Store, StoredRound
 
 logger = logging.getLogger(__name__)
 
-PROBES = 4
 ONLY_COPIES = "no exemplar but copies of themselves"
-
-
-@dataclass(frozen=True)
-class Exemplars:
-    """`(N,)` index of each sample's exemplar (-1: none) and `(N,)` cosine between the two."""
-
-    indices: np.ndarray
-    similarities: np.ndarray
-
-
-@dataclass(frozen=True)
-class Moment:
-    """Where in training a round stands."""
-
-    number: int = 0
-    global_step: int = 0
-    epoch: int = 0
 
 
 def check_model(model: Any, pool: Pool) -> None:
@@ -82,6 +72,7 @@ def find_exemplars(
     With `reuse`, as on a resume, exemplars of another pool or embedder are refused. Without, they are moved aside, and
     so are those that came from the model in training, whose weights may be others now.
     """
+    model = unwrapped(model)
     context = context_length(model, config)
     fingerprint = exemplar_fingerprint(pool, config, context)
     is_from_model = fingerprint["embedder"] == "model"
@@ -128,21 +119,37 @@ def run_round(
     Scores the pool with the model as it is, selects, and writes the round, with `notes` in its round.json. Leaves no
     trace in the model.
 
+    What a killed attempt at the same round has scored is not scored again, and a round that was finished is read. Of a
+    model in DataParallel, DistributedDataParallel, a DeepSpeed engine or `torch.compile` the module inside is scored.
+
     Raises:
         ValueError: not one sample could be scored.
     """
     started = time.perf_counter()
+    model = unwrapped(model)
     context = context_length(model, config)
     if not scorable(pool, exemplars.indices, context).any():
         raise ValueError(_nothing_scorable(pool, exemplars, context))
-    with no_trace(model):
-        layout = choose_layout(model, pool, exemplars.indices, config, world)
-        scored = score_refined(model, pool, exemplars.indices, config, layout, world, show_progress=world.is_main)
-    seconds = time.perf_counter() - started
+    with no_trace(model), uncompiled(model):
+        identity = identify(model, pool, exemplars, config, world, moment)
+        before = finished_before(store, identity, config, (notes or {}).get("rows"), world)
+        if before is not None:
+            if world.is_main:
+                logger.info("Round %d was finished before and is read from %s.", moment.number, before.folder)
+            return before
+        journal = open_journal(model, pool, exemplars, config, store, world, identity)
+        layout = journal.header["layout"]
+        earlier, refined_earlier = earlier_seconds(journal, world)
+        scored = score_refined(
+            model, pool, exemplars.indices, config, layout, world, show_progress=world.is_main, journal=journal
+        )
+        scored = replace(scored, seconds=scored.seconds + refined_earlier)
+    journal.close()
+    seconds = time.perf_counter() - started + earlier + refined_earlier
     miwv = scored.losses.miwv
     _report_unscorable(pool, exemplars, miwv, context, moment)
     selection = select_top(miwv, number_selected(config.fraction, len(pool)))
-    summary = _summary(model, pool, config, scored, layout, selection, moment, seconds)
+    summary = {**identity, **_summary(pool, config, scored, layout, selection, moment, seconds)}
     columns = _columns(pool, exemplars, scored.losses, selection)
     finished: Any = None
     with world.together("writing the round"):
@@ -151,32 +158,10 @@ def run_round(
             if aside is not None:
                 logger.warning("Rounds of an earlier run in %s were moved to %s.", store.folder, aside)
             finished = store.write_round(moment.number, columns, {**summary, "processes": world.size, **(notes or {})})
-    return world.share(finished)
-
-
-def run_fingerprint(pool: Pool, config: MIWVConfig, context: int) -> dict[str, Any]:
-    """What a round depends on besides the weights; a stored round with another one is refused."""
-    return {
-        **exemplar_fingerprint(pool, config, context),
-        "fraction": config.fraction,
-    }
-
-
-def exemplar_fingerprint(pool: Pool, config: MIWVConfig, context: int) -> dict[str, Any]:
-    """What the exemplars depend on."""
-    return {
-        "pool": pool.fingerprint,
-        "embedder": _embedder_fingerprint(config.embedder),
-        "context": context,
-        "allow_identical_exemplars": config.allow_identical_exemplars,
-    }
-
-
-def _embedder_fingerprint(embedder: Any) -> str:
-    if isinstance(embedder, str):
-        return embedder
-    array = np.ascontiguousarray(torch.as_tensor(embedder).detach().cpu().float().numpy())
-    return f"{describe_embedder(embedder)} {hashlib.sha256(array.tobytes()).hexdigest()[:16]}"
+            shutil.rmtree(journal.folder, ignore_errors=True)
+    finished = world.share(finished)
+    journal.path.unlink(missing_ok=True)  # on a machine whose disk rank 0 does not see
+    return finished
 
 
 def _embed(model: nn.Module, pool: Pool, config: MIWVConfig, context: int, world: World) -> Embeddings:
@@ -184,9 +169,9 @@ def _embed(model: nn.Module, pool: Pool, config: MIWVConfig, context: int, world
     if not isinstance(config.embedder, str):
         return given_embeddings(config.embedder, len(pool))
     if config.embedder == "model":
-        budget = choose_budget(model, config, world)
+        budget = choose_budget(model, config, world, int(pool.prompt_tokens.sum()))
         batches = plan_prompts(pool, context, budget.tokens_per_batch)
-        with no_trace(model):
+        with no_trace(model), uncompiled(model):
             return prompt_embeddings(model, pool, batches, context=context, world=world, show_progress=world.is_main)
     embeddings: Embeddings = np.empty((0, 0), dtype=np.float32)
     with world.together("embedding the instructions"):
@@ -214,7 +199,6 @@ def _columns(pool: Pool, exemplars: Exemplars, losses: Losses, selection: np.nda
 
 
 def _summary(
-    model: nn.Module,
     pool: Pool,
     config: MIWVConfig,
     refined: Refined,
@@ -223,17 +207,10 @@ def _summary(
     moment: Moment,
     seconds: float,
 ) -> dict[str, Any]:
-    context = context_length(model, config)
     losses = refined.losses
     scored = int(np.isfinite(losses.miwv).sum())
     tokens = losses.tokens_forwarded - refined.tokens
     return {
-        "fingerprint": {
-            **run_fingerprint(pool, config, context),
-            "model": model_fingerprint(model, losses.zero_shot),
-        },
-        "round": moment.number,
-        "global_step": moment.global_step,
         "epoch": moment.epoch,
         "fraction": config.fraction,
         "number_selected": len(selection),
@@ -249,17 +226,6 @@ def _summary(
         "refined_tokens": refined.tokens,
         "refined_seconds": round(refined.seconds, 3),
         "config": config.to_dict(),
-    }
-
-
-def model_fingerprint(model: nn.Module, zero_shot_losses: np.ndarray) -> dict[str, Any]:
-    """A hash of the model's configuration and its zero-shot losses on four samples spread over the pool."""
-    described = json.dumps(text_config(model).to_dict(), sort_keys=True, default=str)
-    finite = np.flatnonzero(np.isfinite(zero_shot_losses))
-    probes = finite[np.linspace(0, len(finite) - 1, min(PROBES, len(finite))).astype(int)]
-    return {
-        "config": hashlib.sha256(described.encode()).hexdigest()[:16],
-        "zero_shot_losses": {str(index): float(zero_shot_losses[index]) for index in probes},
     }
 
 

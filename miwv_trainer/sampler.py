@@ -1,6 +1,7 @@
 """Indices and (seed, epoch) to an order."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, get_args
 
 import numpy as np
@@ -13,13 +14,26 @@ from miwv_trainer.selection import number_selected
 STATE_VERSION = 1
 
 
+@dataclass(frozen=True)
+class Switch:
+    """A selection, as ascending pool indices, and the place in training from which on it is in force."""
+
+    epoch: int
+    position: int
+    selection: np.ndarray
+
+
 class MIWVDataSampler(Sampler[int]):
     """
     Yields the indices of the current selection, shuffled anew each epoch.
 
     Its length is fixed when it is made, because the Trainer counts its steps before the first score exists. The order
-    is a function of the selection, the seed and the epoch alone, whatever the number of processes. [`MIWVCallback`]
-    sets the selection and the epoch.
+    of an epoch is a function of the seed, the epoch, and the selections in force in it, whatever the
+    number of processes. [`MIWVCallback`] sets the selections and the epoch.
+
+    Indices are composed as they are drawn, so that a selection may take over in the middle of an epoch, at a position
+    that no loader has reached. From there on come its own indices in their order for this epoch, those first that the
+    epoch has not had: a sample is trained twice in an epoch only where fewer could be scored than its length.
 
     Args:
         pool_size (`int`): Number of samples in the training dataset.
@@ -62,29 +76,59 @@ class MIWVDataSampler(Sampler[int]):
         self.batch_size = batch_size if is_grouped else None
         self.epoch = 0
         self.num_samples = number_selected(fraction, pool_size)
-        self.selection: np.ndarray | None = None
+        self._switches: list[Switch] = []
+        self._drawn = (0, 0)
+
+    @property
+    def selection(self) -> np.ndarray | None:
+        """`(k,)` ascending indices of the latest selection, which may not be in force yet."""
+        return self._switches[-1].selection if self._switches else None
 
     def __len__(self) -> int:
         return self.num_samples
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self.order(self.epoch).tolist())
+        return self._draw(self.order(self.epoch), self._switches, len(self._switches), self.epoch)
+
+    def _draw(self, order: np.ndarray, switches: list[Switch], known: int, epoch: int) -> Iterator[int]:
+        """`order` is that of the first `known` switches; more may come while it is drawn from."""
+        for position in range(self.num_samples):
+            if len(switches) > known:
+                order, known = self._order(switches, epoch), len(switches)
+            self._drawn = (epoch, position + 1)
+            yield int(order[position])
 
     def order(self, epoch: int) -> np.ndarray:
         """
-        `(num_samples,)` pool indices in the order of an epoch.
+        `(num_samples,)` pool indices in the order of an epoch, as far as its selections are known.
 
         Where fewer samples than `num_samples` could be scored, the selection is repeated until the length is reached.
 
         Raises:
             RuntimeError: nothing has been selected yet.
         """
-        if self.selection is None:
+        self._latest()
+        return self._order(self._switches, epoch)
+
+    def _latest(self) -> Switch:
+        if not self._switches:
             raise RuntimeError(
                 "The MIWVDataSampler has no selection yet: it is set by MIWVCallback when training begins. Pass "
                 "`callbacks=[MIWVCallback(config, sampler)]` to the Trainer, or use `attach(trainer, config)`."
             )
-        return np.resize(self._shuffled(self.selection, epoch), self.num_samples)
+        return self._switches[-1]
+
+    def _order(self, switches: list[Switch], epoch: int) -> np.ndarray:
+        order = np.empty(self.num_samples, dtype=np.int64)
+        at_start = [switch for switch in switches if (switch.epoch, switch.position) <= (epoch, 0)][-1]
+        within = [switch for switch in switches if switch.epoch == epoch and switch.position > 0]
+        positions = [0, *(switch.position for switch in within)]
+        for position, switch in zip(positions, (at_start, *within), strict=True):
+            shuffled = self._shuffled(switch.selection, epoch)
+            is_past = np.isin(shuffled, order[:position])
+            fresh_first = np.concatenate([shuffled[~is_past], shuffled[is_past]])
+            order[position:] = np.resize(fresh_first, self.num_samples - position)
+        return order
 
     def _shuffled(self, selection: np.ndarray, epoch: int) -> np.ndarray:
         if self.strategy == "sequential":
@@ -97,11 +141,41 @@ class MIWVDataSampler(Sampler[int]):
 
     def set_selection(self, indices: np.ndarray) -> None:
         """
-        Replaces the selection from the next `iter()` on.
+        Replaces every selection from the next `iter()` on.
 
         Raises:
             ValueError: no indices, duplicate ones, more than `num_samples`, or some outside the pool.
         """
+        self._switches = [Switch(0, 0, self._checked(indices))]
+        self._drawn = (0, 0)
+
+    def switch_selection(self, indices: np.ndarray, epoch: int, position: int) -> None:
+        """
+        Puts another selection in force from a position of an epoch on, which may be the one that is being drawn.
+
+        Raises:
+            ValueError: as in `set_selection`, or the place lies before that of the selection before.
+            RuntimeError: nothing has been selected yet, or a loader has drawn beyond that place.
+        """
+        if self.is_drawn(epoch, position):
+            raise RuntimeError(
+                f"A selection cannot take effect at position {position} of epoch {epoch}: "
+                f"{self._drawn[1]} positions of epoch {self._drawn[0]} have been drawn."
+            )
+        last = self._latest()
+        if (epoch, position) < (last.epoch, last.position) or not 0 <= position < self.num_samples:
+            raise ValueError(
+                f"A selection must take effect at a position from 0 to {self.num_samples - 1}, and not before position "
+                f"{last.position} of epoch {last.epoch}, where the one before does; but got position {position} of "
+                f"epoch {epoch}."
+            )
+        self._switches.append(Switch(epoch, position, self._checked(indices)))
+
+    def is_drawn(self, epoch: int, position: int) -> bool:
+        """Whether the index at a position of an epoch has been drawn from the `iter()` that was begun last."""
+        return (epoch, position) < self._drawn
+
+    def _checked(self, indices: np.ndarray) -> np.ndarray:
         selection = np.unique(np.asarray(indices, dtype=np.int64))
         if len(selection) != len(indices):
             raise ValueError(f"The selection names {len(indices) - len(selection)} samples twice.")
@@ -111,7 +185,7 @@ class MIWVDataSampler(Sampler[int]):
             raise ValueError(
                 f"The selection must lie in 0 to {self.pool_size - 1}, but spans {selection[0]} to {selection[-1]}."
             )
-        self.selection = selection
+        return selection
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the order of the next `iter()`."""
@@ -127,7 +201,7 @@ class MIWVDataSampler(Sampler[int]):
             "strategy": self.strategy,
             "batch_size": self.batch_size,
             "epoch": self.epoch,
-            "selection": None if self.selection is None else self.selection.tolist(),
+            "selections": [[switch.epoch, switch.position, switch.selection.tolist()] for switch in self._switches],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -145,7 +219,11 @@ class MIWVDataSampler(Sampler[int]):
                     f"{own[name]!r}. Make the sampler with the same values, or start afresh."
                 )
         self.epoch = state["epoch"]
-        self.selection = None if state["selection"] is None else np.asarray(state["selection"], dtype=np.int64)
+        self._drawn = (0, 0)
+        self._switches = [
+            Switch(epoch, position, np.asarray(selection, dtype=np.int64))
+            for epoch, position, selection in state["selections"]
+        ]
 
 
 def _check_strategy(strategy: str, pool_size: int, lengths: np.ndarray | None, batch_size: int | None) -> None:

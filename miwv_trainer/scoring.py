@@ -9,7 +9,6 @@ losses.
 
 import logging
 import random
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,13 +17,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import nn
-from tqdm.auto import tqdm
 
 from miwv_trainer.attention import Attention, attending, pad, tree_attention, tree_inputs
-from miwv_trainer.distributed import World
+from miwv_trainer.distributed import World, resharded
+from miwv_trainer.forwards import forwarded
 from miwv_trainer.head import PADDING_ID, Head, answer_losses, choose_head, forward_one_position, inner_model
+from miwv_trainer.journal import Entry, Journal
 from miwv_trainer.packing import Batch, Row, Tree, TreeBatch, TreeRow, batch_rows, prompt_row, tree_batches, tree_row
 from miwv_trainer.pool import Pool
 
@@ -69,12 +68,13 @@ def no_trace(model: nn.Module) -> Iterator[None]:
     Evaluation mode without gradients inside; outside, nothing has happened.
 
     Each module's own training flag comes back (a frozen submodule may have been in evaluation mode), and so do the
-    global random states, from which dropout and augmentation of the training that follows will draw.
+    global random states, from which dropout and augmentation of the training that follows will draw. FSDP2
+    holds its share only.
     """
     flags = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with preserved_rng(), torch.no_grad():
+        with preserved_rng(), torch.no_grad(), resharded(model):
             yield
     finally:
         for module, training in flags:
@@ -126,6 +126,8 @@ def score_batches(
     logits_chunk: int = 256,
     world: World,
     show_progress: bool = False,
+    journal: Journal | None = None,
+    stage: str = "losses",
 ) -> Losses:
     """
     Forwards all batches, each on one rank, and returns the losses on every rank.
@@ -136,13 +138,15 @@ def score_batches(
         exemplars: `(N,)` index of each sample's exemplar; None where no row is one-shot.
         context: Longest sequence.
         logits_chunk: Positions whose logits exist at once.
+        journal: Receives what each forward gave. What it holds of `stage` already is not forwarded again.
+        stage: Name of this pass over the pool.
     """
 
     def score(batch: Batch, head: Head) -> Scored:
         rows = batch_rows(batch, pool, exemplars, context)
         return batch.kinds, batch.samples, response_losses(model, rows, logits_chunk, head)
 
-    return _sweep(model, len(pool), batches, score, Batch.halves, world, show_progress)
+    return _sweep(model, len(pool), batches, score, Batch.halves, world, show_progress, journal, stage)
 
 
 def score_trees(
@@ -154,6 +158,8 @@ def score_trees(
     logits_chunk: int = 256,
     world: World,
     show_progress: bool = False,
+    journal: Journal | None = None,
+    stage: str = "losses",
 ) -> Losses:
     """
     Like [`score_batches`], for rows of trees from [`~miwv_trainer.packing.plan_trees`], as many in a forward as
@@ -168,7 +174,9 @@ def score_trees(
         return tree_losses(model, [tree_row(row, pool) for row in joined], attention, logits_chunk, head)
 
     with attending(model, attention):
-        return _sweep(model, len(pool), batches, score, lambda batch: batch.halves(pool), world, show_progress)
+        return _sweep(
+            model, len(pool), batches, score, lambda batch: batch.halves(pool), world, show_progress, journal, stage
+        )
 
 
 def _sweep(
@@ -179,92 +187,60 @@ def _sweep(
     halves: Callable[[Any], list[Any]],
     world: World,
     show_progress: bool,
+    journal: Journal | None,
+    stage: str,
 ) -> Losses:
-    """
-    Each batch on one rank, results into slots of their own, one sum.
-
-    The largest comes first: what does not fit shows at once, and ranks end together.
-    """
-    batches = sorted(batches, key=lambda batch: -batch.tokens)
+    """Each batch on one rank, results into slots of their own, one sum."""
+    of_losses = sum(len(batch.samples) for batch in batches)
+    recorded = _recorded(journal, stage, size, world)
+    # Composed before what is known is left out, so that losses do not depend on where a round was interrupted.
+    batches = [batch for batch in batches if not recorded.known[batch.kinds, batch.samples].all()]
     losses = np.zeros((2, size))
     scored = np.zeros((2, size))
     tokens = np.zeros(1, dtype=np.int64)
-    with world.forwards("scoring the pool"):
+    doing = "scoring the pool"
+    with world.turn(doing):
         head = choose_head(model)
 
-        def forward(batch: Any) -> Scored:
-            return score(batch, head)
+    def forward(batch: Any) -> Scored:
+        kinds, samples, values = score(batch, head)
+        if journal is not None:
+            journal.append(Entry(stage, kinds, samples, values, batch.tokens, journal.seconds()), of_losses)
+        return kinds, samples, values
 
-        progress_of = "Scoring" if show_progress else None
-        for batch, (kinds, samples, values) in _forwarded(model, batches, forward, halves, world, progress_of):
-            losses[kinds, samples] = values
-            scored[kinds, samples] = 1
-            tokens += batch.tokens
+    for batch, (kinds, samples, values) in forwarded(model, batches, forward, halves, world, doing, show_progress):
+        losses[kinds, samples] = values
+        scored[kinds, samples] = 1
+        tokens += batch.tokens
     losses, scored = world.sum_slots(losses), world.sum_slots(scored)
-    losses[scored == 0] = np.nan
+    losses = np.where(scored > 0, losses, np.where(recorded.known, recorded.losses, np.nan))
     zero_shot, one_shot = losses.astype(np.float32)
-    return Losses(zero_shot, one_shot, int(world.sum_slots(tokens)[0]))
+    return Losses(zero_shot, one_shot, int(world.sum_slots(tokens)[0]) + recorded.tokens)
 
 
-def _forwarded(
-    model: nn.Module,
-    batches: Sequence[Any],
-    forward: Callable[[Any], Any],
-    halves: Callable[[Any], list[Any]],
-    world: World,
-    progress_of: str | None,
-) -> Iterator[tuple[Any, Any]]:
-    """
-    This rank's batches with what `forward` makes of each, and as many forwards as every other rank runs.
+@dataclass(frozen=True)
+class _Recorded:
+    """What the journals of all ranks hold of a stage: `(2, N)` losses, which are known, tokens forwarded for them."""
 
-    Where memory runs out, that batch and all larger than half of it are halved, and what is scored is kept. Where
-    parameters are sharded a rank cannot leave a forward alone, and the run ends.
-    """
-    most_tokens = float("inf")
-    pending = deque(world.deal(batches))
-    with tqdm(total=len(pending), desc=progress_of, disable=progress_of is None) as progress:
-        while pending:
-            batch = pending.popleft()
-            if batch is None:
-                _dummy_forward(model)
-            elif batch.tokens > most_tokens and (parts := halves(batch)):
-                pending.extendleft(reversed(parts))
-                progress.total += len(parts) - 1
-                continue
-            elif (result := _unless_out_of_memory(forward, batch, halves, world.sharded)) is None:
-                most_tokens = batch.tokens // 2
-                logger.warning("Out of memory on %d tokens: going on with %d a forward.", batch.tokens, most_tokens)
-                pending.appendleft(batch)
-                continue
-            else:
-                yield batch, result
-            progress.update()
+    losses: np.ndarray
+    known: np.ndarray
+    tokens: int
 
 
-def _unless_out_of_memory(
-    forward: Callable[[Any], Any], batch: Any, halves: Callable[[Any], list[Any]], is_sharded: bool
-) -> Any:
-    """What `forward` makes of a batch; None where memory ran out and half of the batch may fit."""
-    try:
-        return forward(batch)
-    except Exception as error:
-        if not should_reduce_batch_size(error) and not isinstance(error, MemoryError):
-            raise
-        if is_sharded or not halves(batch):
-            raise RuntimeError(_out_of_memory(batch, is_sharded)) from error
-    # Out of the handler, whose traceback held the failed forward's tensors.
-    clear_device_cache(garbage_collection=True)
-    return None
-
-
-def _out_of_memory(batch: Any, is_sharded: bool) -> str:
-    reason = (
-        "where parameters are sharded over ranks, no rank can try again alone. Lower `tokens_per_batch` and "
-        "`tokens_per_row`"
-        if is_sharded
-        else "and it cannot be halved: it is a single sample. Lower `scoring_max_length`"
-    )
-    return f"Out of memory on a scoring forward of {batch.tokens} tokens, {reason}, or `logits_chunk`."
+def _recorded(journal: Journal | None, stage: str, size: int, world: World) -> _Recorded:
+    """The same on every rank, although a rank may see the files of its own machine only."""
+    losses, known = np.zeros((2, size)), np.zeros((2, size))
+    if journal is None:
+        return _Recorded(losses, known > 0, 0)
+    tokens = np.zeros(world.size, dtype=np.int64)
+    with world.together("reading the journal"):
+        for entry in (entry for entries in journal.read() for entry in entries if entry.stage == stage):
+            losses[entry.kinds, entry.samples] = entry.losses
+            known[entry.kinds, entry.samples] = 1
+            tokens[world.rank] += entry.tokens
+    # A loss is float32, so that neither the sum over the ranks that read it nor the division rounds.
+    losses, known = world.sum_slots(losses), world.sum_slots(known)
+    return _Recorded(losses / np.maximum(known, 1), known > 0, int(world.sum_slots(tokens).max()))
 
 
 def response_losses(model: nn.Module, rows: list[Row], logits_chunk: int = 256, head: Head | None = None) -> np.ndarray:
@@ -314,12 +290,11 @@ def prompt_embeddings(
         return _prompt_means(model, [prompt_row(pool, sample, context) for sample in batch.samples.tolist()])
 
     sums: np.ndarray | None = None
-    with world.forwards("embedding the prompts with the model"):
-        progress_of = "Embedding" if show_progress else None
-        for batch, means in _forwarded(model, batches, embed, Batch.halves, world, progress_of):
-            if sums is None:
-                sums = np.zeros((len(pool), means.shape[1]), dtype=np.float32)
-            sums[batch.samples] = means
+    doing = "embedding the prompts with the model"
+    for batch, means in forwarded(model, batches, embed, Batch.halves, world, doing, show_progress):
+        if sums is None:
+            sums = np.zeros((len(pool), means.shape[1]), dtype=np.float32)
+        sums[batch.samples] = means
     # Rank 0 always has a batch; a rank without one learns the width from it.
     width = world.share(0 if sums is None else sums.shape[1])
     return world.sum_slots(sums if sums is not None else np.zeros((len(pool), width), dtype=np.float32))
@@ -350,12 +325,6 @@ def _pad(rows: list[Row], device: torch.device) -> dict[str, torch.Tensor]:
         "input_ids": pad([row.ids for row in rows], PADDING_ID, device),
         "attention_mask": pad([np.ones(len(row.ids)) for row in rows], 0, device),
     }
-
-
-def _dummy_forward(model: nn.Module) -> None:
-    """A forward for a rank that ran out of work while others, under ZeRO-3, still need its parameters."""
-    ids = torch.full((1, 2), PADDING_ID, dtype=torch.long, device=_device(model))
-    forward_one_position(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -75,6 +75,10 @@ class Store:
     def round_folder(self, number: int) -> Path:
         return self.folder / f"round-{number:03d}"
 
+    def journal_folder(self, number: int) -> Path:
+        """Where a running round notes what it has scored."""
+        return self.folder / f".round-{number:03d}.journal"
+
     def rounds(self) -> list[int]:
         """Numbers of the finished rounds, ascending."""
         return sorted(_numbers(self.folder, "round-"))

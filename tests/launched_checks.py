@@ -57,8 +57,8 @@ class EngineLosses(TrainerCallback):
 def main() -> None:
     folder, output = Path(sys.argv[1]), Path(sys.argv[2])
     results = []
-    # 17 samples over the ranks leave some of them without a batch at the end; 2 leave one without any.
-    for count, fraction in ((24, 0.5), (17, 0.3), (2, 0.5)):
+    # 17 samples over the ranks leave some of them without a batch at the end; 2 and 3 leave one without any.
+    for count, fraction in ((17, 0.5), (7, 0.6), (3, 0.7), (2, 0.5)):
         results.append(train(folder, output / f"pool-{count}", count, fraction))
     rank = dist.get_rank() if dist.is_initialized() else 0
     results[0]["failure"] = failure_of_the_last_rank(rank)
@@ -107,7 +107,7 @@ def train(folder: Path, output: Path, count: int, fraction: float) -> dict:
     config = MIWVConfig(fraction=fraction, embedder="tfidf", rescore_strategy="epoch", tokens_per_batch=128)
     callback = attach(trainer, config)
     trainer.train()
-    world = World.current(trainer.args.device)
+    world = World.current(trainer.args.device, trainer.model)
     return {
         "rank": world.rank,
         "world_size": world.size,

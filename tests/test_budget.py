@@ -16,7 +16,8 @@ from miwv_trainer.budget import Budget, choose_budget, extra_memory, least_free_
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.distributed import World
 from miwv_trainer.layout import score_pool
-from miwv_trainer.packing import plan_prompts
+from miwv_trainer.packing import plan_prompts, plan_trees, tree_batches
+from miwv_trainer.pool import Pool
 from miwv_trainer.scoring import no_trace, prompt_embeddings
 from tests.test_trees import SMALL, random_case, random_model
 
@@ -26,10 +27,12 @@ RANDOM, EXEMPLARS, _, _ = random_case(6)
 POOL = replace(RANDOM, tokens=RANDOM.tokens % SMALL["vocab_size"])
 
 
-def chosen(monkeypatch: Any, free: int, attention: Attention = "segments", **values: Any) -> Budget:
+def chosen(
+    monkeypatch: Any, free: int, attention: Attention = "segments", work: int | None = None, **values: Any
+) -> Budget:
     monkeypatch.setattr(budget, "least_free_memory", lambda device, world: free)
     implementation = "eager" if attention == "mask" else "sdpa"
-    return choose_budget(random_model("Llama", SMALL, implementation), MIWVConfig(**values), WORLD)
+    return choose_budget(random_model("Llama", SMALL, implementation), MIWVConfig(**values), WORLD, work)
 
 
 def test_with_memory_to_spare_the_defaults_are_what_pays(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,6 +44,32 @@ def test_what_is_configured_is_taken_whatever_is_free(monkeypatch: pytest.Monkey
     assert chosen(monkeypatch, 0, tokens_per_row=700, tokens_per_batch=900) == Budget(700, 900)
     assert chosen(monkeypatch, 0, tokens_per_batch=900) == Budget(900, 900)
     assert chosen(monkeypatch, 2**40, tokens_per_row=9000) == Budget(9000, 9000)
+
+
+def test_a_forward_is_at_most_a_256th_of_the_work_but_no_less_than_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    for work, expected in ((100, 1024), (512_000, 2000), (10**9, 4096)):
+        assert chosen(monkeypatch, 2**40, "mask", work) == Budget(1024, expected)
+    assert chosen(monkeypatch, 2**40, "mask", 512_000, tokens_per_row=3000) == Budget(3000, 3000)
+    assert chosen(monkeypatch, 2**40, "mask", 512_000, tokens_per_batch=4000) == Budget(1024, 4000)
+
+
+@pytest.mark.parametrize("count", [300, 1000, 4000])
+def test_ranks_carry_about_equal_work_whatever_their_number(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On an accelerator, whose forwards take up to 32,768 tokens: a thousand short samples would be twelve of them."""
+    monkeypatch.setattr(budget, "TOKENS_ON_CPU", budget.TOKENS_ON_ACCELERATOR)
+    generator = np.random.default_rng(count)
+    offsets = np.concatenate([[0], np.cumsum(generator.integers(20, 400, count))])
+    is_response = np.ones(offsets[-1], dtype=bool)
+    is_response[offsets[:-1]] = False
+    pool = Pool(np.arange(3, dtype=np.int32), np.zeros(offsets[-1], dtype=np.int32), is_response, offsets)
+    exemplars = (np.arange(count) + generator.integers(1, count, count)) % count
+    found = chosen(monkeypatch, 2**40, "mask", work=2 * int(pool.lengths.sum()))
+    batches = tree_batches(plan_trees(pool, exemplars, 4096, found.tokens_per_row), pool, found.tokens_per_batch, True)
+    sizes = sorted((batch.tokens for batch in batches), reverse=True)
+    for ranks, most in ((2, 1.03), (3, 1.05), (8, 1.1), (64, 1.6)):
+        shares = [World(rank, ranks, CPU).deal(sizes) for rank in range(ranks)]
+        in_turns = [[share[turn] for share in shares if turn < len(share)] for turn in range(len(shares[0]))]
+        assert sum(map(max, in_turns)) <= most * sum(sizes) / ranks
 
 
 @pytest.mark.parametrize("attention", ["segments", "mask"])

@@ -108,7 +108,7 @@ def test_two_processes_score_and_select_as_one_does(
     # One process prints, and one shows its progress.
     assert done.stdout.count("round 0 (step 0): 4 of 20 selected") == 1
     assert done.stdout.count("scores: ") == 1
-    for bar in ("Loading weights", "Rendering the pool", "Scoring"):
+    for bar in ("Loading weights", "Rendering the pool", "Scoring the pool"):
         assert len(re.findall(f"{bar}: +0%", done.stderr)) == 1, bar
 
 
@@ -264,6 +264,20 @@ def test_a_layout_that_the_model_cannot_take_is_refused_before_anything_is_moved
     assert main([*command.split(), "--embedder", "model", "--layout", "tree"]) == 2
     assert 'MistralForCausalLM cannot be scored with `layout="tree"`: its attention slides' in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "miwv").rglob("*")} == files
+
+
+def test_scoring_again_reads_what_is_finished_and_writes_what_is_missing(
+    model_folder: Path, pool_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    command = f"score --model {model_folder} --dataset {pool_file} --output {tmp_path} --embedder tfidf --fraction 0.2"
+    assert main(command.split()) == 0
+    selected = (tmp_path / "selected.jsonl").read_text()
+    stamp = (tmp_path / "miwv" / "round-000" / "scores.parquet").stat().st_mtime_ns
+    (tmp_path / "selected.jsonl").unlink()  # killed in between
+    assert main(command.split()) == 0
+    assert (tmp_path / "selected.jsonl").read_text() == selected
+    assert (tmp_path / "miwv" / "round-000" / "scores.parquet").stat().st_mtime_ns == stamp
+    assert f"Round 0 was finished before and is read from {tmp_path / 'miwv' / 'round-000'}." in caplog.messages
 
 
 def test_words_that_pandas_takes_for_nothing_are_answers_in_csv(tmp_path: Path) -> None:

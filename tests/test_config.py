@@ -36,8 +36,8 @@ def test_any_other_fraction_is_refused_with_what_was_given(fraction):
 @pytest.mark.parametrize(
     "values, words",
     [
-        ({"rescore_strategy": "steps"}, "`rescore_strategy` must be one of 'no', 'epoch', but got 'steps'"),
-        ({"rescore_strategy": None}, "`rescore_strategy` must be one of 'no', 'epoch', but got None"),
+        ({"rescore_strategy": "step"}, "`rescore_strategy` must be one of 'no', 'epoch', 'steps', but got 'step'"),
+        ({"rescore_strategy": None}, "`rescore_strategy` must be one of 'no', 'epoch', 'steps', but got None"),
         ({"layout": "rows"}, "`layout` must be one of 'auto', 'tree', 'padded', but got 'rows'"),
     ],
 )
@@ -51,6 +51,23 @@ def test_a_choice_that_is_none_of_the_allowed_names_them(values, words):
 def test_counts_must_be_whole_numbers_of_at_least_one(name, value):
     with pytest.raises(ValueError, match=f"`{name}` must be a whole number of at least 1, but got {value!r}"):
         MIWVConfig(**{name: value})
+
+
+@pytest.mark.parametrize("steps", [0, -1, 1.5, "8", True])
+def test_steps_between_rounds_must_be_a_whole_number_of_at_least_one(steps):
+    with pytest.raises(ValueError, match=f"`rescore_steps` must be a whole number of at least 1, but got {steps!r}"):
+        MIWVConfig(rescore_strategy="steps", rescore_steps=steps)
+
+
+def test_rescoring_every_few_steps_needs_their_number():
+    with pytest.raises(ValueError, match='`rescore_strategy="steps"` needs `rescore_steps`'):
+        MIWVConfig(rescore_strategy="steps")
+
+
+@pytest.mark.parametrize("strategy", ["no", "epoch"])
+def test_a_number_of_steps_without_the_strategy_is_refused(strategy):
+    with pytest.raises(ValueError, match=f"`rescore_steps` is 7, .*and that is '{strategy}'. Leave one of the two out"):
+        MIWVConfig(rescore_strategy=strategy, rescore_steps=7)
 
 
 @pytest.mark.parametrize("seed", [-1, 0.5, "7", True])
@@ -148,18 +165,19 @@ def test_copies_keep_the_values_and_replacements_are_checked_again():
 
 def test_a_command_line_fills_every_field_through_the_argument_parser():
     line = (
-        "--fraction 0.1 --rescore_strategy epoch --embedder tfidf --sampler_seed 5 --scoring_max_length 128 "
+        "--fraction 0.1 --rescore_strategy steps --rescore_steps 9 --embedder tfidf --sampler_seed 5 "
+        "--scoring_max_length 128 "
         "--tokens_per_batch 99 --tokens_per_row 88 --logits_chunk 7 --layout padded "
         "--refine_near_threshold false --allow_identical_exemplars true --scores_dir runs/b"
     )
     (config,) = HfArgumentParser(MIWVConfig).parse_args_into_dataclasses(line.split())
-    assert dataclasses.astuple(config) == (0.1, "epoch", "tfidf", 5, 128, 99, 88, 7, "padded", False, True, "runs/b")
+    assert dataclasses.astuple(config) == (0.1, "steps", 9, "tfidf", 5, 128, 99, 88, 7, "padded", False, True, "runs/b")
 
 
 @pytest.mark.parametrize("arguments", [TrainingArguments, Seq2SeqTrainingArguments, SFTConfig])
 def test_no_name_is_taken_by_the_arguments_of_a_trainer(arguments):
     names = {field.name for field in dataclasses.fields(MIWVConfig)}
-    assert len(names) == 12
+    assert len(names) == 13
     assert names.isdisjoint(field.name for field in dataclasses.fields(arguments))
 
 

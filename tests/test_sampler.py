@@ -101,6 +101,86 @@ def test_a_new_selection_takes_effect_with_the_next_epoch_and_not_within_one():
     assert sorted(sampler) == list(range(20))
 
 
+LATER = np.arange(0, 200, 10)  # 20 samples, of which CHOSEN has 90, 130, 150, 160, 170, 180, 190 and 20
+
+
+@pytest.mark.parametrize("drawn", [0, 1, 7])
+def test_a_selection_takes_over_at_its_place_in_the_running_epoch(drawn):
+    sampler = sampler_of()
+    old = sampler.order(0).tolist()
+    running = iter(sampler)
+    begun = [next(running) for _ in range(drawn)]
+    sampler.switch_selection(LATER, 0, 8)
+    order = begun + list(running)
+    assert order[:8] == old[:8]
+    # The rest by hand: the new selection in its own order for this epoch, less what the epoch has had.
+    shuffled = np.random.default_rng([7, 0]).permutation(LATER).tolist()
+    assert order[8:] == [index for index in shuffled if index not in old[:8]][:12]
+    assert len(set(order)) == 20
+    assert sampler.order(0).tolist() == order
+    assert sorted(sampler.order(1)) == LATER.tolist()
+    assert sampler.selection.tolist() == LATER.tolist()
+
+
+def test_the_same_selection_again_changes_nothing():
+    sampler = sampler_of()
+    old = sampler.order(3).tolist()
+    sampler.switch_selection(CHOSEN, 3, 5)
+    assert sampler.order(3).tolist() == old
+
+
+def test_a_later_switch_leaves_the_order_before_it_alone():
+    sampler = sampler_of()
+    sampler.switch_selection(LATER, 1, 6)
+    before = [sampler.order(epoch).tolist() for epoch in (0, 1)]
+    sampler.switch_selection(np.arange(20), 1, 13)
+    assert sampler.order(0).tolist() == before[0]
+    assert sampler.order(1).tolist()[:13] == before[1][:13]
+    assert set(sampler.order(1)[13:]) <= set(range(20)) - set(before[1][:13])
+    assert sorted(sampler.order(2)) == list(range(20))
+
+
+def test_trained_samples_return_within_an_epoch_only_where_fewer_are_left():
+    sampler = sampler_of()
+    had = sampler.order(0)[:8].tolist()
+    few = [*had[:3], *(index for index in LATER.tolist() if index not in had)][:9]  # six that the epoch has not had
+    sampler.switch_selection(np.array(few), 0, 8)
+    rest = sampler.order(0)[8:].tolist()
+    assert set(rest[:6]) == set(few) - set(had)
+    assert set(rest[6:9]) == set(had[:3])
+    assert rest[9:] == rest[:3]
+
+
+@pytest.mark.parametrize(("epoch", "position", "is_drawn"), [(0, 5, True), (0, 6, False), (1, 0, False)])
+def test_what_has_been_drawn_cannot_be_selected_anew(epoch, position, is_drawn):
+    sampler = sampler_of()
+    running = iter(sampler)
+    for _ in range(6):
+        next(running)
+    assert sampler.is_drawn(epoch, position) == is_drawn
+    if is_drawn:
+        with pytest.raises(RuntimeError, match=r"position 5 of epoch 0: 6 positions of epoch 0 have been drawn"):
+            sampler.switch_selection(LATER, epoch, position)
+        assert sampler.selection.tolist() == CHOSEN.tolist()
+    else:
+        sampler.switch_selection(LATER, epoch, position)
+
+
+@pytest.mark.parametrize(("epoch", "position"), [(1, 3), (0, 9), (1, 20), (1, -1)])
+def test_a_place_before_the_last_one_or_outside_the_epoch_is_refused(epoch, position):
+    sampler = sampler_of()
+    sampler.switch_selection(LATER, 1, 4)
+    with pytest.raises(
+        ValueError, match=rf"from 0 to 19, and not before position 4 of epoch 1.*got position {position}"
+    ):
+        sampler.switch_selection(CHOSEN, epoch, position)
+
+
+def test_there_is_nothing_to_take_over_from_before_the_first_selection():
+    with pytest.raises(RuntimeError, match="no selection yet"):
+        MIWVDataSampler(POOL_SIZE, fraction=0.1).switch_selection(CHOSEN, 0, 4)
+
+
 def test_a_selection_smaller_than_the_length_is_repeated_evenly():
     sampler = sampler_of(CHOSEN[:6])
     drawn = list(sampler)
@@ -119,6 +199,7 @@ def test_a_loader_yields_what_the_sampler_orders():
 @pytest.mark.parametrize("drawn_before", [0, 1, 9, 20])
 def test_a_state_restored_from_json_in_the_middle_of_an_epoch_gives_the_same_remaining_order(drawn_before):
     original = sampler_of()
+    original.switch_selection(LATER, 2, 9)
     original.set_epoch(2)
     running = iter(original)
     for _ in range(drawn_before):
@@ -208,6 +289,47 @@ def test_an_impossible_fraction_is_refused(fraction):
 def test_a_negative_seed_is_refused():
     with pytest.raises(ValueError, match=r"seed` must be a whole number of at least 0.*-1"):
         MIWVDataSampler(POOL_SIZE, seed=-1)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"strategy": "shortest"}, '"random", "sequential", "group_by_length", but got \'shortest\''),
+        (
+            {"strategy": "group_by_length", "batch_size": 4},
+            "length of each of the 200 samples of the pool, but got none",
+        ),
+        ({"strategy": "group_by_length", "lengths": np.ones(9), "batch_size": 4}, "but got 9: give them as `lengths`"),
+        ({"strategy": "group_by_length", "lengths": np.ones(200)}, "at least 1, but got None: give it as `batch_size`"),
+    ],
+)
+def test_a_strategy_that_is_unknown_or_lacks_what_it_needs_is_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        MIWVDataSampler(POOL_SIZE, **options)
+
+
+def test_sequential_is_pool_order_in_every_epoch_and_from_a_switch_on():
+    sampler = MIWVDataSampler(POOL_SIZE, fraction=0.1, seed=7, strategy="sequential")
+    sampler.set_selection(CHOSEN[::-1])
+    assert sampler.order(0).tolist() == sampler.order(3).tolist() == CHOSEN.tolist()
+    other = np.arange(20) * 3  # six of them are among those that the epoch has had
+    sampler.switch_selection(other, 1, 12)
+    order = sampler.order(1).tolist()
+    assert order[:12] == CHOSEN[:12].tolist()
+    assert order[12:] == sorted(set(other.tolist()) - set(order[:12]))[:8]
+
+
+def test_like_lengths_stay_together_where_a_selection_takes_over():
+    lengths = np.random.default_rng(0).integers(1, 100, POOL_SIZE)
+    sampler = MIWVDataSampler(POOL_SIZE, 0.4, 7, "group_by_length", lengths, 4)
+    sampler.set_selection(np.arange(80))
+    before = sampler.order(0).tolist()
+    sampler.switch_selection(np.arange(60, 140), 0, 40)
+    order = sampler.order(0)
+    assert order[:40].tolist() == before[:40]
+    assert len(set(order.tolist())) == 80
+    spread = [np.ptp(lengths[batch]) for batch in order.reshape(-1, 4)]
+    assert np.mean(spread) < 25  # of 4 among 100 at random: 60
 
 
 def test_accelerate_finds_nothing_to_replace_or_to_seed():

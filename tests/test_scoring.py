@@ -69,9 +69,6 @@ class Unconnected(World):
     def sum_slots(self, array):
         return array
 
-    def forwards(self, doing):
-        return contextlib.nullcontext()
-
 
 def lora_model() -> nn.Module:
     with torch.random.fork_rng():
@@ -280,8 +277,8 @@ def test_tokens_forwarded_are_those_that_went_through_the_model(model):
         assert losses.tokens_forwarded == sum(seen[1:])  # the first forward checks the head
 
 
-@pytest.mark.parametrize("size", [2, 3, 7])  # of five batches, so that some rank has to fill up
-def test_the_losses_of_several_ranks_add_up_to_those_of_one_and_every_rank_forwards_equally_often(model, size):
+@pytest.mark.parametrize("size", [2, 3, 7])  # of five batches, so that shares are unequal
+def test_the_losses_of_several_ranks_add_up_to_those_of_one(model, size):
     alone = as_array(score(model))
     forwards = []
     model.register_forward_hook(lambda *_: forwards.append(1))
@@ -293,10 +290,9 @@ def test_the_losses_of_several_ranks_add_up_to_those_of_one_and_every_rank_forwa
         assert np.isnan(together[np.isfinite(share)]).all()  # no row is scored by two ranks
         together = np.where(np.isfinite(share), share, together)
     assert np.array_equal(together, alone)
-    assert len(set(counts)) == 1
     batches = plan_padded(POOL, EXEMPLARS, CONTEXT, 150)
     assert len(batches) % size
-    assert counts[0] == 1 + -(-len(batches) // size)  # the first one checks the head
+    assert sum(counts) == size + len(batches)  # each rank's first one checks the head
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "lora", "without logits_to_keep"])

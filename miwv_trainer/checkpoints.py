@@ -1,0 +1,136 @@
+"""Which checkpoint folder of the Trainer is whole."""
+
+import json
+import os
+import re
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+# Names that transformers, PEFT, accelerate and DeepSpeed give their files.
+UNFINISHED = "checkpoint-is-incomplete.txt"
+STATE = "trainer_state.json"
+WEIGHTS = ("model.safetensors", "adapter_model.safetensors", "pytorch_model.bin", "adapter_model.bin")
+INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+OPTIMIZERS = ("optimizer.pt", "optimizer.bin")
+FSDP_WEIGHTS = "pytorch_model_fsdp"
+ZERO_SHARD = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_\d+_optim_states\.pt")
+
+
+def last_complete_checkpoint(folder: str | os.PathLike[str]) -> str | None:
+    """
+    The checkpoint of the highest step in a Trainer's `output_dir` from which training can go on, or None.
+
+    `resume_from_checkpoint=True` takes the highest one even if the process died while writing it. This one has a
+    trainer_state.json of its step that can be read, and weights, optimizer, scheduler and random states that are
+    there and not cut short: as one file, in shards with an index, as a PEFT adapter, or in the folders of DeepSpeed
+    and FSDP. Ends of files are looked at, their contents are not; nothing is unpickled.
+
+    Args:
+        folder: The Trainer's `output_dir`.
+
+    Returns:
+        A path for `trainer.train(resume_from_checkpoint=...)`; None, where there is no whole one, starts afresh.
+    """
+    found = [(int(match[1]), path) for path in Path(folder).glob("checkpoint-*") if (match := _numbered(path))]
+    for step, path in sorted(found, reverse=True):
+        if _is_whole(path, step):
+            return str(path)
+    return None
+
+
+def _numbered(path: Path) -> re.Match[str] | None:
+    return re.fullmatch(r"checkpoint-(\d+)", path.name) if path.is_dir() else None
+
+
+def _is_whole(folder: Path, step: int) -> bool:
+    if (folder / UNFINISHED).exists():
+        return False
+    state = _json(folder / STATE)
+    if state is None or state.get("global_step") != step:
+        return False
+    world_size = _world_size(state)
+    if not _has_random_states(folder, world_size):
+        return False
+    if (folder / "latest").exists() or any(folder.glob("global_step*")):
+        return _is_whole_deepspeed(folder, world_size)
+    return _has_weights(folder) and _has_optimizer(folder) and _is_whole_file(folder / "scheduler.pt")
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _world_size(state: dict[str, Any]) -> int | None:
+    """The number of ranks that wrote the checkpoint, as `MIWVCallback` noted it."""
+    try:
+        return int(state["stateful_callbacks"]["MIWVCallback"]["attributes"]["run_state"]["world_size"])
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _has_random_states(folder: Path, world_size: int | None) -> bool:
+    if (folder / "rng_state.pth").exists():
+        return _is_whole_file(folder / "rng_state.pth")
+    ranks = world_size or len(list(folder.glob("rng_state_*.pth")))
+    return ranks > 0 and _are_whole(folder / f"rng_state_{rank}.pth" for rank in range(ranks))
+
+
+def _has_weights(folder: Path) -> bool:
+    for index in INDICES:
+        if (folder / index).exists():
+            listed = (_json(folder / index) or {}).get("weight_map")
+            return isinstance(listed, dict) and bool(listed) and _are_whole(folder / name for name in listed.values())
+    if (folder / f"{FSDP_WEIGHTS}.bin").exists():
+        return _is_whole_file(folder / f"{FSDP_WEIGHTS}.bin")
+    if shards := list(folder.glob(f"{FSDP_WEIGHTS}*/")):
+        return all((shard / ".metadata").is_file() for shard in shards)
+    # Several adapters lie in folders of their own.
+    found = [path for name in WEIGHTS for path in (folder / name, *folder.glob(f"*/{name}")) if path.exists()]
+    return bool(found) and _are_whole(found)
+
+
+def _has_optimizer(folder: Path) -> bool:
+    found = [folder / name for name in OPTIMIZERS if (folder / name).exists()]
+    if found:
+        return _are_whole(found)
+    shards = [path for path in folder.glob("optimizer*") if path.is_dir()]
+    return bool(shards) and all((shard / ".metadata").is_file() for shard in shards)
+
+
+def _is_whole_deepspeed(folder: Path, world_size: int | None) -> bool:
+    """`latest` names the folder; in it are the states of models and, under ZeRO, one of optimizers for each rank."""
+    try:
+        inside = folder / (folder / "latest").read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        return False
+    files = list(inside.glob("*.pt"))
+    if not any(path.name.endswith("_model_states.pt") for path in files) or not _are_whole(files):
+        return False
+    if (folder / "scheduler.pt").exists() and not _is_whole_file(folder / "scheduler.pt"):
+        return False
+    ranks = {int(match[1]) for path in files if (match := ZERO_SHARD.fullmatch(path.name))}
+    return not ranks or ranks == set(range(world_size or max(ranks) + 1))
+
+
+def _are_whole(paths: Iterable[Path]) -> bool:
+    return all(_is_whole_file(path) for path in paths)
+
+
+def _is_whole_file(path: Path) -> bool:
+    """Whether a file ends where its format says: safetensors by its header, torch's archives by their last entry."""
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="numpy"):
+                return True
+        with zipfile.ZipFile(path) as archive:
+            return bool(archive.namelist())
+    except (OSError, SafetensorError, zipfile.BadZipFile):
+        return False

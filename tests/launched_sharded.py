@@ -1,0 +1,141 @@
+"""Run on each rank by test_sharded.py: scores models split by FSDP and writes what it saw as JSON.
+
+    launched_sharded.py OUTPUT
+
+accelerate has no FSDP on a CPU, so the models are split here.
+"""
+
+import functools
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
+from torch.distributed.tensor import DTensor
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+from miwv_trainer.config import MIWVConfig
+from miwv_trainer.distributed import World
+from miwv_trainer.layout import choose_layout
+from miwv_trainer.pool import Pool
+from miwv_trainer.precision import score_refined
+from miwv_trainer.rendering import pool_from_rows
+from miwv_trainer.retrieval import embed_texts, nearest_exemplars
+from miwv_trainer.scoring import no_trace
+from miwv_trainer.selection import select_top
+from tests.tiny import tiny_config, tiny_dataset, tiny_model, tiny_tokenizer
+
+CONFIG = MIWVConfig(embedder="tfidf", tokens_per_batch=256, tokens_per_row=256)
+STEPS = 6
+
+
+def lora(model: Any) -> Any:
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        adapted = get_peft_model(
+            model, LoraConfig(r=4, lora_dropout=0.1, init_lora_weights=False, target_modules="all-linear")
+        )
+    return adapted.eval()
+
+
+def tied() -> Any:
+    return tiny_model(tiny_config(tie_word_embeddings=True))
+
+
+MODELS = {
+    "untied": tiny_model,
+    "tied": tied,
+    "lora": lambda: lora(tiny_model()),
+    "bfloat16": lambda: tiny_model().to(torch.bfloat16),
+}
+
+
+def by_fsdp2(model: Any) -> Any:
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    for layer in layers(model):
+        fully_shard(layer, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+def by_fsdp1(model: Any) -> Any:
+    policy = functools.partial(transformer_auto_wrap_policy, transformer_layer_cls={LlamaDecoderLayer})
+    return FullyShardedDataParallel(model, auto_wrap_policy=policy, device_id=torch.device("cpu"), use_orig_params=True)
+
+
+SHARDED = {"fsdp2": by_fsdp2, "fsdp1": by_fsdp1}
+
+
+def layers(model: nn.Module) -> list[nn.Module]:
+    return [module for module in model.modules() if isinstance(module, LlamaDecoderLayer)]
+
+
+def main() -> None:
+    output = Path(sys.argv[1])
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    dist.init_process_group("gloo")
+    pool = pool_from_rows(tiny_dataset(17), tiny_tokenizer())
+    exemplars, _ = nearest_exemplars(embed_texts("tfidf", pool.texts), pool, 512)
+    results: dict[str, Any] = {"rank": dist.get_rank(), "world_size": dist.get_world_size()}
+    for kind, shard in SHARDED.items():
+        results[kind] = {name: scored(shard(make()), pool, exemplars) for name, make in MODELS.items()}
+    results["trajectories"] = {
+        kind: [trajectory(shard(tiny_model()), pool, exemplars, scores) for scores in (False, True)]
+        for kind, shard in SHARDED.items()
+    }
+    (output / f"rank-{dist.get_rank()}.json").write_text(json.dumps(results))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def scored(model: Any, pool: Pool, exemplars: np.ndarray) -> dict[str, Any]:
+    world = World.current(torch.device("cpu"), model)
+    before = held(model)
+    found: dict[str, Any] = {"sharded": world.sharded}
+    with no_trace(model):
+        found["layout"] = choose_layout(model, pool, exemplars, CONFIG, world)
+        for layout in ("tree", "padded"):
+            refined = score_refined(model, pool, exemplars, CONFIG, layout, world)
+            losses = refined.losses
+            found[layout] = [losses.zero_shot.tolist(), losses.one_shot.tolist()]
+            found["refined"] = refined.samples
+            found["selection"] = select_top(losses.miwv, 5).tolist()
+    found["held"] = [before, held(model)]
+    return found
+
+
+def held(model: nn.Module) -> int:
+    """Bytes of parameters on this rank."""
+    local = (p.to_local() if isinstance(p, DTensor) else p for p in model.parameters())
+    return sum(tensor.untyped_storage().nbytes() for tensor in local)
+
+
+def trajectory(model: Any, pool: Pool, exemplars: np.ndarray, scores: bool) -> list[float]:
+    """Losses of a few steps of AdamW, with or without a scoring pass before the first."""
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    if scores:
+        world = World.current(torch.device("cpu"), model)
+        with no_trace(model):
+            score_refined(model, pool, exemplars, CONFIG, "tree", world)
+    losses = []
+    for step in range(STEPS):
+        ids = torch.from_numpy(pool.sample(2 * step + dist.get_rank()).astype(np.int64))[None]
+        loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+if __name__ == "__main__":
+    main()
