@@ -1,19 +1,17 @@
 """The only file that touches a Trainer."""
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
 from transformers import Trainer, TrainingArguments
 
+from miwv_trainer.batches import check_batches, sampler_strategy, samples_per_step
 from miwv_trainer.callback import MIWVCallback
 from miwv_trainer.config import MIWVConfig, embeds_text
 from miwv_trainer.pool import check_map_style
 from miwv_trainer.rendering import pool_from_tokenized
 from miwv_trainer.retrieval import given_embeddings
 from miwv_trainer.sampler import MIWVDataSampler
-
-logger = logging.getLogger(__name__)
 
 
 def attach(trainer: Trainer, config: MIWVConfig | Mapping[str, Any] | None = None) -> MIWVCallback:
@@ -32,12 +30,15 @@ def attach(trainer: Trainer, config: MIWVConfig | Mapping[str, Any] | None = Non
 
     Raises:
         TypeError: the dataset is not map-style, or a configuration key is unknown.
-        ValueError: the dataset cannot be a pool, or the Trainer has a pool attached already.
+        ValueError:
+            the dataset cannot be a pool, the Trainer has a pool attached already, or one of its dataloader options does
+            not go with a selection.
     """
     if not isinstance(config, MIWVConfig):
         config = MIWVConfig.from_dict(config or {})
     _check_trainer(trainer)
     args = trainer.args
+    strategy = sampler_strategy(args)
     pool = pool_from_tokenized(
         trainer.train_dataset,
         trainer.processing_class,
@@ -46,8 +47,10 @@ def attach(trainer: Trainer, config: MIWVConfig | Mapping[str, Any] | None = Non
     )
     if not isinstance(config.embedder, str):
         given_embeddings(config.embedder, len(pool))
-    sampler = MIWVDataSampler(len(pool), config.fraction, _seed(config, args))
-    _check_batch(args, sampler)
+    sampler = MIWVDataSampler(
+        len(pool), config.fraction, _seed(config, args), strategy, pool.lengths, samples_per_step(args)
+    )
+    check_batches(args, sampler)
     callback = MIWVCallback(config, sampler, pool)
 
     def _get_train_sampler(*args: Any, **kwargs: Any) -> MIWVDataSampler:
@@ -70,21 +73,10 @@ def _check_trainer(trainer: Trainer) -> None:
             "itself. Set `packing=False`."
         )
     check_map_style(trainer.train_dataset)
-    strategy = trainer.args.train_sampling_strategy
-    if strategy != "random":
-        logger.warning(
-            "`train_sampling_strategy=%r` has no effect with a MIWVDataSampler: the selection is shuffled.", strategy
-        )
-
-
-def _check_batch(args: TrainingArguments, sampler: MIWVDataSampler) -> None:
-    """The Trainer's own words for an empty dataloader speak of something else, a dataset without a length."""
-    batch = args.train_batch_size * args.world_size
-    if args.dataloader_drop_last and len(sampler) < batch:
+    if trainer.accelerator.use_stateful_dataloader:
         raise ValueError(
-            f"There is no batch to train on: {len(sampler)} samples are selected, less than the {batch} of one batch "
-            "over all processes, and `dataloader_drop_last` drops it. Raise `fraction`, lower "
-            "`per_device_train_batch_size`, or set `dataloader_drop_last=False`."
+            "`use_stateful_dataloader=True` copies the sampler's state for every batch, and the Trainer neither saves "
+            "nor restores it: it resumes by skipping batches. Set it to False; resuming is exact without it."
         )
 
 

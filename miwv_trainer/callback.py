@@ -16,6 +16,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
+from miwv_trainer.batches import check_batches, log_last_batch
 from miwv_trainer.config import MIWVConfig, embeds_text
 from miwv_trainer.distributed import World
 from miwv_trainer.fingerprints import Exemplars, Moment, exemplar_fingerprint, run_fingerprint
@@ -110,8 +111,9 @@ class MIWVCallback(TrainerCallback, ExportableState):
             _check_pool_size(len(self.pool), self.sampler, dataloader)
             check_model(model, self.pool)
             check_layout(model, self.config)
+            check_batches(args, self.sampler)
             if world.is_main:
-                _log_last_batch(args, self.sampler)
+                log_last_batch(args, self.sampler)
             before = checkpoint_state(state, args, type(self).__name__, was_begun=bool(self.rounds))
             self._store = Store(self.config.scores_dir or args.output_dir)
             with world.together("claiming the output folder"):
@@ -178,6 +180,7 @@ class MIWVCallback(TrainerCallback, ExportableState):
         return RunState(
             global_step=0,
             sampler_seed=self.sampler.seed,
+            train_sampling_strategy=self.sampler.strategy,
             world_size=world.size,
             fingerprint=run_fingerprint(self.pool, self.config, context_length(model, self.config)),
             history=[],
@@ -302,21 +305,3 @@ def _check_pool_size(size: int, sampler: MIWVDataSampler, dataloader: Any) -> No
             f"The pool has {size} samples, the sampler was made for {sampler.pool_size}, and the Trainer trains on "
             f"{in_trainer}; they must be the same dataset. If `train_dataset` was replaced, attach again."
         )
-
-
-def _log_last_batch(args: TrainingArguments, sampler: MIWVDataSampler) -> None:
-    """Says what happens to a last batch that the selection does not fill."""
-    batch = args.train_batch_size * args.world_size
-    rest = len(sampler) % batch
-    if rest == 0:
-        return
-    if args.dataloader_drop_last:
-        logger.warning(
-            "The selection of %d is no multiple of %d (processes x batch): %d samples are dropped in each epoch.",
-            len(sampler), batch, rest,
-        )  # fmt: skip
-    elif args.world_size > 1:
-        logger.warning(
-            "The selection of %d is no multiple of %d (processes x batch): the last batch of each epoch is filled with "
-            "%d repeats from the epoch's beginning.", len(sampler), batch, batch - rest,
-        )  # fmt: skip

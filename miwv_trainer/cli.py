@@ -5,13 +5,15 @@ import hashlib
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
 import datasets
 import numpy as np
 import torch
+import transformers
 from accelerate import PartialState
 
 from miwv_trainer.config import DEFAULT_EMBEDDER, Layout, MIWVConfig
@@ -56,26 +58,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def score(arguments: argparse.Namespace) -> None:
-    """`miwv score`: round 0 of a pool with a model, without training."""
-    config = MIWVConfig(
-        fraction=arguments.fraction,
-        embedder=_embedder(arguments.embedder),
-        layout=arguments.layout,
-        scoring_max_length=arguments.max_length,
-        tokens_per_batch=arguments.tokens_per_batch,
-        tokens_per_row=arguments.tokens_per_row,
-        logits_chunk=arguments.logits_chunk,
-        refine_near_threshold=arguments.refine_near_threshold,
-    )
-    _check_output(Path(arguments.output))
+    """`miwv score`: round 0 of a pool with a model, without training; on each process that a launcher started."""
     state = PartialState(cpu=not torch.cuda.is_available())
     world = World.current(state.device)
-    rows = load_rows(arguments.dataset, arguments.max_samples)
-    model, tokenizer = load_model(arguments.model, arguments.dtype)
-    model.to(state.device)
-    pool = pool_from_rows(rows, tokenizer, show_progress=world.is_main)
-    check_model(model, pool)
-    check_layout(model, config)
+    if not world.is_main:
+        _silence()
+    with _told_by_rank_0(world, "reading the model and the pool"):
+        config = _scoring_config(arguments)
+        rows = load_rows(arguments.dataset, arguments.max_samples)
+        model, tokenizer = load_model(arguments.model, arguments.dtype)
+        model.to(state.device)
+        pool = pool_from_rows(rows, tokenizer, show_progress=world.is_main)
+        check_model(model, pool)
+        check_layout(model, config)
     store = Store(arguments.output)
     with world.together("claiming the output folder"):
         if world.is_main:
@@ -88,7 +83,6 @@ def score(arguments: argparse.Namespace) -> None:
         print(score_table(finished, pool.texts))
         print(round_summary([finished]))
         print(f"scores: {finished.folder / 'scores.parquet'}\nselected samples: {selected}")
-    if world.is_main:
         store.release()
     state.destroy_process_group()
 
@@ -143,6 +137,39 @@ def rows_fingerprint(rows: datasets.Dataset, count: int) -> str:
     for row in rows.select(range(count)):
         digest.update(json.dumps(row, sort_keys=True, default=str).encode())
     return digest.hexdigest()
+
+
+def _scoring_config(arguments: argparse.Namespace) -> MIWVConfig:
+    _check_output(Path(arguments.output))
+    return MIWVConfig(
+        fraction=arguments.fraction,
+        embedder=_embedder(arguments.embedder),
+        layout=arguments.layout,
+        scoring_max_length=arguments.max_length,
+        tokens_per_batch=arguments.tokens_per_batch,
+        tokens_per_row=arguments.tokens_per_row,
+        logits_chunk=arguments.logits_chunk,
+        refine_near_threshold=arguments.refine_near_threshold,
+    )
+
+
+@contextmanager
+def _told_by_rank_0(world: World, doing: str) -> Iterator[None]:
+    """Like `world.together`, but one line tells an error, not one a process: most are the same on each of them."""
+    try:
+        with world.together(doing):
+            yield
+    except Exception as error:
+        if world.is_main:
+            raise
+        raise SystemExit(2) from error
+
+
+def _silence() -> None:
+    """Leaves logs and progress bars to rank 0."""
+    logging.getLogger("miwv_trainer").setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
 
 
 def _scored_rows(dataset: str, scored: StoredRound) -> datasets.Dataset:

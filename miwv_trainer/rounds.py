@@ -160,7 +160,7 @@ def run_round(
             aside = store.set_aside(moment.number)
             if aside is not None:
                 logger.warning("Rounds of an earlier run in %s were moved to %s.", store.folder, aside)
-            finished = store.write_round(moment.number, columns, {**summary, **(notes or {})})
+            finished = store.write_round(moment.number, columns, {**summary, "processes": world.size, **(notes or {})})
             shutil.rmtree(journal.folder, ignore_errors=True)
     finished = world.share(finished)
     journal.path.unlink(missing_ok=True)  # on a machine whose disk rank 0 does not see

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from torch.utils.data import Sampler
 
 from miwv_trainer.config import MIWVConfig
+from miwv_trainer.ordering import Strategy, group_by_length
 from miwv_trainer.selection import number_selected
 
 STATE_VERSION = 1
@@ -27,8 +28,8 @@ class MIWVDataSampler(Sampler[int]):
     Yields the indices of the current selection, shuffled anew each epoch.
 
     Its length is fixed when it is made, because the Trainer counts its steps before the first score exists. The order
-    of an epoch is a function of the seed, the epoch, and the selections in force in it. [`MIWVCallback`] sets the
-    selections and the epoch.
+    of an epoch is a function of the seed, the epoch, and the selections in force in it, whatever the
+    number of processes. [`MIWVCallback`] sets the selections and the epoch.
 
     Indices are composed as they are drawn, so that a selection may take over in the middle of an epoch, at a position
     that no loader has reached. From there on come its own indices in their order for this epoch, those first that the
@@ -38,20 +39,41 @@ class MIWVDataSampler(Sampler[int]):
         pool_size (`int`): Number of samples in the training dataset.
         fraction (`float`, defaults to `0.05`): Share of the pool that is selected.
         seed (`int`, defaults to `42`): Seed of the order.
+        strategy (`str`, defaults to `"random"`):
+            As `train_sampling_strategy` of `TrainingArguments`, within the selection: `"random"`, `"sequential"` (in
+            pool order), or `"group_by_length"` (samples of like length share a batch).
+        lengths (`np.ndarray`, *optional*): `(pool_size,)` tokens of each sample, for `"group_by_length"`.
+        batch_size (`int`, *optional*):
+            Samples of one optimizer step over all processes, for `"group_by_length"`.
 
     Raises:
-        ValueError: a pool of fewer than two samples, or a fraction that is not in (0, 1].
+        ValueError:
+            a pool of fewer than two samples, a fraction that is not in (0, 1], an unknown strategy, or
+            `"group_by_length"` without lengths and batch size of the pool.
     """
 
-    def __init__(self, pool_size: int, fraction: float = MIWVConfig.fraction, seed: int = 42) -> None:
+    def __init__(
+        self,
+        pool_size: int,
+        fraction: float = MIWVConfig.fraction,
+        seed: int = 42,
+        strategy: Strategy = "random",
+        lengths: np.ndarray | None = None,
+        batch_size: int | None = None,
+    ) -> None:
         MIWVConfig(fraction=fraction)  # the same check, the same words
         if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
             raise ValueError(f"`seed` must be a whole number of at least 0, but got {seed!r}.")
         if pool_size < 2:
             raise ValueError(f"`pool_size` must be at least 2, but got {pool_size}.")
+        _check_strategy(strategy, pool_size, lengths, batch_size)
         self.pool_size = pool_size
         self.fraction = fraction
         self.seed = seed
+        self.strategy = strategy
+        is_grouped = strategy == "group_by_length"
+        self.lengths = lengths if is_grouped else None
+        self.batch_size = batch_size if is_grouped else None
         self.epoch = 0
         self.num_samples = number_selected(fraction, pool_size)
         self._switches: list[Switch] = []
@@ -109,7 +131,13 @@ class MIWVDataSampler(Sampler[int]):
         return order
 
     def _shuffled(self, selection: np.ndarray, epoch: int) -> np.ndarray:
-        return np.random.default_rng([self.seed, epoch]).permutation(selection)
+        if self.strategy == "sequential":
+            return selection
+        shuffled = np.random.default_rng([self.seed, epoch]).permutation(selection)
+        if self.strategy == "random":
+            return shuffled
+        assert self.lengths is not None and self.batch_size is not None
+        return group_by_length(shuffled, self.lengths, self.batch_size)
 
     def set_selection(self, indices: np.ndarray) -> None:
         """
@@ -170,6 +198,8 @@ class MIWVDataSampler(Sampler[int]):
             "pool_size": self.pool_size,
             "fraction": self.fraction,
             "seed": self.seed,
+            "strategy": self.strategy,
+            "batch_size": self.batch_size,
             "epoch": self.epoch,
             "selections": [[switch.epoch, switch.position, switch.selection.tolist()] for switch in self._switches],
         }
@@ -179,10 +209,10 @@ class MIWVDataSampler(Sampler[int]):
         Restores what `state_dict` gave.
 
         Raises:
-            ValueError: the state is of another version, pool size, fraction or seed.
+            ValueError: the state is of another version, pool size, fraction, seed, strategy or batch size.
         """
         own = self.state_dict()
-        for name in ("version", "pool_size", "fraction", "seed"):
+        for name in ("version", "pool_size", "fraction", "seed", "strategy", "batch_size"):
             if state.get(name) != own[name]:
                 raise ValueError(
                     f"The sampler's state does not fit: its `{name}` is {state.get(name)!r}, this sampler's is "
@@ -194,3 +224,22 @@ class MIWVDataSampler(Sampler[int]):
             Switch(epoch, position, np.asarray(selection, dtype=np.int64))
             for epoch, position, selection in state["selections"]
         ]
+
+
+def _check_strategy(strategy: str, pool_size: int, lengths: np.ndarray | None, batch_size: int | None) -> None:
+    if strategy not in get_args(Strategy):
+        allowed = ", ".join(f'"{name}"' for name in get_args(Strategy))
+        raise ValueError(f"`strategy` must be one of {allowed}, but got {strategy!r}.")
+    if strategy != "group_by_length":
+        return
+    if lengths is None or len(lengths) != pool_size:
+        given = "none" if lengths is None else len(lengths)
+        raise ValueError(
+            f'`strategy="group_by_length"` needs the length of each of the {pool_size} samples of the pool, but got '
+            f"{given}: give them as `lengths`."
+        )
+    if batch_size is None or batch_size < 1:
+        raise ValueError(
+            '`strategy="group_by_length"` needs the number of samples of one optimizer step over all processes, at '
+            f"least 1, but got {batch_size}: give it as `batch_size`."
+        )

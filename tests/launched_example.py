@@ -19,11 +19,14 @@ def main() -> None:
 
     def noting_train(self: Trainer, *args: Any, **kwargs: Any) -> Any:
         result = original(self, *args, **kwargs)
-        rank = self.args.process_index
+        rank, wrapped = self.args.process_index, self.model_wrapped
+        is_deepspeed = type(wrapped).__name__ == "DeepSpeedEngine"
         seen = {
             "rank": rank,
             "world_size": self.args.world_size,
-            "wrapper": type(self.model_wrapped).__name__,
+            "wrapper": type(wrapped).__name__,
+            "stage": wrapped.zero_optimization_stage() if is_deepspeed else None,
+            "optimizer": type(wrapped.basic_optimizer).__name__ if is_deepspeed else None,
             "steps": self.state.global_step,
             "max_steps": self.state.max_steps,
         }

@@ -1,6 +1,5 @@
 """`attach` on real Trainers: what is trained is what was selected, and the Trainer's arithmetic stays true."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -401,12 +400,6 @@ def test_the_model_embedder_needs_neither_text_nor_tokenizer(tmp_path: Path) -> 
     callback = attach(trainer, MIWVConfig(fraction=0.25, embedder="model"))
     trainer.train()
     assert len(callback.rounds[0].selection) == 8
-
-
-def test_another_sampling_strategy_is_said_to_have_no_effect(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        attach(noting_trainer(tmp_path, train_sampling_strategy="sequential"), MIWVConfig(embedder="tfidf"))
-    assert "`train_sampling_strategy='sequential'` has no effect" in caplog.text
 
 
 def test_a_wrapper_that_hides_the_loader_is_trusted_with_a_warning(

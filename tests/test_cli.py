@@ -2,9 +2,11 @@
 
 import gzip
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -15,6 +17,7 @@ from transformers import DataCollatorForSeq2Seq, MistralConfig, Trainer
 from miwv_trainer import MIWVConfig, attach, tokenize
 from miwv_trainer.cli import main
 from miwv_trainer.loading import load_model, load_rows
+from tests.launched import launch, torchrun
 from tests.test_attach import arguments
 from tests.tiny import instruction_rows, save_tiny, tiny_config, tiny_model, tiny_tokenizer
 
@@ -39,6 +42,10 @@ def scored(model_folder: Path, pool_file: Path, tmp_path_factory: pytest.TempPat
     command = f"score --model {model_folder} --dataset {pool_file} --output {output} --embedder tfidf --fraction 0.2"
     assert main(command.split()) == 0
     return output
+
+
+def read_summary(output: Path) -> dict[str, Any]:
+    return json.loads((output / "miwv" / "round-000" / "round.json").read_text())
 
 
 def selected_rows(output: Path) -> list[dict[str, str]]:
@@ -81,6 +88,36 @@ def test_report_shows_the_highest_samples(scored: Path, pool_file: Path, capsys:
     assert "round 0 (step 0): 4 of 20 selected" in printed
     assert f"{miwv.max():.3f}" in printed
     assert ROWS[int(miwv.argmax())]["instruction"] in printed
+
+
+@pytest.mark.parametrize("launcher", ["accelerate", pytest.param("torchrun", marks=pytest.mark.slow)])
+def test_two_processes_score_and_select_as_one_does(
+    launcher: str, scored: Path, model_folder: Path, pool_file: Path, tmp_path: Path
+) -> None:
+    command = f"-m miwv_trainer score --model {model_folder} --dataset {pool_file} --output {tmp_path} --fraction 0.2"
+    options = [*command.split(), "--embedder", "tfidf"]
+    done = launch("ddp", 2, *options) if launcher == "accelerate" else torchrun(2, *options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert read_summary(scored)["processes"] == 1
+    assert read_summary(tmp_path)["processes"] == 2
+    alone, shared = (pq.read_table(folder / "miwv" / "round-000" / "scores.parquet") for folder in (scored, tmp_path))
+    for name in alone.column_names:
+        is_loss = name in ("zero_shot_loss", "one_shot_loss", "miwv")
+        np.testing.assert_allclose(shared[name].to_numpy(), alone[name].to_numpy(), atol=1e-5 if is_loss else 0, rtol=0)
+    assert (tmp_path / "selected.jsonl").read_bytes() == (scored / "selected.jsonl").read_bytes()
+    # One process prints, and one shows its progress.
+    assert done.stdout.count("round 0 (step 0): 4 of 20 selected") == 1
+    assert done.stdout.count("scores: ") == 1
+    for bar in ("Loading weights", "Rendering the pool", "Scoring the pool"):
+        assert len(re.findall(f"{bar}: +0%", done.stderr)) == 1, bar
+
+
+def test_what_fails_on_two_processes_is_told_once(model_folder: Path, tmp_path: Path) -> None:
+    options = f"--model {model_folder} --dataset {tmp_path / 'none.jsonl'} --output {tmp_path}".split()
+    done = torchrun(2, "-m", "miwv_trainer", "score", *options)
+    assert done.returncode != 0
+    assert len(re.findall(r"^miwv: .*none\.jsonl", done.stderr, flags=re.MULTILINE)) == 1
+    assert "cli.py" not in done.stderr  # the only traceback is the launcher's
 
 
 def test_python_m_is_the_same_command() -> None:

@@ -286,6 +286,11 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"fraction": 0.25}, {}, "with fraction = 0.5, but this run has fraction = 0.25. Resume with the fraction of"),
     ({"sampler_seed": 99}, {}, r"sampler_seed = 3, but .* sampler_seed = 99 \(the seed.*\). Set `sampler_seed=3`"),
     ({}, {"seed": 4}, "sampler_seed = 3, but this run has sampler_seed = 4"),
+    (
+        {},
+        {"train_sampling_strategy": "sequential"},
+        "train_sampling_strategy = 'random', but .* = 'sequential'. Set `train_sampling_strategy='random'`",
+    ),
     ({"embedder": "model"}, {}, "with embedder = 'tfidf', but this run has embedder = 'model'"),
     ({"scoring_max_length": 256}, {}, "with context = 512, but this run has context = 256"),
     ({"allow_identical_exemplars": True}, {}, "allow_identical_exemplars = False, but .* = True"),

@@ -291,6 +291,47 @@ def test_a_negative_seed_is_refused():
         MIWVDataSampler(POOL_SIZE, seed=-1)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"strategy": "shortest"}, '"random", "sequential", "group_by_length", but got \'shortest\''),
+        (
+            {"strategy": "group_by_length", "batch_size": 4},
+            "length of each of the 200 samples of the pool, but got none",
+        ),
+        ({"strategy": "group_by_length", "lengths": np.ones(9), "batch_size": 4}, "but got 9: give them as `lengths`"),
+        ({"strategy": "group_by_length", "lengths": np.ones(200)}, "at least 1, but got None: give it as `batch_size`"),
+    ],
+)
+def test_a_strategy_that_is_unknown_or_lacks_what_it_needs_is_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        MIWVDataSampler(POOL_SIZE, **options)
+
+
+def test_sequential_is_pool_order_in_every_epoch_and_from_a_switch_on():
+    sampler = MIWVDataSampler(POOL_SIZE, fraction=0.1, seed=7, strategy="sequential")
+    sampler.set_selection(CHOSEN[::-1])
+    assert sampler.order(0).tolist() == sampler.order(3).tolist() == CHOSEN.tolist()
+    other = np.arange(20) * 3  # six of them are among those that the epoch has had
+    sampler.switch_selection(other, 1, 12)
+    order = sampler.order(1).tolist()
+    assert order[:12] == CHOSEN[:12].tolist()
+    assert order[12:] == sorted(set(other.tolist()) - set(order[:12]))[:8]
+
+
+def test_like_lengths_stay_together_where_a_selection_takes_over():
+    lengths = np.random.default_rng(0).integers(1, 100, POOL_SIZE)
+    sampler = MIWVDataSampler(POOL_SIZE, 0.4, 7, "group_by_length", lengths, 4)
+    sampler.set_selection(np.arange(80))
+    before = sampler.order(0).tolist()
+    sampler.switch_selection(np.arange(60, 140), 0, 40)
+    order = sampler.order(0)
+    assert order[:40].tolist() == before[:40]
+    assert len(set(order.tolist())) == 80
+    spread = [np.ptp(lengths[batch]) for batch in order.reshape(-1, 4)]
+    assert np.mean(spread) < 25  # of 4 among 100 at random: 60
+
+
 def test_accelerate_finds_nothing_to_replace_or_to_seed():
     sampler = sampler_of()
     assert isinstance(sampler, Sampler)
