@@ -30,9 +30,6 @@ DEFAULT_OUTPUT = "miwv-output"
 SELECTED = "selected.jsonl"
 # Where an option is called otherwise than what it configures.
 OPTIONS = {
-    "fraction": "--fraction",
-    "embedder": "--embedder",
-    "layout": "--layout",
     "scoring_max_length": "--max-length",
     "tokens_per_batch": "--tokens-per-batch",
     "tokens_per_row": "--tokens-per-row",

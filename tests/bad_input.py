@@ -218,9 +218,9 @@ MODELS: dict[str, tuple[Prepare, str]] = {
     "trees on a sliding window": (with_model(windowed, "--layout", "tree"), 'cannot be scored with `layout="tree"`'),
 }
 OPTIONS: dict[str, tuple[Prepare, str]] = {
-    "a fraction of nothing": (with_options("--fraction", "0"), "`--fraction` must be .*above 0 .*got 0.0"),
-    "a fraction above one": (with_options("--fraction", "5"), "`--fraction` must be .*at most 1 .*got 5.0"),
-    "a fraction that is NaN": (with_options("--fraction", "nan"), "`--fraction` must be .*got nan"),
+    "a fraction of nothing": (with_options("--fraction", "0"), "`fraction` must be .*above 0 .*got 0.0"),
+    "a fraction above one": (with_options("--fraction", "5"), "`fraction` must be .*at most 1 .*got 5.0"),
+    "a fraction that is NaN": (with_options("--fraction", "nan"), "`fraction` must be .*got nan"),
     "a length of nothing": (with_options("--max-length", "0"), "`--max-length` must be .*at least 1, but got 0"),
     "a length that no sample fits": (with_options("--max-length", "4"), "8 with more tokens than the context of 4"),
     "rows of nothing": (with_options("--tokens-per-row", "-1"), "`--tokens-per-row` must be .*got -1"),
