@@ -1,9 +1,13 @@
 """What only a GPU can show: `make test-gpu`."""
 
+import json
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -15,7 +19,9 @@ from miwv_trainer.layout import choose_layout, score_pool
 from miwv_trainer.packing import Tree, tree_row
 from miwv_trainer.pool import Pool
 from miwv_trainer.scoring import no_trace
+from tests.launched import CONFIGS, ROOT, run
 from tests.test_trees import SMALL, case, random_model, synthetic_pool  # noqa: F401
+from tests.tiny import instruction_rows, save_tiny
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
 
@@ -75,3 +81,25 @@ def test_a_gpu_that_runs_out_of_memory_goes_on_with_half(caplog: pytest.LogCaptu
             torch.cuda.set_per_process_memory_fraction(1.0)
     assert "Out of memory on" in caplog.text
     np.testing.assert_allclose(found.one_shot, expected.one_shot, atol=1e-4, rtol=0)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are not two GPUs")
+def test_a_trainer_under_fsdp2_scores_as_one_process_does(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "model")
+    rows = "".join(json.dumps(row) + "\n" for row in instruction_rows(24))
+    (tmp_path / "pool.jsonl").write_text(rows)
+    alone = [sys.executable, str(ROOT / "examples" / "train.py")]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / "fsdp2.yaml")]
+    found = []
+    for name, command in (("alone", alone), ("fsdp2", [*launcher, "--num_processes", "2", alone[1]])):
+        output = tmp_path / name
+        options = f"--model_name_or_path {folder} --dataset {tmp_path / 'pool.jsonl'} --output_dir {output}"
+        training = "--fraction 0.5 --embedder tfidf --rescore_strategy epoch --num_train_epochs 2 --report_to none"
+        done = run([*command, *options.split(), *training.split()])
+        assert done.returncode == 0, done.stderr[-4000:]
+        scores = [pq.read_table(output / "miwv" / f"round-00{number}" / "scores.parquet") for number in range(2)]
+        assert json.loads((output / "miwv" / "round-000" / "round.json").read_text())["processes"] == len(found) + 1
+        found.append(scores[0])
+    for column in ("zero_shot_loss", "one_shot_loss"):
+        np.testing.assert_allclose(found[1][column].to_numpy(), found[0][column].to_numpy(), atol=1e-4, rtol=0)
+    assert found[0]["selected"] == found[1]["selected"]
