@@ -116,6 +116,9 @@ class MIWVCallback(TrainerCallback, ExportableState):
                 log_last_batch(args, self.sampler)
             before = checkpoint_state(state, args, type(self).__name__, was_begun=bool(self.rounds))
             self._store = Store(self.config.scores_dir or args.output_dir)
+            with world.together("claiming the output folder"):
+                if world.is_main:
+                    self._store.claim()
             self._trainer_state = state
             self._run_state = self._new_run_state(model, world, pace_of(dataloader, args))
             self._epoch, made = divmod(state.global_step, self._run_state.steps_per_epoch)
@@ -133,6 +136,12 @@ class MIWVCallback(TrainerCallback, ExportableState):
         self.sampler.set_epoch(self._epoch)
         if self.config.rescore_strategy == "epoch" and self._is_due(state):
             self._rescore(args, kwargs, Place(self._epoch, 0, state.global_step))
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero and self._store is not None:
+            self._store.release()
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -28,6 +28,14 @@ from miwv_trainer.store import Store, StoredRound, write_text
 
 DEFAULT_OUTPUT = "miwv-output"
 SELECTED = "selected.jsonl"
+# Where an option is called otherwise than what it configures.
+OPTIONS = {
+    "scoring_max_length": "--max-length",
+    "tokens_per_batch": "--tokens-per-batch",
+    "tokens_per_row": "--tokens-per-row",
+    "logits_chunk": "--logits-chunk",
+    "refine_near_threshold=False": "--no-refine",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,8 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments.run(arguments)
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
-        print(f"\nmiwv: {error}", file=sys.stderr)  # a progress bar may stand on the line
+        print(f"\nmiwv: {_as_typed(str(error))}", file=sys.stderr)  # a progress bar may stand on the line
         return 2
+    except KeyboardInterrupt:
+        print("\nmiwv: interrupted", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -58,6 +69,9 @@ def score(arguments: argparse.Namespace) -> None:
         check_model(model, pool)
         check_layout(model, config)
     store = Store(arguments.output)
+    with world.together("claiming the output folder"):
+        if world.is_main:
+            store.claim()
     exemplars = find_exemplars(model, pool, config, store, world, reuse=False)
     notes = {"rows": rows_fingerprint(rows, len(rows))}
     finished = run_round(model, pool, exemplars, config, store, world, Moment(), notes)
@@ -66,7 +80,21 @@ def score(arguments: argparse.Namespace) -> None:
         print(score_table(finished, pool.texts))
         print(round_summary([finished]))
         print(f"scores: {finished.folder / 'scores.parquet'}\nselected samples: {selected}")
+        store.release()
     state.destroy_process_group()
+
+
+def _check_output(output: Path) -> None:
+    for path in (output, *output.parents):
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"`--output` must be a folder, but {path} is a file.")
+
+
+def _as_typed(message: str) -> str:
+    """An error of the library in the words of the command line."""
+    for name, option in OPTIONS.items():
+        message = message.replace(f"`{name}`", f"`{option}`")
+    return message
 
 
 def select(arguments: argparse.Namespace) -> None:
@@ -109,8 +137,7 @@ def rows_fingerprint(rows: datasets.Dataset, count: int) -> str:
 
 
 def _scoring_config(arguments: argparse.Namespace) -> MIWVConfig:
-    if Path(arguments.output).is_file():
-        raise ValueError(f"`--output` must be a folder, but {arguments.output} is a file.")
+    _check_output(Path(arguments.output))
     return MIWVConfig(
         fraction=arguments.fraction,
         embedder=_embedder(arguments.embedder),

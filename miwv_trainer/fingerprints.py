@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -145,6 +146,8 @@ def finished_before(
             refines = stored.summary["config"].get("refine_near_threshold") == config.refine_near_threshold
             is_same = stored.summary.get("rows") == rows and is_same_round(stored.summary, identity)
             found = stored if refines and is_same else None
+            if found is not None:  # killed when the round was written and its journal not yet deleted
+                shutil.rmtree(store.journal_folder(found.number), ignore_errors=True)
     return world.share(found)
 
 

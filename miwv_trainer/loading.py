@@ -1,11 +1,16 @@
 """Dataset files, models, GGUF."""
 
+import gzip
+import json
 import os
 import shutil
+import zlib
 from pathlib import Path
+from typing import IO
 
 import datasets
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 READERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
@@ -54,7 +59,7 @@ def load_model(name: str, dtype: str | None = None) -> tuple[PreTrainedModel, Pr
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **({"gguf_file": gguf} if gguf else {}))
         model = AutoModelForCausalLM.from_pretrained(name, dtype=torch_dtype, **unpacked)
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise OSError(
             f"No model could be loaded from {name!r}: give a folder with a saved model or a GGUF file, or a hub name "
             f"that is reachable or cached. ({str(error).strip().splitlines()[0]})"
@@ -105,13 +110,44 @@ def _read_file(path: Path) -> datasets.Dataset:
         )
     if path.stat().st_size == 0:
         raise ValueError(f"{path} is empty: the pool needs at least two samples.")
+    if kind != "parquet":
+        _check_text(path)
     try:
         # In CSV, an answer of "None" or "NA" is a text, and an empty cell an empty one.
         options = {"keep_default_na": False} if kind == "csv" else {}
         return datasets.load_dataset(kind, data_files=str(path), split="train", **options)
     except Exception as error:
-        cause = error.__cause__ or error
-        raise ValueError(f"{path} could not be read as {kind}: {cause}") from error
+        where = _broken_line(path) if ".jsonl" in suffixes else None
+        raise ValueError(f"{path} could not be read as {kind}: {where or error.__cause__ or error}") from error
+
+
+def _broken_line(path: Path) -> str | None:
+    """The first line of a JSON Lines file that is none; the reader only knows where in a block of lines it is."""
+    with _opened(path) as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                if line.strip() and not isinstance(json.loads(line), dict):
+                    return f"line {number} is no JSON object"
+            except ValueError as error:
+                return f"line {number} is no JSON ({error})"
+    return None
+
+
+def _check_text(path: Path) -> None:
+    """Raises `ValueError` on a file that is not UTF-8, which the readers let through, or that cannot be unpacked."""
+    number = 0
+    try:
+        with _opened(path) as file:
+            for number, line in enumerate(file, start=1):  # noqa: B007
+                line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"Line {number} of {path} is not UTF-8 ({error}): save the file in UTF-8.") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} could not be read: {error}") from error
+
+
+def _opened(path: Path) -> IO[bytes]:
+    return gzip.open(path) if path.suffix == ".gz" else open(path, "rb")  # type: ignore[return-value]
 
 
 def _read_hub(name: str) -> datasets.Dataset:

@@ -3,7 +3,8 @@
 import logging
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -130,7 +131,7 @@ def run_round(
     context = context_length(model, config)
     if not scorable(pool, exemplars.indices, context).any():
         raise ValueError(_nothing_scorable(pool, exemplars, context))
-    with no_trace(model), uncompiled(model):
+    with no_trace(model), uncompiled(model), _resumable(store, moment.number, world):
         identity = identify(model, pool, exemplars, config, world, moment)
         before = finished_before(store, identity, config, (notes or {}).get("rows"), world)
         if before is not None:
@@ -147,6 +148,8 @@ def run_round(
     journal.close()
     seconds = time.perf_counter() - started + earlier + refined_earlier
     miwv = scored.losses.miwv
+    if np.isnan(miwv).all() and world.is_main:
+        shutil.rmtree(journal.folder, ignore_errors=True)
     _report_unscorable(pool, exemplars, miwv, context, moment)
     selection = select_top(miwv, number_selected(config.fraction, len(pool)))
     summary = {**identity, **_summary(pool, config, scored, layout, selection, moment, seconds)}
@@ -162,6 +165,20 @@ def run_round(
     finished = world.share(finished)
     journal.path.unlink(missing_ok=True)  # on a machine whose disk rank 0 does not see
     return finished
+
+
+@contextmanager
+def _resumable(store: Store, number: int, world: World) -> Iterator[None]:
+    """Says, where a round is interrupted by hand, what becomes of it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if world.is_main and store.journal_folder(number).is_dir():
+            logger.warning(
+                "Round %d was interrupted. What it has scored is kept in %s: the same run, begun again, goes on from "
+                "there.", number, store.journal_folder(number),
+            )  # fmt: skip
+        raise
 
 
 def _embed(model: nn.Module, pool: Pool, config: MIWVConfig, context: int, world: World) -> Embeddings:

@@ -5,6 +5,7 @@ whole. What is read again carries a version and a fingerprint.
 """
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,14 +18,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import scipy.sparse
+from filelock import BaseFileLock, FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+
+logger = logging.getLogger(__name__)
 
 # Dense, or for tf-idf sparse; `(N, d)`.
 Embeddings: TypeAlias = np.ndarray | scipy.sparse.csr_matrix
 
 FORMAT_VERSION = 1
 FOLDER = "miwv"
+LOCK = "in-use.lock"
+# Of this process: a lock ends with the object that holds it.
+_claimed: dict[Path, BaseFileLock] = {}
 
 SCORES = pa.schema(
     [
@@ -75,6 +82,35 @@ class Store:
     def round_folder(self, number: int) -> Path:
         return self.folder / f"round-{number:03d}"
 
+    def claim(self) -> None:
+        """
+        Keeps other processes from writing to the folder, until it is released or this process ends, however it does.
+
+        Raises:
+            RuntimeError: another process has claimed it.
+        """
+        path = (self.folder / LOCK).resolve()
+        if path in _claimed:
+            return
+        try:
+            with _written(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(path)
+            lock.acquire(timeout=0)
+            _claimed[path] = lock
+        except Timeout:
+            raise RuntimeError(
+                f"Another run is writing to {self.folder}. Wait until it has ended, or give another output folder."
+            ) from None
+        except NotImplementedError:
+            logger.warning("%s is on a file system without locks: make sure that no other run uses it.", self.folder)
+
+    def release(self) -> None:
+        """Lets other processes write to the folder again."""
+        lock = _claimed.pop((self.folder / LOCK).resolve(), None)
+        if lock is not None:
+            lock.release()
+
     def journal_folder(self, number: int) -> Path:
         """Where a running round notes what it has scored."""
         return self.folder / f".round-{number:03d}.journal"
@@ -97,7 +133,8 @@ class Store:
             with atomic_path(partial / "scores.parquet") as path:
                 pq.write_table(scores, path)
             write_text(partial / "round.json", json.dumps(described, indent=2, allow_nan=False) + "\n")
-            os.replace(partial, folder)
+            with _written(folder):
+                os.replace(partial, folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         _sync_folder(self.folder)
@@ -115,11 +152,14 @@ class Store:
         if not (folder / "round.json").is_file():
             found = ", ".join(map(str, self.rounds())) or "none"
             raise FileNotFoundError(f"There is no round {number} in {self.folder} (rounds there: {found}).")
-        summary = json.loads((folder / "round.json").read_text(encoding="utf-8"))
+        with _told(folder / "round.json"):
+            summary = json.loads((folder / "round.json").read_text(encoding="utf-8"))
         check_version(folder, summary.get("version"))
         if fingerprint is not None:
             check_fingerprint(folder, summary["fingerprint"], fingerprint)
-        return StoredRound(number, folder, pq.read_table(folder / "scores.parquet", schema=SCORES), summary)
+        with _told(folder / "scores.parquet"):
+            scores = pq.read_table(folder / "scores.parquet", schema=SCORES)
+        return StoredRound(number, folder, scores, summary)
 
     def set_aside(self, first: int = 0) -> Path | None:
         """
@@ -171,7 +211,8 @@ class Store:
         path = self._exemplars_path
         if not path.is_file():
             return None
-        table = pq.read_table(path)
+        with _told(path):
+            table = pq.read_table(path)
         described = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
         _check_described(path, described, fingerprint)
         return table["exemplar"].to_numpy(), table["similarity"].to_numpy()
@@ -193,7 +234,7 @@ class Store:
         path = self._embeddings_path
         if not path.is_file():
             return None
-        with safe_open(path, framework="numpy") as file:
+        with _told(path), safe_open(path, framework="numpy") as file:
             _check_described(path, file.metadata() or {}, fingerprint)
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if "embeddings" in arrays:
@@ -242,16 +283,41 @@ def _check_described(path: Path, described: Mapping[str, str], expected: Mapping
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
     """Gives a temporary path beside `target`; at the end it is flushed to the disk and takes the target's name."""
-    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-        _sync_folder(target.parent)
+        with _written(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+            _sync_folder(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _written(target: Path) -> Iterator[None]:
+    """Says what could not be written."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise OSError(
+            f"{target} could not be written ({error}). What stood there before is unchanged. Free space on the disk, "
+            "or give another output folder."
+        ) from error
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Says which file could not be read."""
+    try:
+        yield
+    except (OSError, json.JSONDecodeError, pa.ArrowInvalid, SafetensorError) as error:
+        raise ValueError(
+            f"{path} could not be read, it is cut or damaged ({error}). Delete it or move it away, and what it held is "
+            "computed again; or use a fresh output folder."
+        ) from error
 
 
 def write_text(target: Path, text: str) -> None:
