@@ -69,7 +69,7 @@ def score(arguments: argparse.Namespace) -> None:
         check_model(model, pool)
         check_layout(model, config)
     store = Store(arguments.output)
-    with world.together("claiming the output folder"):
+    with _told_by_rank_0(world, "claiming the output folder"):
         if world.is_main:
             store.claim()
     exemplars = find_exemplars(model, pool, config, store, world, reuse=False)
