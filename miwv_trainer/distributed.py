@@ -68,13 +68,20 @@ def fsdp_root_inside(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def resharded(model: nn.Module) -> Iterator[None]:
-    """Afterwards FSDP2 holds no more than its share. The root would keep what it gathered, for a backward to come."""
+    """
+    Afterwards FSDP holds no more than its share. Its root, and with some settings every module, would keep what it
+    gathered for a backward to come: memory, and the weights of now where the next forward is to see others.
+    """
     try:
         yield
     finally:
         for module in model.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
+        for part in FullyShardedDataParallel.fsdp_modules(model):
+            # FSDP1 has no such method of its own. `_is_root` is not known before the first forward.
+            if part._is_root is not None and part._handle is not None and part._handle.uses_sharded_strategy:
+                part._handle.reshard(free_unsharded_flat_param=True)
 
 
 @dataclass

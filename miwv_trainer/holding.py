@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState, DistributedType
-from accelerate.utils import extract_model_from_parallel
+from accelerate.utils import extract_model_from_parallel, is_compiled_module
 from torch import nn
 from transformers import TrainingArguments
 
+from miwv_trainer.distributed import fsdp_root_inside
 from miwv_trainer.head import inner_model
 
 PARALLELISMS = {
@@ -59,8 +60,11 @@ def _degrees(args: TrainingArguments, state: AcceleratorState, model: nn.Module)
 def unwrapped(model: nn.Module) -> Any:
     """
     The module inside DataParallel, DistributedDataParallel, a DeepSpeed engine or `torch.compile`, which shares its
-    weights. What `fully_shard` made is a module itself and stays.
+    weights. What FSDP made stays: its forward gathers the parameters.
     """
+    as_it_was: Any = model._orig_mod if is_compiled_module(model) else model
+    if fsdp_root_inside(as_it_was) is not as_it_was:
+        return as_it_was
     return extract_model_from_parallel(model, keep_torch_compile=False)
 
 
@@ -81,7 +85,8 @@ def uncompiled(model: nn.Module) -> Iterator[None]:
 def evaluating(optimizer: Any) -> Iterator[None]:
     """
     Inside, an optimizer that has weights of its own for evaluation (schedule-free) shows them, as the Trainer does when
-    it evaluates. Afterwards all weights are what they were to the bit: back and forth, its arithmetic would round.
+    it evaluates. Afterwards it is in the mode in which it was (the Trainer's own evaluation leaves it showing them), and
+    all weights are what they were to the bit: back and forth, its arithmetic would round.
 
     Args:
         optimizer: accelerate's wrapper, as the Trainer hands it to callbacks; None where there is no optimizer.
@@ -90,12 +95,21 @@ def evaluating(optimizer: Any) -> Iterator[None]:
         yield
         return
     held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    before = [parameter.detach().clone() for parameter in held]
+    before, mode = [parameter.detach().clone() for parameter in held], _settings(optimizer)
     optimizer.eval()
+    was_training = _settings(optimizer) != mode
+    if not was_training:
+        before.clear()
     try:
         yield
     finally:
-        optimizer.train()
-        with torch.no_grad():
-            for parameter, value in zip(held, before, strict=True):
-                parameter.copy_(value)
+        if was_training:
+            optimizer.train()
+            with torch.no_grad():
+                for parameter, value in zip(held, before, strict=True):
+                    parameter.copy_(value)
+
+
+def _settings(optimizer: Any) -> list[dict[str, Any]]:
+    """What an optimizer notes about its groups of parameters, its mode among it."""
+    return [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]

@@ -1,4 +1,4 @@
-"""Run on each rank by test_sharded.py: scores models split by FSDP and writes what it saw as JSON.
+"""Run on each rank by test_sharded.py: scores models that are wrapped or split and writes what it saw as JSON.
 
     launched_sharded.py OUTPUT
 
@@ -10,28 +10,35 @@ import json
 import logging
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from peft import LoraConfig, get_peft_model
+from schedulefree import AdamWScheduleFree
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy, fully_shard
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
-from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.distributed import World
+from miwv_trainer.fingerprints import Moment
+from miwv_trainer.holding import evaluating
 from miwv_trainer.layout import choose_layout
 from miwv_trainer.pool import Pool
 from miwv_trainer.precision import score_refined
 from miwv_trainer.rendering import pool_from_rows
 from miwv_trainer.retrieval import embed_texts, nearest_exemplars
+from miwv_trainer.rounds import find_exemplars, run_round
 from miwv_trainer.scoring import no_trace
 from miwv_trainer.selection import select_top
+from miwv_trainer.store import Store
+from tests.held import live_bytes
 from tests.tiny import tiny_config, tiny_dataset, tiny_model, tiny_tokenizer
 
 CONFIG = MIWVConfig(embedder="tfidf", tokens_per_batch=256, tokens_per_row=256)
@@ -66,12 +73,19 @@ def by_fsdp2(model: Any) -> Any:
     return fully_shard(model, mesh=mesh)
 
 
-def by_fsdp1(model: Any) -> Any:
+def by_fsdp1(model: Any, **options: Any) -> Any:
     policy = functools.partial(transformer_auto_wrap_policy, transformer_layer_cls={LlamaDecoderLayer})
-    return FullyShardedDataParallel(model, auto_wrap_policy=policy, device_id=torch.device("cpu"), use_orig_params=True)
+    options = {"auto_wrap_policy": policy, "device_id": torch.device("cpu"), "use_orig_params": True, **options}
+    return FullyShardedDataParallel(model, **options)
 
 
+# What keeps all parameters after a forward, in one tensor a layer.
+by_fsdp1_keeping = functools.partial(by_fsdp1, use_orig_params=False, sharding_strategy=ShardingStrategy.SHARD_GRAD_OP)
 SHARDED = {"fsdp2": by_fsdp2, "fsdp1": by_fsdp1}
+HELD = {**SHARDED, "fsdp1_keeping": by_fsdp1_keeping, "ddp": DistributedDataParallel}
+OPTIMIZERS = {"adamw": torch.optim.AdamW, "schedule_free": AdamWScheduleFree}
+# Before which step a pass over the pool is made; -1 is before none.
+PASSES = (-1, 0, 3)
 
 
 def layers(model: nn.Module) -> list[nn.Module]:
@@ -87,9 +101,11 @@ def main() -> None:
     results: dict[str, Any] = {"rank": dist.get_rank(), "world_size": dist.get_world_size()}
     for kind, shard in SHARDED.items():
         results[kind] = {name: scored(shard(make()), pool, exemplars) for name, make in MODELS.items()}
+    results["rounds"] = {kind: whole_round(hold(tiny_model()), pool, output / kind) for kind, hold in HELD.items()}
     results["trajectories"] = {
-        kind: [trajectory(shard(tiny_model()), pool, exemplars, scores) for scores in (False, True)]
+        f"{kind}-{optimizer}": [trajectory(shard(tiny_model()), pool, exemplars, optimizer, step) for step in PASSES]
         for kind, shard in SHARDED.items()
+        for optimizer in OPTIMIZERS
     }
     (output / f"rank-{dist.get_rank()}.json").write_text(json.dumps(results))
     dist.barrier()
@@ -98,7 +114,7 @@ def main() -> None:
 
 def scored(model: Any, pool: Pool, exemplars: np.ndarray) -> dict[str, Any]:
     world = World.current(torch.device("cpu"), model)
-    before = held(model)
+    before = live_bytes()
     found: dict[str, Any] = {"sharded": world.sharded}
     with no_trace(model):
         found["layout"] = choose_layout(model, pool, exemplars, CONFIG, world)
@@ -108,33 +124,50 @@ def scored(model: Any, pool: Pool, exemplars: np.ndarray) -> dict[str, Any]:
             found[layout] = [losses.zero_shot.tolist(), losses.one_shot.tolist()]
             found["refined"] = refined.samples
             found["selection"] = select_top(losses.miwv, 5).tolist()
-    found["held"] = [before, held(model)]
+    found["held"] = [before, live_bytes()]
     return found
 
 
-def held(model: nn.Module) -> int:
-    """Bytes of parameters on this rank."""
-    local = (p.to_local() if isinstance(p, DTensor) else p for p in model.parameters())
-    return sum(tensor.untyped_storage().nbytes() for tensor in local)
+def whole_round(model: Any, pool: Pool, folder: Path) -> dict[str, Any]:
+    """A round as a callback runs it, of the model as it is wrapped, its exemplars found with the model."""
+    world = World.current(torch.device("cpu"), model)
+    config = MIWVConfig(fraction=0.3, embedder="model", tokens_per_batch=256, tokens_per_row=256)
+    store, before = Store(folder), live_bytes()
+    exemplars = find_exemplars(model, pool, config, store, world, reuse=False)
+    finished = run_round(model, pool, exemplars, config, store, world, Moment())
+    return {
+        "exemplars": exemplars.indices.tolist(),
+        "losses": [finished.column(f"{kind}_shot_loss").tolist() for kind in ("zero", "one")],
+        "selection": finished.selection.tolist(),
+        "live": [before, live_bytes()],
+    }
 
 
-def trajectory(model: Any, pool: Pool, exemplars: np.ndarray, scores: bool) -> list[float]:
-    """Losses of a few steps of AdamW, with or without a scoring pass before the first."""
+def trajectory(model: Any, pool: Pool, exemplars: np.ndarray, optimizer: str, scored_step: int) -> list[float]:
+    """Losses of a few steps of an optimizer, with or without a pass over the pool before one of them."""
     model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    if scores:
-        world = World.current(torch.device("cpu"), model)
-        with no_trace(model):
-            score_refined(model, pool, exemplars, CONFIG, "tree", world)
+    inner = OPTIMIZERS[optimizer](model.parameters(), lr=1e-2)
     losses = []
     for step in range(STEPS):
+        if step == scored_step:
+            world = World.current(torch.device("cpu"), model)
+            with evaluating(SimpleNamespace(optimizer=inner, **of_wrapper(inner))), no_trace(model):
+                score_refined(model, pool, exemplars, CONFIG, "tree", world)
+        if optimizer == "schedule_free":
+            inner.train()
         ids = torch.from_numpy(pool.sample(2 * step + dist.get_rank()).astype(np.int64))[None]
         loss = model(input_ids=ids, labels=ids).loss
         loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        inner.step()
+        inner.zero_grad()
         losses.append(loss.item())
     return losses
+
+
+def of_wrapper(optimizer: Any) -> dict[str, Any]:
+    """What accelerate's wrapper hands on."""
+    names = ("param_groups", "train", "eval")
+    return {name: getattr(optimizer, name) for name in names if hasattr(optimizer, name)}
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """However the Trainer holds its model, the module inside is scored, and nothing about it has changed afterwards."""
 
 import copy
-import gc
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,12 +17,13 @@ from transformers import TrainerCallback
 
 from miwv_trainer import MIWVConfig, attach
 from miwv_trainer.distributed import World
-from miwv_trainer.holding import check_parallelism, unwrapped
+from miwv_trainer.holding import check_parallelism
 from miwv_trainer.packing import zero_shot_row
 from miwv_trainer.rendering import pool_from_rows
 from miwv_trainer.rounds import Moment, find_exemplars, run_round
 from miwv_trainer.store import Store
-from tests.test_attach import by_epoch, lora, noting_trainer, trained
+from tests.held import facts, live_bytes
+from tests.test_attach import NotingTrainer, by_epoch, lora, noting_trainer, rebuilt, trained
 from tests.tiny import tiny_dataset, tiny_model, tiny_tokenizer
 
 WORLD = World(0, 1, torch.device("cpu"))
@@ -81,37 +81,32 @@ def test_a_round_sees_the_averaged_weights_of_a_schedule_free_optimizer(tmp_path
         assert abs(plain_loss(copies.trained, callback.pool, sample) - shown) > 1e-3
 
 
+class EvaluatedTrainer(NotingTrainer):
+    """Takes the positions out of the batches of an evaluation too."""
+
+    def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        inputs.pop("position")
+        return super().prediction_step(model, inputs, *args, **kwargs)
+
+
+# The Trainer's evaluation leaves a schedule-free optimizer with its averages, until the next step.
+@pytest.mark.parametrize("evaluates", ["no", "epoch"])
 @pytest.mark.parametrize("optim", ["adamw_torch", "schedule_free_adamw"])
-def test_rounds_change_nothing_in_the_training_around_them(optim: str, tmp_path: Path) -> None:
+def test_rounds_change_nothing_in_the_training_around_them(optim: str, evaluates: str, tmp_path: Path) -> None:
     found = []
     for config in (ONCE, ALL):
         options = {"optim": optim, "lr_scheduler_type": "constant", "learning_rate": 1e-2, "num_train_epochs": 3}
         trained.clear()
-        trainer = noting_trainer(tmp_path / str(len(found)), **options)
+        plain = noting_trainer(tmp_path / str(len(found)), **options)
+        plain.args.eval_strategy = evaluates
+        trainer = rebuilt(EvaluatedTrainer, plain, eval_dataset=plain.train_dataset.select(range(4)))
         callback = attach(trainer, config)
         trainer.train()
+        assert any("eval_loss" in entry for entry in trainer.state.log_history) == (evaluates == "epoch")
         found.append((weights(trainer.model), by_epoch(), len(callback.rounds)))
     (once, order, rounds), (again, other_order, more) = found
     assert (rounds, more) == (1, 3) and order == other_order
     assert all(torch.equal(value, again[name]) for name, value in once.items())
-
-
-def facts(model: nn.Module) -> dict[str, Any]:
-    """Everything of a model that a round could leave changed."""
-    return {
-        "training": [module.training for module in model.modules()],
-        "hooks": [
-            [len(hooks) for hooks in (m._forward_hooks, m._forward_pre_hooks, m._backward_hooks)]
-            for m in model.modules()
-        ],
-        "requires_grad": [parameter.requires_grad for parameter in model.parameters()],
-        "grad": [None if p.grad is None else p.grad.sum().item() for p in model.parameters()],
-        "dtypes": [parameter.dtype for parameter in model.parameters()],
-        "attention": unwrapped(model).config._attn_implementation,
-        "storage": [parameter.data_ptr() for parameter in model.parameters()],
-        "random": torch.get_rng_state().sum().item(),
-        "checkpointing": [getattr(module, "gradient_checkpointing", None) for module in model.modules()],
-    }
 
 
 class Around(TrainerCallback):
@@ -121,7 +116,9 @@ class Around(TrainerCallback):
         self.seen: list[dict[str, Any]] = []
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.seen.append(facts(kwargs["model"]))
+        model = kwargs["model"]
+        storage = [parameter.data_ptr() for parameter in model.parameters()]
+        self.seen.append({**facts(model), "storage": storage})
 
 
 @pytest.mark.parametrize("adapter", ["full", "lora"])
@@ -167,7 +164,7 @@ class Compiled(TrainerCallback):
         self.seen.append(graphs())
 
 
-@pytest.mark.parametrize("how", ["arguments", "in place"])
+@pytest.mark.parametrize("how", ["arguments", "in place", "around"])
 def test_rounds_of_a_compiled_model_compile_nothing(how: str, tmp_path: Path) -> None:
     torch.compiler.reset()
     counters.clear()
@@ -176,6 +173,9 @@ def test_rounds_of_a_compiled_model_compile_nothing(how: str, tmp_path: Path) ->
     if how == "in place":
         model.compile(backend="eager")
     trainer = noting_trainer(tmp_path, model=model, **options)
+    if how == "around":
+        trainer.model = torch.compile(model, backend="eager")
+        trainer = rebuilt(NotingTrainer, trainer)
     before, after = Compiled(), Compiled()
     trainer.add_callback(before)
     callback = attach(trainer, CONFIG)
@@ -265,15 +265,6 @@ def test_fsdp_that_was_asked_for_and_is_not_active_is_refused(tmp_path: Path) ->
         ValueError, match=r"FSDP was asked for \(`fsdp=True`\), but is not active: accelerate runs as NO"
     ):
         check_parallelism(args, model)
-
-
-def live_bytes() -> int:
-    gc.collect()
-    storages = {}
-    for thing in gc.get_objects():
-        if type(thing) in (torch.Tensor, nn.Parameter) and not thing.is_meta:
-            storages[thing.untyped_storage().data_ptr()] = thing.untyped_storage().nbytes()
-    return sum(storages.values())
 
 
 def test_rounds_leave_no_tensors_and_no_memory_behind(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Models that FSDP has split over two processes are scored as one process scores them whole."""
+"""Models that FSDP has split over two processes, or DDP has wrapped, are scored as one process scores them whole."""
 
 import json
 import sys
@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from miwv_trainer.packing import one_shot_row, zero_shot_row
+from miwv_trainer.packing import one_shot_row, prompt_row, zero_shot_row
+from miwv_trainer.pool import Pool
 from miwv_trainer.rendering import pool_from_rows
 from miwv_trainer.retrieval import embed_texts, nearest_exemplars
 from tests.launched import ROOT, free_port, run
-from tests.launched_sharded import MODELS, SHARDED, STEPS
-from tests.tiny import tiny_dataset, tiny_tokenizer
+from tests.launched_sharded import HELD, MODELS, OPTIMIZERS, SHARDED, STEPS
+from tests.tiny import tiny_dataset, tiny_model, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +31,13 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return found
 
 
-def plain_losses(model: Any) -> np.ndarray:
+def tiny_pool() -> Pool:
+    return pool_from_rows(tiny_dataset(17), tiny_tokenizer())
+
+
+def plain_losses(model: Any, exemplars: np.ndarray) -> np.ndarray:
     """`(2, N)` losses of each row by itself, from the whole model's own `labels`."""
-    pool = pool_from_rows(tiny_dataset(17), tiny_tokenizer())
-    exemplars, _ = nearest_exemplars(embed_texts("tfidf", pool.texts), pool, 512)
+    pool = tiny_pool()
     losses = np.empty((2, len(pool)))
     for sample in range(len(pool)):
         rows = (zero_shot_row(pool, sample), one_shot_row(pool, sample, int(exemplars[sample]), 512))
@@ -49,7 +53,9 @@ def plain_losses(model: Any) -> np.ndarray:
 @pytest.mark.parametrize("kind", SHARDED)
 @pytest.mark.parametrize("name", MODELS)
 def test_both_layouts_have_the_whole_models_losses(name: str, kind: str, ranks: list[dict[str, Any]]) -> None:
-    expected = plain_losses(MODELS[name]())
+    pool = tiny_pool()
+    exemplars, _ = nearest_exemplars(embed_texts("tfidf", pool.texts), pool, 512)
+    expected = plain_losses(MODELS[name](), exemplars)
     tolerance = 0.05 if name == "bfloat16" else 1e-5
     for rank in ranks:
         found = rank[kind][name]
@@ -69,9 +75,39 @@ def test_after_a_round_a_rank_holds_what_it_held_before(name: str, kind: str, ra
         assert after == before
 
 
-@pytest.mark.parametrize("kind", SHARDED)
-def test_a_round_before_the_first_step_does_not_change_the_training(kind: str, ranks: list[dict[str, Any]]) -> None:
+def plain_exemplars(model: Any) -> np.ndarray:
+    """The most similar other sample of each, by the whole model's hidden states, one prompt at a time."""
+    pool, means = tiny_pool(), []
+    for sample in range(len(pool)):
+        row = prompt_row(pool, sample, 512)
+        with torch.no_grad():
+            hidden = model.model(torch.from_numpy(row.ids.astype(np.int64))[None]).last_hidden_state[0]
+        means.append(hidden[row.targets].mean(dim=0).numpy())
+    vectors = np.stack([mean / np.linalg.norm(mean) for mean in means])
+    cosines = vectors @ vectors.T
+    np.fill_diagonal(cosines, -np.inf)
+    return cosines.argmax(axis=1)
+
+
+@pytest.mark.parametrize("kind", HELD)
+def test_a_whole_round_is_that_of_the_whole_model_and_leaves_nothing(kind: str, ranks: list[dict[str, Any]]) -> None:
+    exemplars = plain_exemplars(tiny_model())
+    zero_shot, one_shot = plain_losses(tiny_model(), exemplars)
     for rank in ranks:
-        without, after_scoring = rank["trajectories"][kind]
-        assert len(without) == STEPS and without == after_scoring
+        found = rank["rounds"][kind]
+        assert found["exemplars"] == exemplars.tolist()
+        np.testing.assert_allclose(found["losses"], [zero_shot, one_shot], atol=1e-5, rtol=0)
+        assert found["selection"] == sorted(np.argsort(zero_shot - one_shot, kind="stable")[:5].tolist())
+        before, after = found["live"]
+        assert after == before
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("kind", SHARDED)
+def test_passes_over_the_pool_do_not_change_the_training(
+    kind: str, optimizer: str, ranks: list[dict[str, Any]]
+) -> None:
+    for rank in ranks:
+        without, before_the_first, in_between = rank["trajectories"][f"{kind}-{optimizer}"]
+        assert len(without) == STEPS and without == before_the_first == in_between
         assert without[-1] < without[0]

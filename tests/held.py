@@ -1,0 +1,39 @@
+"""What a process holds of a model, and what a round could leave changed about it."""
+
+import gc
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from miwv_trainer.holding import unwrapped
+
+
+def live_bytes() -> int:
+    """Of all tensors that live, what wrappers keep of them included; storage that several share counts once."""
+    gc.collect()
+    storages = {}
+    for thing in gc.get_objects():
+        if type(thing) in (torch.Tensor, nn.Parameter) and not thing.is_meta:
+            storages[thing.untyped_storage().data_ptr()] = thing.untyped_storage().nbytes()
+    return sum(storages.values())
+
+
+def facts(model: nn.Module) -> dict[str, Any]:
+    """Everything of a model that a round could leave changed, and the global random states, as JSON takes it."""
+    python_state, numpy_state = random.getstate()[1], np.random.get_state()[1]
+    return {
+        "training": [module.training for module in model.modules()],
+        "hooks": [
+            [len(hooks) for hooks in (m._forward_hooks, m._forward_pre_hooks, m._backward_hooks)]
+            for m in model.modules()
+        ],
+        "requires_grad": [parameter.requires_grad for parameter in model.parameters()],
+        "grad": [None if p.grad is None else p.grad.sum().item() for p in model.parameters()],
+        "dtypes": [str(parameter.dtype) for parameter in model.parameters()],
+        "attention": unwrapped(model).config._attn_implementation,
+        "random": [hash(python_state), hash(numpy_state.tobytes()), hash(torch.get_rng_state().numpy().tobytes())],
+        "checkpointing": [getattr(module, "gradient_checkpointing", None) for module in model.modules()],
+    }
