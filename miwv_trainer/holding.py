@@ -85,7 +85,7 @@ def uncompiled(model: nn.Module) -> Iterator[None]:
 def evaluating(optimizer: Any) -> Iterator[None]:
     """
     Inside, an optimizer that has weights of its own for evaluation (schedule-free) shows them, as the Trainer does when
-    it evaluates. Afterwards it is in the mode in which it was (the Trainer's own evaluation leaves it showing them), and
+    it evaluates. Afterwards it is in the mode in which it was (the Trainer's own evaluation leaves it showing them) and
     all weights are what they were to the bit: back and forth, its arithmetic would round.
 
     Args:

@@ -1,6 +1,9 @@
 """What only a GPU can show: `make test-gpu`."""
 
+import json
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +18,10 @@ from miwv_trainer.layout import choose_layout, score_pool
 from miwv_trainer.packing import Tree, tree_row
 from miwv_trainer.pool import Pool
 from miwv_trainer.scoring import no_trace
+from tests.launched import ROOT, free_port, run
+from tests.test_trajectory import check_rank
 from tests.test_trees import SMALL, case, random_model, synthetic_pool  # noqa: F401
+from tests.tiny import save_tiny
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
 
@@ -75,3 +81,15 @@ def test_a_gpu_that_runs_out_of_memory_goes_on_with_half(caplog: pytest.LogCaptu
             torch.cuda.set_per_process_memory_fraction(1.0)
     assert "Out of memory on" in caplog.text
     np.testing.assert_allclose(found.one_shot, expected.one_shot, atol=1e-4, rtol=0)
+
+
+def test_a_trainer_with_fsdp2_scores_and_trains_as_it_would_without_a_round(tmp_path: Path) -> None:
+    folder, number = save_tiny(tmp_path / "model"), torch.cuda.device_count()
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(number)]
+    script = str(ROOT / "tests" / "launched_trajectory.py")
+    done = run([*launcher, "--master_port", str(free_port()), script, str(folder), str(tmp_path), "FSDP"])
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    for rank in range(number):
+        found = json.loads((tmp_path / f"rank-{rank}.json").read_text())
+        assert found["full-True"]["wrapper"] == "FSDPLlamaForCausalLM"
+        check_rank(found, folder, tolerance=1e-3, noise=1e-3)
