@@ -1,4 +1,4 @@
-"""What a process holds of a model, and what a round could leave changed about it."""
+"""What a process holds of a model, what a round could leave changed about it, and the losses that it has."""
 
 import gc
 import random
@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from miwv_trainer.holding import unwrapped
+from miwv_trainer.packing import one_shot_row, zero_shot_row
+from miwv_trainer.pool import Pool
 
 
 def live_bytes() -> int:
@@ -37,3 +39,17 @@ def facts(model: nn.Module) -> dict[str, Any]:
         "random": [hash(python_state), hash(numpy_state.tobytes()), hash(torch.get_rng_state().numpy().tobytes())],
         "checkpointing": [getattr(module, "gradient_checkpointing", None) for module in model.modules()],
     }
+
+
+def plain_losses(model: Any, pool: Pool, exemplars: np.ndarray) -> np.ndarray:
+    """`(2, N)` losses of each row by itself, from the whole model's own `labels`."""
+    losses = np.empty((2, len(pool)))
+    for sample in range(len(pool)):
+        rows = (zero_shot_row(pool, sample), one_shot_row(pool, sample, int(exemplars[sample]), 512))
+        for kind, row in enumerate(rows):
+            ids = torch.from_numpy(row.ids.astype(np.int64))[None]
+            labels = torch.full_like(ids, -100)
+            labels[0, row.targets] = ids[0, row.targets]
+            with torch.no_grad():
+                losses[kind, sample] = model(input_ids=ids, labels=labels).loss.item()
+    return losses

@@ -1,6 +1,8 @@
 """Run on each rank by test_trajectory.py: trains with and without a scoring pass before the first step.
 
-launched_trajectory.py FOLDER OUTPUT
+launched_trajectory.py FOLDER OUTPUT [FSDP]
+
+With FSDP on GPUs, under FSDP2; else on CPUs, under what the launcher set up.
 """
 
 import json
@@ -12,28 +14,41 @@ import torch.distributed as dist
 from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
 
 from miwv_trainer import MIWVConfig, MIWVDataSampler, attach, tokenize
+from tests.held import facts
 from tests.test_attach import lora
 from tests.tiny import tiny_dataset, tiny_tokenizer
 
 COUNT = 24
 PLAIN: dict[str, Any] = {}
 OPTIONS = {"gradient_checkpointing": True, "neftune_noise_alpha": 5.0}
+# Name, whether adapters are trained, options, and with how many rounds before the first step: none, or one.
+RUNS: list[tuple[str, bool, dict[str, Any], tuple[bool, ...]]] = [
+    ("full", False, PLAIN, (False, True)),
+    ("lora", True, OPTIONS, (False, True)),
+    ("bfloat16", True, {**OPTIONS, "bf16": True}, (True,)),
+]
 
 
 class Held(TrainerCallback):
-    """Numbers of parameters on this rank, and the training flags, when training begins."""
+    """
+    How many parameters lie on this rank when training begins, and whatever else a round could change.
+
+    The model is put in training mode, as the Trainer does before its first step: noise and dropout are on.
+    """
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        model = kwargs["model"]
-        self.seen = [sum(p.numel() for p in model.parameters()), [module.training for module in model.modules()]]
+        model = kwargs["model"].train()
+        self.seen = [sum(parameter.numel() for parameter in model.parameters()), facts(model)]
 
 
 def main() -> None:
-    folder, output = Path(sys.argv[1]), Path(sys.argv[2])
+    folder, output, options = Path(sys.argv[1]), Path(sys.argv[2]), {"use_cpu": True}
+    if sys.argv[3:] == ["FSDP"]:
+        options = {"fsdp": True, "fsdp_config": {"transformer_layer_cls_to_wrap": "LlamaDecoderLayer"}}
     runs = {
-        f"{name}-{scores}": train(folder, output / f"{name}-{scores}", name == "lora", options, scores)
-        for name, options in (("full", PLAIN), ("lora", OPTIONS))
-        for scores in (False, True)
+        f"{name}-{scores}": train(folder, output / f"{name}-{scores}", is_lora, {**options, **more}, scores)
+        for name, is_lora, more, both in RUNS
+        for scores in both
     }
     rank = dist.get_rank()
     (output / f"rank-{rank}.json").write_text(json.dumps({"rank": rank, "world_size": dist.get_world_size(), **runs}))
@@ -55,7 +70,6 @@ def train(folder: Path, output: Path, is_lora: bool, options: dict[str, Any], sc
             logging_steps=1,
             save_strategy="no",
             report_to="none",
-            use_cpu=True,
             disable_tqdm=True,
             **options,
         ),
@@ -64,21 +78,22 @@ def train(folder: Path, output: Path, is_lora: bool, options: dict[str, Any], sc
         processing_class=tokenizer,
         callbacks=[before],
     )
-    rounds: list[Any] = []
+    callback = None
     if scores:
-        rounds = attach(trainer, MIWVConfig(fraction=1.0, embedder="tfidf", tokens_per_batch=128)).rounds
+        callback = attach(trainer, MIWVConfig(fraction=1.0, embedder="tfidf", tokens_per_batch=128))
     else:
         sampler = MIWVDataSampler(COUNT, 1.0, trainer.args.seed)
         sampler.set_selection(range(COUNT))
         trainer._get_train_sampler = lambda *_, **__: sampler
     trainer.add_callback(after)
     trainer.train()
+    rounds = callback.rounds if callback is not None else []
     return {
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
         "wrapper": type(trainer.model_wrapped).__name__,
         "held": [before.seen, after.seen],
-        "zero_shot": [current.column("zero_shot_loss").tolist() for current in rounds],
-        "one_shot": [current.column("one_shot_loss").tolist() for current in rounds],
+        "exemplars": [current.column("exemplar").tolist() for current in rounds],
+        "scored": [[current.column(f"{kind}_shot_loss").tolist() for kind in ("zero", "one")] for current in rounds],
     }
 
 

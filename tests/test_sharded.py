@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from miwv_trainer.packing import one_shot_row, prompt_row, zero_shot_row
+from miwv_trainer.packing import prompt_row
 from miwv_trainer.pool import Pool
 from miwv_trainer.rendering import pool_from_rows
 from miwv_trainer.retrieval import embed_texts, nearest_exemplars
+from tests.held import plain_losses
 from tests.launched import ROOT, free_port, run
 from tests.launched_sharded import HELD, MODELS, OPTIMIZERS, SHARDED, STEPS
 from tests.tiny import tiny_dataset, tiny_model, tiny_tokenizer
@@ -35,27 +36,12 @@ def tiny_pool() -> Pool:
     return pool_from_rows(tiny_dataset(17), tiny_tokenizer())
 
 
-def plain_losses(model: Any, exemplars: np.ndarray) -> np.ndarray:
-    """`(2, N)` losses of each row by itself, from the whole model's own `labels`."""
-    pool = tiny_pool()
-    losses = np.empty((2, len(pool)))
-    for sample in range(len(pool)):
-        rows = (zero_shot_row(pool, sample), one_shot_row(pool, sample, int(exemplars[sample]), 512))
-        for kind, row in enumerate(rows):
-            ids = torch.from_numpy(row.ids.astype(np.int64))[None]
-            labels = torch.full_like(ids, -100)
-            labels[0, row.targets] = ids[0, row.targets]
-            with torch.no_grad():
-                losses[kind, sample] = model(input_ids=ids, labels=labels).loss.item()
-    return losses
-
-
 @pytest.mark.parametrize("kind", SHARDED)
 @pytest.mark.parametrize("name", MODELS)
 def test_both_layouts_have_the_whole_models_losses(name: str, kind: str, ranks: list[dict[str, Any]]) -> None:
     pool = tiny_pool()
     exemplars, _ = nearest_exemplars(embed_texts("tfidf", pool.texts), pool, 512)
-    expected = plain_losses(MODELS[name](), exemplars)
+    expected = plain_losses(MODELS[name](), pool, exemplars)
     tolerance = 0.05 if name == "bfloat16" else 1e-5
     for rank in ranks:
         found = rank[kind][name]
@@ -92,7 +78,7 @@ def plain_exemplars(model: Any) -> np.ndarray:
 @pytest.mark.parametrize("kind", HELD)
 def test_a_whole_round_is_that_of_the_whole_model_and_leaves_nothing(kind: str, ranks: list[dict[str, Any]]) -> None:
     exemplars = plain_exemplars(tiny_model())
-    zero_shot, one_shot = plain_losses(tiny_model(), exemplars)
+    zero_shot, one_shot = plain_losses(tiny_model(), tiny_pool(), exemplars)
     for rank in ranks:
         found = rank["rounds"][kind]
         assert found["exemplars"] == exemplars.tolist()
