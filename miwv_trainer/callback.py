@@ -141,6 +141,7 @@ class MIWVCallback(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if state.is_world_process_zero and self._store is not None:
+            self._move_aside(len(self.rounds))
             self._store.release()
 
     def on_epoch_end(
@@ -214,20 +215,23 @@ class MIWVCallback(TrainerCallback, ExportableState):
         self._run_state = replace(self._run_state, look_ahead=ahead, history=list(before.history))
         for entry, stored in zip(before.history, self.rounds, strict=True):
             self._put_in_force(stored, Place(entry.epoch, entry.position, step))
-        logger.info("Resumed at step %d with %d round(s).", step, len(self.rounds))
-        is_due = self._is_due(self._trainer_state)
-        # A round that is due may have been scored by a run that died before its next checkpoint.
-        self._set_aside(world, len(self.rounds) + is_due)
-        if is_due:
+        if world.is_main:
+            logger.info("Resumed at step %d with %d round(s).", step, len(self.rounds))
+        # Rounds that were scored after the checkpoint stay: where the same weights come to the same step, the round of
+        # that step is read; else they are moved aside.
+        if self._is_due(self._trainer_state):
             self._score(model, world, self._pace.first_free(step))
 
     def _set_aside(self, world: World, first: int) -> None:
-        assert self._store is not None
         with world.together("moving rounds aside"):
             if world.is_main:
-                aside = self._store.set_aside(first)
-                if aside is not None:
-                    logger.warning("Rounds of an earlier run in %s were moved to %s.", self._store.folder, aside)
+                self._move_aside(first)
+
+    def _move_aside(self, first: int) -> None:
+        assert self._store is not None
+        aside = self._store.set_aside(first)
+        if aside is not None:
+            logger.warning("Rounds of an earlier run in %s were moved to %s.", self._store.folder, aside)
 
     def _score(self, model: nn.Module, world: World, place: Place) -> None:
         """Adds a round, scored with the model as it is, in force from a place on."""

@@ -85,7 +85,8 @@ def find_exemplars(
                 logger.warning("Rounds and exemplars of an earlier run in %s were moved to %s.", store.folder, aside)
             stored = store.read_exemplars(fingerprint)
     if (stored := world.share(stored)) is not None:
-        logger.info("Exemplars: read from %s.", store.folder)
+        if world.is_main:
+            logger.info("Exemplars: read from %s.", store.folder)
         return Exemplars(*stored)
     embeddings = None
     with world.together("reading the embeddings"):

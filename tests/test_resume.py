@@ -216,8 +216,25 @@ def test_a_round_of_other_weights_at_the_same_step_is_not_taken_for_the_next(tmp
     one, other = (run.callback.rounds[1] for run in (whole, resumed))
     assert one.column("miwv").tolist() != other.column("miwv").tolist()
     assert other.column("miwv").tolist() == Store(tmp_path).read_round(1).column("miwv").tolist()
-    # Rounds that lie ahead go first.
-    assert (tmp_path / "miwv" / "previous-1" / "round-001").is_dir()
+    assert (tmp_path / "miwv" / "previous-0" / "round-001").is_dir()
+
+
+def test_rounds_ahead_of_the_checkpoint_are_read_where_training_comes_to_them_again(tmp_path: Path) -> None:
+    whole = Run(tmp_path, config=config_of("steps"))
+    files = [current.folder / "scores.parquet" for current in whole.callback.rounds]
+    written = [file.stat().st_mtime_ns for file in files]
+    resumed = Run(tmp_path, tmp_path / "checkpoint-3", config_of("steps"))
+    assert len(files) > 3 and resumed.order == whole.order[3:] and resumed.has_the_weights_of(whole)
+    assert [file.stat().st_mtime_ns for file in files] == written
+    assert not list((tmp_path / "miwv").glob("previous-*"))
+
+
+def test_rounds_ahead_that_are_not_come_to_again_are_moved_aside_at_the_end(tmp_path: Path) -> None:
+    Run(tmp_path, config=config_of("epoch"))
+    resumed = Run(tmp_path, tmp_path / "checkpoint-3", config_of("no"))
+    assert len(resumed.callback.rounds) == 1
+    assert Store(tmp_path).rounds() == [0]
+    assert (tmp_path / "miwv" / "previous-0" / "round-002").is_dir()
 
 
 def forget_last_round(checkpoint: Path) -> None:
