@@ -1,8 +1,6 @@
 """Run on each rank by test_trajectory.py: trains with and without a scoring pass before the first step.
 
-launched_trajectory.py FOLDER OUTPUT [FSDP]
-
-With FSDP on GPUs, under FSDP2; else on CPUs, under what the launcher set up.
+launched_trajectory.py FOLDER OUTPUT
 """
 
 import json
@@ -42,12 +40,10 @@ class Held(TrainerCallback):
 
 
 def main() -> None:
-    folder, output, options = Path(sys.argv[1]), Path(sys.argv[2]), {"use_cpu": True}
-    if sys.argv[3:] == ["FSDP"]:
-        options = {"fsdp": True, "fsdp_config": {"transformer_layer_cls_to_wrap": "LlamaDecoderLayer"}}
+    folder, output = Path(sys.argv[1]), Path(sys.argv[2])
     runs = {
-        f"{name}-{scores}": train(folder, output / f"{name}-{scores}", is_lora, {**options, **more}, scores)
-        for name, is_lora, more, both in RUNS
+        f"{name}-{scores}": train(folder, output / f"{name}-{scores}", is_lora, options, scores)
+        for name, is_lora, options, both in RUNS
         for scores in both
     }
     rank = dist.get_rank()
@@ -70,6 +66,7 @@ def train(folder: Path, output: Path, is_lora: bool, options: dict[str, Any], sc
             logging_steps=1,
             save_strategy="no",
             report_to="none",
+            use_cpu=True,
             disable_tqdm=True,
             **options,
         ),
