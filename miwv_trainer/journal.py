@@ -111,9 +111,9 @@ class Journal:
 
     @staticmethod
     def headers(folder: Path) -> list[dict[str, Any]]:
-        """What the files in a journal's folder were made from."""
+        """What the files in a journal's folder were made from, as far as they are of this format version."""
         firsts = (next(_whole_lines(path), None) for path in sorted(folder.glob("rank-*.jsonl")))
-        return [first for first in firsts if first is not None]
+        return [first for first in firsts if first is not None and first.get("version") == FORMAT_VERSION]
 
     def _open(self) -> IO[bytes]:
         self.folder.mkdir(parents=True, exist_ok=True)

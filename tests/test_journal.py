@@ -97,6 +97,7 @@ def test_another_format_version_is_not_read(tmp_path: Path, monkeypatch: pytest.
     write(tmp_path, 0, entry(0))
     monkeypatch.undo()
     assert Journal(tmp_path, 0, HEADER).read() == []
+    assert Journal.headers(tmp_path) == []
 
 
 def test_headers_say_what_is_there(tmp_path: Path) -> None:
