@@ -1,6 +1,7 @@
 """The only file that touches a Trainer."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from transformers import Trainer, TrainingArguments
@@ -8,7 +9,7 @@ from transformers import Trainer, TrainingArguments
 from miwv_trainer.batches import check_batches, sampler_strategy, samples_per_step
 from miwv_trainer.callback import MIWVCallback
 from miwv_trainer.config import MIWVConfig, embeds_text
-from miwv_trainer.pool import check_map_style
+from miwv_trainer.pool import check_map_style, group_numbers
 from miwv_trainer.rendering import pool_from_tokenized
 from miwv_trainer.retrieval import given_embeddings
 from miwv_trainer.sampler import MIWVDataSampler
@@ -43,15 +44,24 @@ def attach(trainer: Trainer, config: MIWVConfig | Mapping[str, Any] | None = Non
         trainer.train_dataset,
         trainer.processing_class,
         trainer.model.config,
-        with_texts=embeds_text(config.embedder),
+        with_texts=embeds_text(config),
     )
+    if config.group_column is not None:
+        pool = replace(pool, groups=group_numbers(trainer.train_dataset, config.group_column))
     if not isinstance(config.embedder, str):
         given_embeddings(config.embedder, len(pool))
     sampler = MIWVDataSampler(
-        len(pool), config.fraction, _seed(config, args), strategy, pool.lengths, samples_per_step(args)
+        len(pool),
+        config.fraction,
+        _seed(config, args),
+        strategy,
+        pool.lengths,
+        samples_per_step(args),
+        epoch_order=config.epoch_order,
     )
     check_batches(args, sampler)
     callback = MIWVCallback(config, sampler, pool)
+    callback.log = trainer.log
 
     def _get_train_sampler(*args: Any, **kwargs: Any) -> MIWVDataSampler:
         return sampler

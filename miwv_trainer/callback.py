@@ -7,7 +7,7 @@ read in `on_train_begin`, and only a round that is due at that very step is scor
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -19,19 +19,16 @@ from transformers.trainer_callback import ExportableState
 from miwv_trainer.batches import check_batches, log_last_batch
 from miwv_trainer.config import MIWVConfig, embeds_text
 from miwv_trainer.distributed import World
+from miwv_trainer.exemplars import find_exemplars
 from miwv_trainer.fingerprints import Exemplars, Moment, exemplar_fingerprint, run_fingerprint
 from miwv_trainer.history import Entry, Pace, Place, RunState, selection_checksum
 from miwv_trainer.holding import check_parallelism, evaluating
 from miwv_trainer.layout import check_layout, context_length
-from miwv_trainer.pool import Pool
+from miwv_trainer.outcome import round_line
+from miwv_trainer.pool import Pool, group_numbers
 from miwv_trainer.rendering import pool_from_tokenized
 from miwv_trainer.resume import checkpoint_state, keep_exemplars, pace_of, read_history
-from miwv_trainer.rounds import (
-    check_model,
-    find_exemplars,
-    round_line,
-    run_round,
-)
+from miwv_trainer.rounds import check_model, difficulties_of, run_round
 from miwv_trainer.sampler import MIWVDataSampler
 from miwv_trainer.scoring import preserved_rng
 from miwv_trainer.store import Store, StoredRound
@@ -62,20 +59,23 @@ class MIWVCallback(TrainerCallback, ExportableState):
 
     Attributes:
         rounds: The rounds of this run so far, as they lie on disk.
+        log: The Trainer's `log`, which gets the statistics of each round; `attach` sets it.
     """
 
     def __init__(self, config: MIWVConfig, sampler: MIWVDataSampler, pool: Pool | None = None) -> None:
         if config is None or sampler is None:
             raise TypeError(f"A MIWVCallback needs a configuration and a sampler. {NOT_REBUILT}")
-        if sampler.fraction != config.fraction:
-            raise ValueError(
-                f"The sampler was made with `fraction` {sampler.fraction}, the configuration with {config.fraction}; "
-                "give both the same."
-            )
-        self.config = config
+        for name in ("fraction", "epoch_order"):
+            if getattr(sampler, name) != getattr(config, name):
+                raise ValueError(
+                    f"The sampler was made with `{name}` {getattr(sampler, name)!r}, the configuration with "
+                    f"{getattr(config, name)!r}; give both the same."
+                )
+        self.config = replace(config, sampler_seed=sampler.seed)
         self.sampler = sampler
         self.pool = pool
         self.rounds: list[StoredRound] = []
+        self.log: Callable[[dict[str, float]], None] | None = None
         self._exemplars: Exemplars | None = None
         self._store: Store | None = None
         self._epoch = 0
@@ -106,8 +106,11 @@ class MIWVCallback(TrainerCallback, ExportableState):
                         dataloader.dataset,
                         kwargs.get("processing_class"),
                         model.config,
-                        with_texts=embeds_text(self.config.embedder),
+                        with_texts=embeds_text(self.config),
                     )
+                    if self.config.group_column is not None:
+                        groups = group_numbers(dataloader.dataset, self.config.group_column)
+                        self.pool = replace(self.pool, groups=groups)
             _check_pool_size(len(self.pool), self.sampler, dataloader)
             check_model(model, self.pool)
             check_layout(model, self.config)
@@ -141,7 +144,7 @@ class MIWVCallback(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if state.is_world_process_zero and self._store is not None:
-            self._move_aside(len(self.rounds))
+            self._store.set_aside(len(self.rounds))
             self._store.release()
 
     def on_epoch_end(
@@ -182,6 +185,7 @@ class MIWVCallback(TrainerCallback, ExportableState):
             global_step=0,
             sampler_seed=self.sampler.seed,
             train_sampling_strategy=self.sampler.strategy,
+            epoch_order=self.sampler.epoch_order,
             world_size=world.size,
             fingerprint=run_fingerprint(self.pool, self.config, context_length(model, self.config)),
             history=[],
@@ -224,14 +228,8 @@ class MIWVCallback(TrainerCallback, ExportableState):
 
     def _set_aside(self, world: World, first: int) -> None:
         with world.together("moving rounds aside"):
-            if world.is_main:
-                self._move_aside(first)
-
-    def _move_aside(self, first: int) -> None:
-        assert self._store is not None
-        aside = self._store.set_aside(first)
-        if aside is not None:
-            logger.warning("Rounds of an earlier run in %s were moved to %s.", self._store.folder, aside)
+            if world.is_main and self._store is not None:
+                self._store.set_aside(first)
 
     def _score(self, model: nn.Module, world: World, place: Place) -> None:
         """Adds a round, scored with the model as it is, in force from a place on."""
@@ -248,9 +246,10 @@ class MIWVCallback(TrainerCallback, ExportableState):
         step = self._trainer_state.global_step
         moment = Moment(len(self.rounds), step, step // self._run_state.steps_per_epoch)
         notes = {"takes_effect": {**asdict(place), "steps_after_scoring": place.global_step - step}}
-        current = run_round(model, self.pool, self._exemplars, self.config, self._store, world, moment, notes)
+        previous = self.rounds[-1] if self.rounds else None
+        current = run_round(model, self.pool, self._exemplars, self.config, self._store, world, moment, notes, previous)
         if world.is_main:
-            logger.info(round_line(current, self.rounds[-1] if self.rounds else None))
+            logger.info(round_line(current, previous))
             logger.info(
                 "Round %d takes effect at position %d of epoch %d, %d steps after scoring.",
                 current.number, place.position, place.epoch, place.global_step - step,
@@ -259,14 +258,26 @@ class MIWVCallback(TrainerCallback, ExportableState):
         checksum = selection_checksum(current.selection)
         self._run_state.history.append(Entry(current.number, step, place.epoch, place.position, checksum))
         self._put_in_force(current, place)
+        self._log_statistics(current)
+
+    def _log_statistics(self, current: StoredRound) -> None:
+        """Through the Trainer's own log, which every rank calls; the cost of all rounds as a share of training's."""
+        assert self._trainer_state is not None and self._run_state is not None
+        if self.log is None:
+            return
+        epochs = self._trainer_state.max_steps / self._run_state.steps_per_epoch
+        share = sum(each.summary["epochs"] for each in self.rounds) / epochs
+        found = {"round": current.number, **current.summary["statistics"], "share_of_training": share}
+        self.log({f"miwv/{name}": value for name, value in found.items()})
 
     def _put_in_force(self, current: StoredRound, place: Place) -> None:
+        difficulty = None if self.config.epoch_order == "shuffled" else difficulties_of(current, self.config)
         if current.number == 0:
-            self.sampler.set_selection(current.selection)
+            self.sampler.set_selection(current.selection, difficulty)
         else:
-            self.sampler.switch_selection(current.selection, place.epoch, place.position)
+            self.sampler.switch_selection(current.selection, place.epoch, place.position, difficulty)
         missing = len(self.sampler) - len(current.selection)
-        if missing:
+        if missing > 0:
             logger.warning(
                 "Only %d samples could be scored and selected; %d of them are repeated in each epoch, because the "
                 "length of an epoch is fixed before training.", len(current.selection), missing,

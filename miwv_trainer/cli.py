@@ -7,8 +7,9 @@ import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import datasets
 import numpy as np
@@ -16,33 +17,30 @@ import torch
 import transformers
 from accelerate import PartialState
 
-from miwv_trainer.config import DEFAULT_EMBEDDER, Layout, MIWVConfig
+from miwv_trainer.config import SELECTION_FIELDS, MIWVConfig
 from miwv_trainer.distributed import World
+from miwv_trainer.exemplars import find_exemplars
+from miwv_trainer.fingerprints import Moment
 from miwv_trainer.layout import check_layout
-from miwv_trainer.loading import DTYPES, load_model, load_rows
+from miwv_trainer.loading import load_model, load_rows
+from miwv_trainer.options import OPTIONS, make_parser
+from miwv_trainer.outcome import no_candidate
+from miwv_trainer.pool import group_numbers
 from miwv_trainer.rendering import instruction_text, pool_from_rows
 from miwv_trainer.report import round_summary, score_table
-from miwv_trainer.rounds import Moment, check_model, find_exemplars, run_round
-from miwv_trainer.selection import number_selected, select_top
+from miwv_trainer.rounds import check_model, measured_of, run_round
+from miwv_trainer.scores import Measured
+from miwv_trainer.selection import Choice, choose
 from miwv_trainer.store import Store, StoredRound, write_text
 
-DEFAULT_OUTPUT = "miwv-output"
 SELECTED = "selected.jsonl"
-# Where an option is called otherwise than what it configures.
-OPTIONS = {
-    "scoring_max_length": "--max-length",
-    "tokens_per_batch": "--tokens-per-batch",
-    "tokens_per_row": "--tokens-per-row",
-    "logits_chunk": "--logits-chunk",
-    "refine_near_threshold=False": "--no-refine",
-}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one subcommand; bad input ends in one line on standard error and exit status 2."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("miwv_trainer").setLevel(logging.INFO)
-    arguments = _parser().parse_args(argv)
+    arguments = make_parser(score, select, report).parse_args(argv)
     try:
         arguments.run(arguments)
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
@@ -66,6 +64,8 @@ def score(arguments: argparse.Namespace) -> None:
         model, tokenizer = load_model(arguments.model, arguments.dtype)
         model.to(state.device)
         pool = pool_from_rows(rows, tokenizer, show_progress=world.is_main)
+        if config.group_column is not None:
+            pool = replace(pool, groups=group_numbers(rows, config.group_column))
         check_model(model, pool)
         check_layout(model, config)
     store = Store(arguments.output)
@@ -98,17 +98,61 @@ def _as_typed(message: str) -> str:
 
 
 def select(arguments: argparse.Namespace) -> None:
-    """`miwv select`: another fraction of scores that exist."""
-    config = MIWVConfig(fraction=arguments.fraction)
+    """`miwv select`: another fraction of scores that exist, or with other guards."""
     latest = _rounds(arguments.scores)[-1]
-    miwv = latest.column("miwv")
-    selection = select_top(miwv, number_selected(config.fraction, len(miwv)))
-    if arguments.dataset is None:
-        print("\n".join(map(str, selection.tolist())))
+    config = _selecting_config(arguments, latest)
+    rows = _scored_rows(arguments.dataset, latest) if arguments.dataset is not None else None
+    choice = _chosen(config, latest, rows, Store(arguments.scores))
+    if rows is None:
+        print("\n".join(map(str, choice.selection.tolist())))
         return
-    rows = _scored_rows(arguments.dataset, latest)
-    path = write_selected(Path(arguments.scores) / SELECTED, rows, selection)
-    print(f"{len(selection)} of {len(miwv)} samples, MIWV {miwv[selection].min():.4f} and above: {path}")
+    path = write_selected(Path(arguments.scores) / SELECTED, rows, choice.selection)
+    threshold = choice.scores[choice.selection].min()
+    named = "MIWV" if config.score == "miwv" else config.score
+    print(f"{len(choice.selection)} of {len(choice.scores)} samples, {named} {threshold:.4f} and above: {path}")
+    for guard, count in choice.left_out.items():
+        print(f"{guard} leaves out {count}")
+
+
+def _selecting_config(arguments: argparse.Namespace, scored: StoredRound) -> MIWVConfig:
+    """What the round was selected by, except for what was typed."""
+    before = scored.summary["config"]
+    typed = {name: value for name, value in _selection_options(arguments).items() if value is not None}
+    kept = {name: before[name] for name in SELECTION_FIELDS if name in before}
+    if "preset" in typed:
+        kept = {}
+    return MIWVConfig(**{**kept, **typed, "fraction": arguments.fraction, "sampler_seed": before.get("sampler_seed")})
+
+
+def _chosen(config: MIWVConfig, scored: StoredRound, rows: datasets.Dataset | None, store: Store) -> Choice:
+    measured = measured_of(scored, (config.sampler_seed or 0, scored.number))
+    groups = None
+    if config.group_column is not None:
+        if rows is None:
+            raise ValueError("`group_column` is a column of the pool: give it as `--dataset`.")
+        groups = group_numbers(rows, config.group_column)
+    embeddings = None
+    if config.needs_embeddings:
+        embeddings = store.read_embeddings({})
+        if embeddings is None:
+            raise FileNotFoundError(
+                f"There are no embeddings in {store.folder}, by which `diversity` and `max_selected_similarity` "
+                "choose. Score the pool again."
+            )
+    is_complete = (measured.response_tokens > 0) & (scored.column("prompt_tokens") > 0)
+    choice = choose(measured, is_complete, config, groups, embeddings)
+    if not len(choice.selection):
+        raise ValueError(f"{no_candidate(choice)} The scores in {scored.folder} are of {_known(measured)}.")
+    return choice
+
+
+def _known(measured: Measured) -> str:
+    named = {"zero-shot losses": measured.zero_shot_loss, "one-shot losses": measured.one_shot_loss}
+    return " and ".join(name for name, losses in named.items() if np.isfinite(losses).any()) or "no forward"
+
+
+def _selection_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(arguments, name) for name in ("preset", *SELECTION_FIELDS)}
 
 
 def report(arguments: argparse.Namespace) -> None:
@@ -139,7 +183,9 @@ def rows_fingerprint(rows: datasets.Dataset, count: int) -> str:
 def _scoring_config(arguments: argparse.Namespace) -> MIWVConfig:
     _check_output(Path(arguments.output))
     return MIWVConfig(
+        **{name: value for name, value in _selection_options(arguments).items() if value is not None},
         fraction=arguments.fraction,
+        sampler_seed=arguments.seed,
         embedder=_embedder(arguments.embedder),
         layout=arguments.layout,
         scoring_max_length=arguments.max_length,
@@ -207,75 +253,3 @@ def _embedder(name: str) -> Any:
         raise ValueError(
             f"{name} could not be read as an array of numbers: give a file that `numpy.save` wrote."
         ) from error
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, but got {value}")
-    return value
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="miwv", description="Score instruction samples by Model Instruction Weakness Value, and select."
-    )
-    commands = parser.add_subparsers(required=True, metavar="{score,select,report}")
-
-    scoring = commands.add_parser("score", help="score a pool with a model and select the top fraction")
-    scoring.set_defaults(run=score)
-    scoring.add_argument("--model", required=True, help="hub name, folder, or folder with a GGUF file")
-    scoring.add_argument("--dataset", required=True, help="hub name, or a JSON, JSON Lines, CSV or Parquet file")
-    scoring.add_argument("--output", default=DEFAULT_OUTPUT, help="folder to write to (default: %(default)s)")
-    scoring.add_argument(
-        "--fraction", type=float, default=MIWVConfig.fraction, help="share that is selected (default: %(default)s)"
-    )
-    scoring.add_argument(
-        "--embedder",
-        default=DEFAULT_EMBEDDER,
-        help="sentence-transformers name or folder, tfidf, model, or a .npy file (default: %(default)s)",
-    )
-    scoring.add_argument("--dtype", choices=list(DTYPES), help="default: as the model was saved")
-    scoring.add_argument("--max-samples", type=_positive, help="score the first so many samples only")
-    scoring.add_argument("--max-length", type=int, help="longest sequence in tokens (default: the model's context)")
-    scoring.add_argument(
-        "--tokens-per-batch",
-        type=int,
-        help="tokens of one forward, padding included (default: what the free memory holds)",
-    )
-    scoring.add_argument(
-        "--tokens-per-row",
-        type=int,
-        help="tokens of one row in the tree layout (default: what pays on the device)",
-    )
-    scoring.add_argument(
-        "--no-refine",
-        dest="refine_near_threshold",
-        action="store_false",
-        help="do not score the samples near the threshold again in float32, under lower precision",
-    )
-    scoring.add_argument(
-        "--logits-chunk",
-        type=int,
-        default=MIWVConfig.logits_chunk,
-        help="positions whose logits exist at once (default: %(default)s)",
-    )
-    scoring.add_argument(
-        "--layout",
-        choices=list(get_args(Layout)),
-        default=MIWVConfig.layout,
-        help="how samples share a forward: tree (fewest tokens), padded (any model), or whichever the model takes "
-        "(default: %(default)s)",
-    )
-
-    selecting = commands.add_parser("select", help="select another fraction of scores that exist")
-    selecting.set_defaults(run=select)
-    selecting.add_argument("--scores", required=True, metavar="OUTPUT", help="the folder `miwv score` wrote to")
-    selecting.add_argument("--fraction", type=float, required=True, help="share that is selected")
-    selecting.add_argument("--dataset", help="the pool that was scored; without it, indices are printed")
-
-    reporting = commands.add_parser("report", help="show the rounds of a run")
-    reporting.set_defaults(run=report)
-    reporting.add_argument("--run", dest="run_folder", required=True, metavar="OUTPUT", help="the folder of the run")
-    reporting.add_argument("--dataset", help="the pool that was scored, to show its prompts")
-    return parser

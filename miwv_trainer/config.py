@@ -5,20 +5,56 @@ BGE-large-en, the score is taken once. The default fraction is the 5 % at which 
 on Alpaca.
 """
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
-from numbers import Real
+from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Literal, get_args
 
-import numpy as np
-import torch
+from miwv_trainer.checks import (
+    check_choice,
+    check_embedder,
+    check_number,
+    check_quantile_band,
+    check_rescore_steps,
+    check_share,
+    check_switch,
+    check_text,
+    check_whole_number,
+    refuse_unknown_keys,
+)
 
 DEFAULT_EMBEDDER = "BAAI/bge-large-en-v1.5"
 
 RescoreStrategy = Literal["no", "epoch", "steps"]
 Layout = Literal["auto", "tree", "padded"]
+ScoreName = Literal["miwv", "low_miwv", "residual_miwv", "zero_shot_loss", "one_shot_loss", "random", "longest"]
+SelectionBudget = Literal["samples", "tokens"]
+Diversity = Literal["none", "facility_location", "mmr"]
+EpochOrder = Literal["shuffled", "easy_to_hard", "hard_to_easy"]
+Preset = Literal["none", "paper", "guarded"]
+
+# What a preset sets where the user has left the default.
+PRESETS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "paper": {"allow_identical_exemplars": True},
+    "guarded": {"min_response_tokens": 20, "length_bands": 5, "quantile_band": [0.0, 0.95], "min_similarity": 0.3},
+}
+# What decides, together with the scores, which samples a round selects.
+SELECTION_FIELDS = (
+    "score",
+    "min_response_tokens",
+    "quantile_band",
+    "min_similarity",
+    "max_selected_similarity",
+    "length_bands",
+    "selection_budget",
+    "group_column",
+    "diversity",
+    "diversity_candidates",
+    "mmr_weight",
+)
+# Scores that need fewer than both losses.
+WITHOUT_FORWARD = ("random", "longest")
+WITHOUT_EXEMPLAR = (*WITHOUT_FORWARD, "zero_shot_loss")
 
 
 @dataclass
@@ -38,6 +74,42 @@ class MIWVConfig:
         rescore_steps (`int`, *optional*):
             Optimizer steps from one round to the next, with `rescore_strategy="steps"`. The new selection takes effect
             a few steps later, where no dataloader can have drawn samples yet; round.json says where.
+        rescore_budget (`float`, defaults to `1.0`):
+            Share of the pool that is scored in a later round, in (0, 1]: three fifths of it are the samples of highest
+            last score, a fifth those unscored for longest, a fifth drawn at random. The others keep their scores, with
+            their `age` in scores.parquet.
+        score (`str`, defaults to `"miwv"`):
+            What samples are ranked by, highest first: `"miwv"`, `"low_miwv"` (lowest first), `"residual_miwv"` (what
+            response length and exemplar similarity leave unexplained of it), `"zero_shot_loss"`, `"one_shot_loss"`,
+            `"random"`, or `"longest"` (most response tokens). The last two make no forward.
+        selection_budget (`str`, defaults to `"samples"`):
+            What `fraction` is a share of: the pool's `"samples"`, or its response `"tokens"`. The length of an epoch is
+            `floor(fraction * N)` samples either way; a selection of more is walked through over several epochs.
+        preset (`str`, defaults to `"none"`):
+            `"paper"` or `"guarded"`: values for the fields that were left at their defaults.
+        min_response_tokens (`int`, defaults to `0`):
+            Samples with fewer response tokens are not selected: their mean losses are noisy and crowd both ends.
+        quantile_band (`list[float]`, defaults to `[0.0, 1.0]`):
+            Lowest and highest quantile of the scores, of those that the other guards leave, that are selected from.
+            Mislabelled samples gather at the very top.
+        min_similarity (`float`, defaults to `-1.0`):
+            Samples whose exemplar is less similar (cosine) are not selected: an unrelated example raises MIWV.
+        max_selected_similarity (`float`, defaults to `1.0`):
+            Of two samples whose prompts are more similar (cosine) than this, only the one of higher score is selected.
+        length_bands (`int`, defaults to `1`):
+            Number of bands of response length, of equal size, within which samples are ranked.
+        group_column (`str`, *optional*):
+            Column of the dataset that names a sample's group. Each group keeps its share of the pool in the selection.
+        diversity (`str`, defaults to `"none"`):
+            `"facility_location"` or `"mmr"` (maximal marginal relevance): which of the candidates of highest score are
+            selected, by their embeddings.
+        diversity_candidates (`float`, defaults to `4.0`):
+            How many times the selection's size these candidates are.
+        mmr_weight (`float`, defaults to `0.5`):
+            Weight of the score against similarity to what is selected already, in [0, 1].
+        epoch_order (`str`, defaults to `"shuffled"`):
+            Order within an epoch: `"shuffled"`, `"easy_to_hard"` or `"hard_to_easy"`, by MIWV (or the loss or length
+            that `score` names).
         embedder (`str`, or array of shape `(N, d)`, defaults to `"BAAI/bge-large-en-v1.5"`):
             What decides which samples are similar. Any sentence-transformers name or folder; `"tfidf"` (needs no
             download); `"model"` (the mean of the prompt's last hidden states in the model being trained); or an array
@@ -71,7 +143,8 @@ class MIWVConfig:
 
     Raises:
         TypeError: an unknown key.
-        ValueError: a value out of range; the message says what was given and what is allowed.
+        ValueError:
+            a value out of range, or two that exclude each other; the message says what was given and what is allowed.
     """
 
     fraction: float = field(
@@ -85,6 +158,48 @@ class MIWVConfig:
     )
     rescore_steps: int | None = field(
         default=None, metadata={"help": "Optimizer steps between rounds, with rescore_strategy 'steps'."}
+    )
+    rescore_budget: float = field(default=1.0, metadata={"help": "Share of the pool that is scored in a later round."})
+    score: ScoreName = field(default="miwv", metadata={"help": "What samples are ranked by, highest first."})
+    selection_budget: SelectionBudget = field(
+        default="samples", metadata={"help": "What fraction is a share of: the pool's samples or its response tokens."}
+    )
+    preset: Preset = field(
+        default="none", metadata={"help": "'paper' or 'guarded': values for what is left at its default."}
+    )
+    min_response_tokens: int = field(
+        default=0, metadata={"help": "Samples with fewer response tokens are not selected."}
+    )
+    quantile_band: list[float] = field(
+        default_factory=lambda: [0.0, 1.0],
+        metadata={"help": "Lowest and highest quantile of the scores that are selected from.", "nargs": 2},
+    )
+    min_similarity: float = field(
+        default=-1.0, metadata={"help": "Samples whose exemplar is less similar (cosine) are not selected."}
+    )
+    max_selected_similarity: float = field(
+        default=1.0,
+        metadata={
+            "help": "Of samples whose prompts are more similar (cosine), only that of highest score is selected."
+        },
+    )
+    length_bands: int = field(
+        default=1, metadata={"help": "Number of bands of response length within which samples are ranked."}
+    )
+    group_column: str | None = field(
+        default=None, metadata={"help": "Column that names a sample's group; groups keep their shares of the pool."}
+    )
+    diversity: Diversity = field(
+        default="none", metadata={"help": "How candidates of highest score are chosen from, by their embeddings."}
+    )
+    diversity_candidates: float = field(
+        default=4.0, metadata={"help": "How many times the selection's size the candidates of diversity are."}
+    )
+    mmr_weight: float = field(
+        default=0.5, metadata={"help": "Weight of the score, against similarity, with diversity 'mmr'."}
+    )
+    epoch_order: EpochOrder = field(
+        default="shuffled", metadata={"help": "Order within an epoch, by how hard samples are."}
     )
     # An array is welcome too, but HfArgumentParser wants one plain type.
     embedder: str = field(
@@ -118,26 +233,71 @@ class MIWVConfig:
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "MIWVConfig":
         # The generated __init__ would name an unknown key but not the known ones.
-        _refuse_unknown_keys(cls, kwargs)
+        refuse_unknown_keys(cls, kwargs)
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
-        _check_fraction(self.fraction)
-        _check_choice("rescore_strategy", self.rescore_strategy, get_args(RescoreStrategy))
-        _check_rescore_steps(self.rescore_strategy, self.rescore_steps)
-        _check_choice("layout", self.layout, get_args(Layout))
-        _check_embedder(self.embedder)
+        for name, allowed in CHOICES.items():
+            check_choice(name, getattr(self, name), allowed)
+        check_share("fraction", self.fraction, "0.05 keeps 5 % of the pool")
+        check_share("rescore_budget", self.rescore_budget, "0.25 scores a quarter of the pool")
+        check_rescore_steps(self.rescore_strategy, self.rescore_steps)
+        check_embedder(self.embedder)
         for name in ("refine_near_threshold", "allow_identical_exemplars"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"`{name}` must be True or False, but got {getattr(self, name)!r}.")
-        if self.scores_dir is not None and not (isinstance(self.scores_dir, str) and self.scores_dir):
-            raise ValueError(f"`scores_dir` must be a folder's path as text, but got {self.scores_dir!r}.")
-        _check_whole_number("logits_chunk", self.logits_chunk)
+            check_switch(name, getattr(self, name))
+        check_text("scores_dir", self.scores_dir, "a folder's path")
+        check_text("group_column", self.group_column, "a column's name")
+        self._check_guards()
+        check_whole_number("logits_chunk", self.logits_chunk)
         for name in ("tokens_per_batch", "tokens_per_row", "scoring_max_length"):
             if getattr(self, name) is not None:
-                _check_whole_number(name, getattr(self, name))
+                check_whole_number(name, getattr(self, name))
         if self.sampler_seed is not None:
-            _check_whole_number("sampler_seed", self.sampler_seed, least=0)
+            check_whole_number("sampler_seed", self.sampler_seed, least=0)
+
+        self._apply_preset()
+        self._check_together()
+
+    def _check_guards(self) -> None:
+        check_whole_number("min_response_tokens", self.min_response_tokens, least=0)
+        check_whole_number("length_bands", self.length_bands)
+        self.quantile_band = check_quantile_band(self.quantile_band)
+        check_number("min_similarity", self.min_similarity, -1, 1)
+        check_number("max_selected_similarity", self.max_selected_similarity, 0, 1)
+        check_number("diversity_candidates", self.diversity_candidates, 1)
+        check_number("mmr_weight", self.mmr_weight, 0, 1)
+
+    def _apply_preset(self) -> None:
+        for f in fields(self):
+            if f.name in PRESETS[self.preset] and getattr(self, f.name) == _default(f):
+                setattr(self, f.name, PRESETS[self.preset][f.name])
+
+    def _check_together(self) -> None:
+        if self.epoch_order != "shuffled" and self.score == "random":
+            raise ValueError(
+                f'`epoch_order={self.epoch_order!r}` needs to know how hard samples are, which `score="random"` does '
+                'not tell. Use "shuffled", or another score.'
+            )
+        if self.rescore_strategy == "no" and self.rescore_budget < 1:
+            raise ValueError(
+                f"`rescore_budget` is {self.rescore_budget}, but nothing is scored again with "
+                '`rescore_strategy="no"`. Leave it out, or set the strategy to "epoch" or "steps".'
+            )
+
+    @property
+    def needs_forwards(self) -> bool:
+        """Whether anything is forwarded to tell the scores."""
+        return self.score not in WITHOUT_FORWARD
+
+    @property
+    def needs_exemplars(self) -> bool:
+        """Whether scores or guards ask for the most similar samples."""
+        return self.score not in WITHOUT_EXEMPLAR or self.min_similarity > -1
+
+    @property
+    def needs_embeddings(self) -> bool:
+        """Whether the selection itself looks at the embeddings."""
+        return self.diversity != "none" or self.max_selected_similarity < 1
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "MIWVConfig":
@@ -150,71 +310,27 @@ class MIWVConfig:
         return {**shown, "embedder": describe_embedder(self.embedder)}
 
 
-def embeds_text(embedder: Any) -> bool:
-    """Whether an embedder looks at the instructions as text."""
-    return isinstance(embedder, str) and embedder != "model"
+CHOICES: dict[str, tuple[str, ...]] = {
+    "rescore_strategy": get_args(RescoreStrategy),
+    "score": get_args(ScoreName),
+    "selection_budget": get_args(SelectionBudget),
+    "preset": get_args(Preset),
+    "diversity": get_args(Diversity),
+    "epoch_order": get_args(EpochOrder),
+    "layout": get_args(Layout),
+}
+
+
+def _default(of: Field[Any]) -> Any:
+    return of.default if of.default_factory is MISSING else of.default_factory()
+
+
+def embeds_text(config: MIWVConfig) -> bool:
+    """Whether something looks at the instructions as text."""
+    is_of_text = isinstance(config.embedder, str) and config.embedder != "model"
+    return is_of_text and (config.needs_exemplars or config.needs_embeddings)
 
 
 def describe_embedder(embedder: Any) -> str:
     """The embedder's name, or `"array of shape (N, d)"`."""
     return embedder if isinstance(embedder, str) else f"array of shape {tuple(embedder.shape)}"
-
-
-def _refuse_unknown_keys(cls: type, values: Mapping[str, Any]) -> None:
-    allowed = [f.name for f in fields(cls)]  # type: ignore[arg-type]
-    unknown = [key for key in values if key not in allowed]
-    if not unknown:
-        return
-    guesses = get_close_matches(unknown[0], allowed, n=1)
-    hint = f" Did you mean `{guesses[0]}`?" if guesses else ""
-    raise TypeError(
-        f"Unknown configuration key{'s' if len(unknown) > 1 else ''}: {', '.join(map(repr, unknown))}.{hint} "
-        f"Allowed: {', '.join(allowed)}."
-    )
-
-
-def _check_fraction(fraction: Any) -> None:
-    is_number = isinstance(fraction, Real) and not isinstance(fraction, bool)
-    if not is_number or math.isnan(fraction) or not 0 < fraction <= 1:
-        raise ValueError(
-            f"`fraction` must be a number above 0 and at most 1 (0.05 keeps 5 % of the pool), but got {fraction!r}."
-        )
-
-
-def _check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, allowed))}, but got {value!r}.")
-
-
-def _check_whole_number(name: str, value: Any, least: int = 1) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"`{name}` must be a whole number of at least {least}, but got {value!r}.")
-
-
-def _check_rescore_steps(strategy: str, steps: Any) -> None:
-    if strategy == "steps" and steps is None:
-        raise ValueError(
-            '`rescore_strategy="steps"` needs `rescore_steps`, the optimizer steps from one round to the next.'
-        )
-    if strategy != "steps" and steps is not None:
-        raise ValueError(
-            f'`rescore_steps` is {steps!r}, but it has a meaning with `rescore_strategy="steps"` only, and that is '
-            f"{strategy!r}. Leave one of the two out, or set both."
-        )
-    if steps is not None:
-        _check_whole_number("rescore_steps", steps)
-
-
-def _check_embedder(embedder: Any) -> None:
-    if isinstance(embedder, str) and embedder:
-        return
-    is_array = isinstance(embedder, np.ndarray | torch.Tensor)
-    if is_array and embedder.ndim == 2 and embedder.shape[1] > 0:
-        return
-    given = f"an array of shape {tuple(embedder.shape)}" if is_array else repr(embedder)[:60]
-    if isinstance(embedder, list | tuple):
-        given = f"a {type(embedder).__name__}, which `numpy.asarray` turns into one"
-    raise ValueError(
-        "Unknown embedder: `embedder` must be a sentence-transformers name or folder, 'tfidf', 'model', or an array "
-        f"of shape (N, d) with one line per sample, but got {given}."
-    )

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from miwv_trainer.budget import choose_budget
-from miwv_trainer.config import MIWVConfig, describe_embedder
+from miwv_trainer.config import SELECTION_FIELDS, WITHOUT_EXEMPLAR, MIWVConfig, describe_embedder
 from miwv_trainer.distributed import World
 from miwv_trainer.journal import Journal
 from miwv_trainer.layout import choose_layout, context_length, text_config
@@ -51,10 +51,17 @@ class Moment:
 
 def run_fingerprint(pool: Pool, config: MIWVConfig, context: int) -> dict[str, Any]:
     """What a round depends on besides the weights; a stored round with another one is refused."""
-    return {
+    fingerprint = {
         **exemplar_fingerprint(pool, config, context),
         "fraction": config.fraction,
+        "rescore_budget": config.rescore_budget,
+        **{name: getattr(config, name) for name in SELECTION_FIELDS},
     }
+    if pool.groups is not None:
+        fingerprint["groups"] = _hash(pool.groups)
+    if config.score == "random" or config.rescore_budget < 1:
+        fingerprint["sampler_seed"] = config.sampler_seed
+    return fingerprint
 
 
 def exemplar_fingerprint(pool: Pool, config: MIWVConfig, context: int) -> dict[str, Any]:
@@ -65,6 +72,15 @@ def exemplar_fingerprint(pool: Pool, config: MIWVConfig, context: int) -> dict[s
         "context": context,
         "allow_identical_exemplars": config.allow_identical_exemplars,
     }
+
+
+def scored_behind(exemplars: Exemplars, config: MIWVConfig) -> np.ndarray:
+    """`(N,)` the exemplars that samples are scored behind; each sample itself where the score asks for none."""
+    return exemplars.indices if config.score not in WITHOUT_EXEMPLAR else np.arange(len(exemplars.indices))
+
+
+def _hash(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:16]
 
 
 def _embedder_fingerprint(embedder: Any) -> str:
@@ -93,40 +109,43 @@ def _probes(allowed: np.ndarray) -> np.ndarray:
 
 
 def identify(
-    model: nn.Module, pool: Pool, exemplars: Exemplars, config: MIWVConfig, world: World, moment: Moment
+    model: nn.Module,
+    pool: Pool,
+    exemplars: Exemplars,
+    config: MIWVConfig,
+    world: World,
+    moment: Moment,
+    previous: StoredRound | None = None,
 ) -> dict[str, Any]:
     """
     What tells a round from all others: what it is made from, when, and the model by its configuration and its zero-shot
-    losses on four samples, because a name or a path says nothing about weights. The same on every rank, as JSON holds
-    it.
+    losses on four samples, because a name or a path says nothing about weights; no model, where none is forwarded. The
+    same on every rank, as JSON holds it.
     """
     context = context_length(model, config)
-    probes = _probes(scorable(pool, exemplars.indices, context))
-    batches = plan_zero_shot(pool, context, choose_budget(model, config, world).tokens_per_batch, probes)
-    alone = World(0, 1, world.device, world.sharded)
-    losses = score_batches(model, pool, batches, context=context, logits_chunk=config.logits_chunk, world=alone)
-    return world.share(
-        {
-            "fingerprint": {
-                **run_fingerprint(pool, config, context),
-                "exemplars": hashlib.sha256(np.ascontiguousarray(exemplars.indices).tobytes()).hexdigest()[:16],
-                "model": model_fingerprint(model, losses.zero_shot),
-            },
-            "round": moment.number,
-            "global_step": moment.global_step,
-        }
-    )
+    fingerprint = {**run_fingerprint(pool, config, context), "exemplars": _hash(exemplars.indices)}
+    if previous is not None and config.rescore_budget < 1:
+        fingerprint["scores_before"] = _hash(previous.column("score"))
+    if config.needs_forwards:
+        probes = _probes(scorable(pool, scored_behind(exemplars, config), context))
+        batches = plan_zero_shot(pool, context, choose_budget(model, config, world).tokens_per_batch, probes)
+        alone = World(0, 1, world.device, world.sharded)
+        losses = score_batches(model, pool, batches, context=context, logits_chunk=config.logits_chunk, world=alone)
+        fingerprint["model"] = model_fingerprint(model, losses.zero_shot)
+    return world.share({"fingerprint": fingerprint, "round": moment.number, "global_step": moment.global_step})
 
 
 def is_same_round(found: Mapping[str, Any], identity: Mapping[str, Any]) -> bool:
     """Whether a summary or a journal's header is of the round, its model's losses within the dtype's tolerance."""
     fingerprint, other = dict(found.get("fingerprint", {})), dict(identity["fingerprint"])
-    model, other_model = fingerprint.pop("model", None), other.pop("model")
+    model, other_model = fingerprint.pop("model", None), other.pop("model", None)
     at = all(found.get(name) == identity[name] for name in ("round", "global_step"))
     return at and fingerprint == other and _is_same_model(model, other_model)
 
 
-def _is_same_model(found: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+def _is_same_model(found: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> bool:
+    if found is None or other is None:
+        return found is other
     losses, others = found["zero_shot_losses"], other["zero_shot_losses"]
     if found["config"] != other["config"] or found["dtype"] != other["dtype"] or losses.keys() != others.keys():
         return False

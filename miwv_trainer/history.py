@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 AFRESH = "or start afresh in another output folder"
 WHAT_IT_HASHES = {
     "pool": "the pool's token ids (dataset, tokenizer, chat template)",
@@ -91,6 +91,7 @@ class RunState:
     global_step: int
     sampler_seed: int
     train_sampling_strategy: str
+    epoch_order: str
     world_size: int
     steps_per_epoch: int
     effective_batch: int
@@ -135,7 +136,7 @@ class RunState:
         Raises `ValueError` where this state, from a checkpoint, belongs to another training than `own`: the first
         difference that would change the remaining order is named with both values.
         """
-        names = ("sampler_seed", "train_sampling_strategy", "effective_batch", "steps_per_epoch")
+        names = ("sampler_seed", "train_sampling_strategy", "epoch_order", "effective_batch", "steps_per_epoch")
         before = {**self.fingerprint, **{name: getattr(self, name) for name in names}}
         now = {**own.fingerprint, **{name: getattr(own, name) for name in names}}
         for name, value in now.items():
@@ -157,7 +158,7 @@ def _way_out(name: str, before: Any) -> str:
             "Set `per_device_train_batch_size` and `gradient_accumulation_steps` so that their product with the number "
             f"of processes is {before}"
         )
-    if name in ("sampler_seed", "train_sampling_strategy"):
+    if name in ("sampler_seed", "train_sampling_strategy", "epoch_order"):
         return f"Set `{name}={before!r}`"
     if name == "steps_per_epoch":
         return "Resume with the same batch sizes and `dataloader_drop_last`"

@@ -13,19 +13,28 @@ import numpy as np
 import torch
 from torch import nn
 
-from miwv_trainer.attention import tree_obstacle
-from miwv_trainer.budget import choose_budget
+from miwv_trainer.attention import tree_attention, tree_obstacle
+from miwv_trainer.budget import Budget, choose_budget
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.distributed import World
 from miwv_trainer.head import inner_model
 from miwv_trainer.journal import Journal
-from miwv_trainer.packing import exemplars_of, plan_padded, plan_trees, scorable
+from miwv_trainer.packing import (
+    Batch,
+    exemplars_of,
+    plan_padded,
+    plan_trees,
+    plan_zero_shot,
+    scorable,
+    tree_batches,
+)
 from miwv_trainer.pool import Pool
 from miwv_trainer.scoring import Losses, noticing_autocast, score_batches, score_trees
 
 logger = logging.getLogger(__name__)
 
 NO_LIMIT = 2**31 - 1
+ZERO_SHOT_ONLY = "zero_shot"
 MOST_BRANCHES = 4
 # The mean difference between the layouts over a few samples may be ten times what the padded one alone gives for other
 # batches, and at least this.
@@ -57,35 +66,59 @@ def score_pool(
     stage: str = "losses",
 ) -> Losses:
     """
-    Both losses of every scorable sample, on every rank.
+    Both losses of every scorable sample, on every rank; the zero-shot ones alone with the layout `"zero_shot"`.
 
     A loss that is not finite would spread over a whole row of trees; such samples are scored again in padded rows,
     where it stays with its own.
     """
     context = context_length(model, config)
-    work = 2 * int(pool.lengths[scorable(pool, exemplars, context)].sum())
-    budget = choose_budget(model, config, world, work)
+    budget = _budget(model, pool, exemplars, config, world)
     options: dict[str, Any] = {"logits_chunk": config.logits_chunk, "world": world, "show_progress": show_progress}
     options["journal"] = journal
 
-    def in_batches(exemplars: np.ndarray, stage: str) -> Losses:
-        batches = plan_padded(pool, exemplars, context, budget.tokens_per_batch)
+    def in_batches(exemplars: np.ndarray, stage: str, layout: str = layout) -> Losses:
+        batches = _batches(pool, exemplars, context, layout, budget)
         return score_batches(model, pool, batches, exemplars, context=context, stage=stage, **options)
 
-    if layout == "padded":
+    if layout != "tree":
         return in_batches(exemplars, stage)
     rows = plan_trees(pool, exemplars, context, budget.tokens_per_row)
     losses = score_trees(model, pool, rows, tokens_per_batch=budget.tokens_per_batch, stage=stage, **options)
     doubtful = scorable(pool, exemplars, context) & np.isnan(losses.miwv)
     if not doubtful.any():
         return losses
-    return losses.replaced(in_batches(exemplars_of(doubtful, exemplars), f"{stage}, alone"), doubtful)
+    return losses.replaced(in_batches(exemplars_of(doubtful, exemplars), f"{stage}, alone", "padded"), doubtful)
+
+
+def planned_tokens(
+    model: nn.Module, pool: Pool, exemplars: np.ndarray, config: MIWVConfig, layout: str, world: World
+) -> int:
+    """Tokens that [`score_pool`] will forward, padding and trunks that are only context included."""
+    context = context_length(model, config)
+    budget = _budget(model, pool, exemplars, config, world)
+    if layout != "tree":
+        return sum(batch.tokens for batch in _batches(pool, exemplars, context, layout, budget))
+    rows = plan_trees(pool, exemplars, context, budget.tokens_per_row)
+    batches = tree_batches(rows, pool, budget.tokens_per_batch, is_padded=tree_attention(model) == "mask")
+    return sum(batch.tokens for batch in batches)
+
+
+def _budget(model: nn.Module, pool: Pool, exemplars: np.ndarray, config: MIWVConfig, world: World) -> Budget:
+    can_score = scorable(pool, exemplars, context_length(model, config))
+    return choose_budget(model, config, world, 2 * int(pool.lengths[can_score].sum()))
+
+
+def _batches(pool: Pool, exemplars: np.ndarray, context: int, layout: str, budget: Budget) -> list[Batch]:
+    if layout == ZERO_SHOT_ONLY:
+        among = np.flatnonzero(scorable(pool, exemplars, context))
+        return plan_zero_shot(pool, context, budget.tokens_per_batch, among)
+    return plan_padded(pool, exemplars, context, budget.tokens_per_batch)
 
 
 def choose_layout(model: nn.Module, pool: Pool, exemplars: np.ndarray, config: MIWVConfig, world: World) -> str:
     """
     `"tree"` where the model's configuration allows it and a few samples have the same losses both ways; else
-    `"padded"`.
+    `"padded"`; `"zero_shot"` where the score asks for no other loss.
 
     Args:
         model: In evaluation mode.
@@ -94,6 +127,8 @@ def choose_layout(model: nn.Module, pool: Pool, exemplars: np.ndarray, config: M
     Raises:
         ValueError: `layout="tree"` was asked for and the model cannot take it.
     """
+    if config.score == "zero_shot_loss":
+        return ZERO_SHOT_ONLY
     if config.layout == "padded":
         return "padded"
     context = context_length(model, config)

@@ -51,6 +51,7 @@ class Pool:
         is_response: `(T,)`. Which of these tokens are response, all assistant turns together.
         offsets: `(N + 1,)`. Sample `i` is `tokens[offsets[i]:offsets[i + 1]]`.
         texts: The N instructions as text, where they are known.
+        groups: `(N,)` number of each sample's group, from 0, where there are groups.
     """
 
     preamble: np.ndarray
@@ -58,6 +59,7 @@ class Pool:
     is_response: np.ndarray
     offsets: np.ndarray
     texts: Sequence[str] | None = field(default=None, compare=False)
+    groups: np.ndarray | None = field(default=None, compare=False)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -133,6 +135,23 @@ def build_pool(sequences: Iterable[TokenizedSample], markers: TurnMarkers, texts
     samples = list(sequences)
     check_count(len(samples))
     return split_preamble(join([stack(samples)], texts), markers)
+
+
+def group_numbers(rows: Any, column: str) -> np.ndarray:
+    """
+    `(N,)` numbers of the groups that a column of a dataset names, from 0; values are told apart as text.
+
+    Raises:
+        ValueError: there is no such column.
+    """
+    columns = list(rows[0])
+    if column not in columns:
+        raise ValueError(
+            f"`group_column` is {column!r}, but the dataset has the columns {', '.join(columns)}. Give one of them, "
+            "and keep it when you tokenise; a MIWVCallback made by hand needs a `pool` with groups."
+        )
+    _, numbers = np.unique([str(rows[index][column]) for index in range(len(rows))], return_inverse=True)
+    return numbers.astype(np.int64)
 
 
 class Samples(NamedTuple):

@@ -5,9 +5,10 @@ both sides of the threshold change places. Far from it rounding changes no selec
 scored again, with the same low-precision weights in float32 arithmetic, as wide as the rounding measured there asks.
 """
 
+import functools
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -32,6 +33,9 @@ WIDTH = 3.0  # half the band's width, in root mean squares of that movement
 MOST_REFINED = 0.25  # of the pool: float32 may be an order of magnitude slower
 
 REFINED = "float32"  # the stages' name in the journal
+
+# Losses to `(N,)` scores and `(N,)` distances from the threshold of the selection, NaN where there is none.
+Ranking = Callable[[Losses], tuple[np.ndarray, np.ndarray]]
 
 # Where a module holds a tensor: the module and the attribute's name.
 Slot = tuple[nn.Module, str]
@@ -64,6 +68,7 @@ def score_refined(
     world: World,
     show_progress: bool = False,
     journal: Journal | None = None,
+    ranking: Ranking | None = None,
 ) -> Refined:
     """
     Like [`~miwv_trainer.layout.score_pool`]; then, where the model computes below float32 and `refine_near_threshold`
@@ -81,7 +86,7 @@ def score_refined(
         if world.is_main:
             logger.info("Samples near the threshold are not scored again in float32: %s.", obstacle)
         return Refined(losses)
-    return refine(model, pool, exemplars, losses, config, layout, world, show_progress, journal)
+    return refine(model, pool, exemplars, losses, config, layout, world, show_progress, journal, ranking)
 
 
 def refine(
@@ -94,6 +99,7 @@ def refine(
     world: World,
     show_progress: bool = False,
     journal: Journal | None = None,
+    ranking: Ranking | None = None,
 ) -> Refined:
     """
     Scores the samples near the threshold of `losses` again, in float32 arithmetic.
@@ -105,12 +111,15 @@ def refine(
         model: In evaluation mode, without gradients ([`~miwv_trainer.scoring.no_trace`]).
         exemplars: `(N,)` index of each sample's exemplar.
         losses: Of the same pool, by the model as it computes.
+        ranking: What is ranked and where its threshold lies; by default MIWV and the selection's number.
     """
     started = time.perf_counter()
-    number = number_selected(config.fraction, len(pool))
+    if ranking is None:
+        ranking = functools.partial(_by_miwv, number=number_selected(config.fraction, len(pool)))
     most = max(CALIBRATION, int(MOST_REFINED * len(pool)))
     refined, is_done = losses, np.zeros(len(pool), dtype=bool)
-    wanted, passes = near_threshold(losses.miwv, number, np.inf)[:CALIBRATION], 0
+    scores, distances = ranking(losses)
+    wanted, passes = nearest(distances, np.inf)[:CALIBRATION], 0
     try:
         with ExitStack() as stack:
             with world.together("copying weights to float32"):
@@ -121,8 +130,9 @@ def refine(
                 passes += 1
                 refined = refined.replaced(scored, again)
                 is_done[again] = True
-                width = WIDTH * _root_mean_square(refined.miwv[is_done] - losses.miwv[is_done])
-                wanted = near_threshold(refined.miwv, number, width)
+                scores_now, distances = ranking(refined)
+                width = WIDTH * _root_mean_square(scores_now[is_done] - scores[is_done])
+                wanted = nearest(distances, width)
                 wanted = wanted[~is_done[wanted]]
     except RuntimeError as error:  # no memory for float32, or a kernel without it: on one rank, so on all
         if world.is_main:
@@ -146,20 +156,25 @@ def _root_mean_square(values: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(finite)))) if len(finite) else 0.0
 
 
-def near_threshold(miwv: np.ndarray, number: int, width: float) -> np.ndarray:
-    """
-    The samples whose MIWV is at most `width` from the `number`-th highest, nearest first, ties by lower index.
+def _by_miwv(losses: Losses, number: int) -> tuple[np.ndarray, np.ndarray]:
+    return losses.miwv, threshold_distances(losses.miwv, number)
 
-    Args:
-        miwv: `(N,)` scores, NaN where a sample has none.
-        number: How many are selected. Where no more have a score, all of these are, and none is near a threshold.
-        width: In nats.
+
+def threshold_distances(miwv: np.ndarray, number: int) -> np.ndarray:
+    """
+    `(N,)` distance of each MIWV from the `number`-th highest, in nats; NaN where a sample has none.
+
+    Where no more than `number` have one, all of these are selected, and none is near a threshold: NaN everywhere.
     """
     if np.count_nonzero(~np.isnan(miwv)) <= number:
-        return np.empty(0, dtype=np.int64)
-    distance = np.abs(miwv - miwv[select_top(miwv, number)].min())
-    order = np.argsort(distance, kind="stable")
-    return order[distance[order] <= width]
+        return np.full(len(miwv), np.nan)
+    return np.abs(miwv - miwv[select_top(miwv, number)].min())
+
+
+def nearest(distances: np.ndarray, width: float) -> np.ndarray:
+    """The samples at most `width` from their threshold, nearest first, ties by lower index; none where it is NaN."""
+    order = np.argsort(distances, kind="stable")
+    return order[distances[order] <= width]
 
 
 @contextmanager

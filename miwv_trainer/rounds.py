@@ -5,38 +5,48 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from torch import nn
 
-from miwv_trainer.budget import choose_budget
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.distributed import World
+from miwv_trainer.exemplars import find_embeddings
 from miwv_trainer.fingerprints import (
     Exemplars,
     Moment,
     earlier_seconds,
-    exemplar_fingerprint,
     finished_before,
     identify,
     open_journal,
+    scored_behind,
 )
 from miwv_trainer.head import is_prompt_tuned
 from miwv_trainer.holding import uncompiled, unwrapped
-from miwv_trainer.layout import context_length, text_config
-from miwv_trainer.packing import NO_EXEMPLAR, plan_prompts, scorable
+from miwv_trainer.journal import Journal
+from miwv_trainer.layout import context_length, planned_tokens, text_config
+from miwv_trainer.outcome import (
+    Cost,
+    cost_line,
+    log_left_out,
+    no_candidate,
+    no_finite_loss,
+    nothing_scorable,
+    statistics,
+    warn_of_unscorable,
+)
+from miwv_trainer.packing import exemplars_of, scorable
 from miwv_trainer.pool import Pool
 from miwv_trainer.precision import Refined, score_refined
-from miwv_trainer.retrieval import embed_texts, given_embeddings, nearest_exemplars
-from miwv_trainer.scoring import Losses, no_trace, prompt_embeddings
-from miwv_trainer.selection import number_selected, overlap, select_top
-from miwv_trainer.store import Embeddings, Store, StoredRound
+from miwv_trainer.rescoring import ages_after, samples_to_score
+from miwv_trainer.scores import Measured, difficulties, score_samples
+from miwv_trainer.scoring import Losses, no_trace
+from miwv_trainer.selection import Choice, choose, number_selected
+from miwv_trainer.store import Store, StoredRound
 
 logger = logging.getLogger(__name__)
-
-ONLY_COPIES = "no exemplar but copies of themselves"
 
 
 def check_model(model: Any, pool: Pool) -> None:
@@ -64,47 +74,60 @@ def check_model(model: Any, pool: Pool) -> None:
         )
 
 
-def find_exemplars(
-    model: nn.Module, pool: Pool, config: MIWVConfig, store: Store, world: World, reuse: bool
-) -> Exemplars:
+@dataclass(frozen=True)
+class _Work:
     """
-    Which exemplar each sample gets: found once and kept in the store, read from there afterwards.
+    What a round begins with.
 
-    With `reuse`, as on a resume, exemplars of another pool or embedder are refused. Without, they are moved aside, and
-    so are those that came from the model in training, whose weights may be others now.
+    Args:
+        before: What is known of the samples from the round before; no losses where there is none.
+        ages: `(N,)` rounds since they were scored, or None.
+        behind: `(N,)` the exemplars that samples are scored behind.
+        is_scored: `(N,)` which samples this round scores.
     """
-    model = unwrapped(model)
-    context = context_length(model, config)
-    fingerprint = exemplar_fingerprint(pool, config, context)
-    is_from_model = fingerprint["embedder"] == "model"
-    stored = None
-    with world.together("reading the exemplars"):
-        if world.is_main:
-            aside = None if reuse else store.set_stale_aside(None if is_from_model else fingerprint)
-            if aside is not None:
-                logger.warning("Rounds and exemplars of an earlier run in %s were moved to %s.", store.folder, aside)
-            stored = store.read_exemplars(fingerprint)
-    if (stored := world.share(stored)) is not None:
-        if world.is_main:
-            logger.info("Exemplars: read from %s.", store.folder)
-        return Exemplars(*stored)
-    embeddings = None
-    with world.together("reading the embeddings"):
-        if world.is_main:
-            embeddings = store.read_embeddings(fingerprint)
-    if world.share(embeddings is None):
-        embeddings = _embed(model, pool, config, context, world)
-        with world.together("writing the embeddings"):
-            if world.is_main:
-                store.write_embeddings(embeddings, fingerprint)
-    found: Any = None
-    with world.together("finding the exemplars"):
-        if world.is_main:
-            indices, similarities = found = nearest_exemplars(
-                embeddings, pool, context, config.allow_identical_exemplars, show_progress=True, device=world.device
-            )
-            store.write_exemplars(indices, similarities, fingerprint)
-    return Exemplars(*world.share(found))
+
+    pool: Pool
+    exemplars: Exemplars
+    config: MIWVConfig
+    moment: Moment
+    previous: StoredRound | None
+    before: Measured
+    ages: np.ndarray | None
+    behind: np.ndarray
+    is_scored: np.ndarray
+
+    def merged(self, losses: Losses) -> Measured:
+        """What is known with this round's losses."""
+        return replace(
+            self.before,
+            zero_shot_loss=np.where(self.is_scored, losses.zero_shot, self.before.zero_shot_loss),
+            one_shot_loss=np.where(self.is_scored, losses.one_shot, self.before.one_shot_loss),
+        )
+
+    def choice(self, measured: Measured, embeddings: Any = None) -> Choice:
+        return choose(measured, self.pool.has_prompt_and_response, self.config, self.pool.groups, embeddings)
+
+    def by_score(self) -> "_Work":
+        """Without what looks at embeddings."""
+        return replace(self, config=replace(self.config, preset="none", diversity="none", max_selected_similarity=1.0))
+
+    def scores(self, measured: Measured) -> np.ndarray:
+        return score_samples(measured, self.config.score, self.pool.has_prompt_and_response)
+
+    def ranking(self, losses: Losses) -> tuple[np.ndarray, np.ndarray]:
+        """Scores, and distances from the threshold that the guards leave; diversity has none."""
+        choice = self.by_score().choice(self.merged(losses))
+        return choice.scores, np.where(self.is_scored, choice.distances, np.nan)
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """This round's losses, and what they took besides this attempt at it."""
+
+    refined: Refined
+    layout: str = "none"
+    earlier_seconds: float = 0.0
+    journal: Journal | None = None
 
 
 def run_round(
@@ -116,6 +139,7 @@ def run_round(
     world: World,
     moment: Moment,
     notes: Mapping[str, Any] | None = None,
+    previous: StoredRound | None = None,
 ) -> StoredRound:
     """
     Scores the pool with the model as it is, selects, and writes the round, with `notes` in its round.json. Leaves no
@@ -123,49 +147,158 @@ def run_round(
 
     What a killed attempt at the same round has scored is not scored again, and a round that was finished is read. Of a
     model in DataParallel, DistributedDataParallel, a DeepSpeed engine or `torch.compile` the module inside is scored.
+    Scores that need no forward make none.
+
+    Args:
+        previous: The round before, from which samples beyond `rescore_budget` keep their scores.
 
     Raises:
-        ValueError: not one sample could be scored.
+        ValueError: not one sample could be scored, or the guards leave none.
     """
     started = time.perf_counter()
     model = unwrapped(model)
-    context = context_length(model, config)
-    if not scorable(pool, exemplars.indices, context).any():
-        raise ValueError(_nothing_scorable(pool, exemplars, context))
+    work = _work(model, pool, exemplars, config, moment, previous)
     with no_trace(model), uncompiled(model), _resumable(store, moment.number, world):
-        identity = identify(model, pool, exemplars, config, world, moment)
+        identity = identify(model, pool, exemplars, config, world, moment, previous)
         before = finished_before(store, identity, config, (notes or {}).get("rows"), world)
         if before is not None:
             if world.is_main:
                 logger.info("Round %d was finished before and is read from %s.", moment.number, before.folder)
             return before
-        journal = open_journal(model, pool, exemplars, config, store, world, identity)
-        layout = journal.header["layout"]
-        earlier, refined_earlier = earlier_seconds(journal, world)
-        scored = score_refined(
-            model, pool, exemplars.indices, config, layout, world, show_progress=world.is_main, journal=journal
-        )
-        scored = replace(scored, seconds=scored.seconds + refined_earlier)
-    journal.close()
-    seconds = time.perf_counter() - started + earlier + refined_earlier
-    miwv = scored.losses.miwv
-    if np.isnan(miwv).all() and world.is_main:
-        shutil.rmtree(journal.folder, ignore_errors=True)
-    _report_unscorable(pool, exemplars, miwv, context, moment)
-    selection = select_top(miwv, number_selected(config.fraction, len(pool)))
-    summary = {**identity, **_summary(pool, config, scored, layout, selection, moment, seconds)}
-    columns = _columns(pool, exemplars, scored.losses, selection)
+        scored = _score(model, work, store, world, identity) if config.needs_forwards else _nothing_scored(pool)
+    seconds = time.perf_counter() - started + scored.earlier_seconds
+    measured = work.merged(scored.refined.losses)
+    choice = _selected(model, work, measured, scored, store, world)
+    epoch = number_selected(config.fraction, len(pool))
+    cost = Cost.of(scored.refined, scored.layout, seconds, work.is_scored, pool, choice, epoch)
+    described = {**identity, **_summary(work, choice), **cost.described(), "processes": world.size, **(notes or {})}
+    described["statistics"] = statistics(choice, measured, work.is_scored, cost, previous)
     finished: Any = None
     with world.together("writing the round"):
         if world.is_main:
-            aside = store.set_aside(moment.number)
-            if aside is not None:
-                logger.warning("Rounds of an earlier run in %s were moved to %s.", store.folder, aside)
-            finished = store.write_round(moment.number, columns, {**summary, "processes": world.size, **(notes or {})})
-            shutil.rmtree(journal.folder, ignore_errors=True)
+            store.set_aside(moment.number)
+            finished = store.write_round(moment.number, _columns(work, measured, choice), described)
+            shutil.rmtree(store.journal_folder(moment.number), ignore_errors=True)
     finished = world.share(finished)
-    journal.path.unlink(missing_ok=True)  # on a machine whose disk rank 0 does not see
+    if scored.journal is not None:
+        scored.journal.path.unlink(missing_ok=True)  # on a machine whose disk rank 0 does not see
     return finished
+
+
+def difficulties_of(current: StoredRound, config: MIWVConfig) -> np.ndarray:
+    """`(k,)` how hard each sample of a round's selection is."""
+    return difficulties(measured_of(current), config.score)[current.selection]
+
+
+def measured_of(current: StoredRound, draw: tuple[int, ...] = (0,)) -> Measured:
+    """What a round has measured."""
+    zero_shot, one_shot = current.column("zero_shot_loss"), current.column("one_shot_loss")
+    return Measured(zero_shot, one_shot, current.column("similarity"), current.column("response_tokens"), draw)
+
+
+def _work(
+    model: nn.Module,
+    pool: Pool,
+    exemplars: Exemplars,
+    config: MIWVConfig,
+    moment: Moment,
+    previous: StoredRound | None,
+) -> _Work:
+    context, behind = context_length(model, config), scored_behind(exemplars, config)
+    can_score = scorable(pool, behind, context)
+    if config.needs_forwards and not can_score.any():
+        raise ValueError(nothing_scorable(pool, behind, context))
+    nothing = np.full(len(pool), np.nan, dtype=np.float32)
+    draw = (config.sampler_seed or 0, moment.number)
+    before = Measured(nothing, nothing, exemplars.similarities, pool.response_tokens, draw)
+    work = _Work(pool, exemplars, config, moment, previous, before, None, behind, can_score)
+    if not config.needs_forwards:
+        return replace(work, is_scored=np.zeros(len(pool), dtype=bool))
+    if previous is None or config.rescore_budget == 1:
+        return work
+    known, ages = measured_of(previous, draw), previous.column("age")
+    ranked = work.by_score().choice(known).ranked
+    is_scored = samples_to_score(ranked, ages, can_score, config.rescore_budget, draw)
+    return replace(work, before=known, ages=ages, is_scored=is_scored)
+
+
+def _nothing_scored(pool: Pool) -> _Scored:
+    nothing = np.full(len(pool), np.nan, dtype=np.float32)
+    return _Scored(Refined(Losses(nothing, nothing, 0)))
+
+
+def _score(model: nn.Module, work: _Work, store: Store, world: World, identity: Mapping[str, Any]) -> _Scored:
+    pool, config, moment = work.pool, work.config, work.moment
+    journal = open_journal(model, pool, replace(work.exemplars, indices=work.behind), config, store, world, identity)
+    layout = journal.header["layout"]
+    earlier, refined_earlier = earlier_seconds(journal, world)
+    behind = exemplars_of(work.is_scored, work.behind)
+    tokens = planned_tokens(model, pool, behind, config, layout, world)
+    if world.is_main:
+        logger.info(cost_line(moment.number, int(work.is_scored.sum()), tokens, pool, config, work.previous))
+    refined = score_refined(
+        model, pool, behind, config, layout, world, world.is_main, journal=journal, ranking=work.ranking
+    )
+    refined = replace(refined, seconds=refined.seconds + refined_earlier)
+    journal.close()
+    return _Scored(refined, layout, earlier + refined_earlier, journal)
+
+
+def _selected(model: nn.Module, work: _Work, measured: Measured, scored: _Scored, store: Store, world: World) -> Choice:
+    """The choice of rank 0, on every rank: only rank 0 holds embeddings."""
+    config = work.config
+    is_lost = work.is_scored & np.isnan(work.scores(measured))
+    if config.needs_forwards and is_lost[work.is_scored].all():
+        if world.is_main and scored.journal is not None:
+            shutil.rmtree(scored.journal.folder, ignore_errors=True)
+        raise ValueError(no_finite_loss())
+    if world.is_main and config.needs_forwards:
+        warn_of_unscorable(work.moment.number, work.pool, work.behind, context_length(model, config), is_lost)
+    embeddings = None
+    if config.needs_embeddings:
+        may_embed = work.moment.number == 0
+        embeddings = find_embeddings(model, work.pool, config, store, world, may_embed)
+    found: Any = None
+    with world.together("selecting"):
+        if world.is_main:
+            found = work.choice(measured, embeddings)
+            if not len(found.selection):
+                raise ValueError(no_candidate(found))
+            log_left_out(work.moment.number, found)
+    return world.share(found)
+
+
+def _columns(work: _Work, measured: Measured, choice: Choice) -> dict[str, np.ndarray]:
+    unscored = np.isnan(choice.scores)
+    selected = np.zeros(len(work.pool), dtype=bool)
+    selected[choice.selection] = True
+    return {
+        "index": np.arange(len(work.pool)),
+        "exemplar": work.exemplars.indices,
+        "similarity": work.exemplars.similarities,
+        "prompt_tokens": work.pool.prompt_tokens,
+        "response_tokens": work.pool.response_tokens,
+        "zero_shot_loss": np.where(unscored, np.nan, measured.zero_shot_loss),
+        "one_shot_loss": np.where(unscored, np.nan, measured.one_shot_loss),
+        "miwv": np.where(unscored, np.nan, measured.miwv),
+        "selected": selected,
+        "score": choice.scores,
+        "age": ages_after(work.is_scored, work.ages),
+    }
+
+
+def _summary(work: _Work, choice: Choice) -> dict[str, Any]:
+    pool = work.pool
+    return {
+        "epoch": work.moment.epoch,
+        "fraction": work.config.fraction,
+        "number_selected": len(choice.selection),
+        "samples": len(pool),
+        "unscorable": int(np.isnan(choice.scores).sum()),
+        "pool_tokens": int(pool.lengths.sum()) + len(pool) * len(pool.preamble),
+        "left_out": choice.left_out,
+        "config": work.config.to_dict(),
+    }
 
 
 @contextmanager
@@ -180,132 +313,3 @@ def _resumable(store: Store, number: int, world: World) -> Iterator[None]:
                 "there.", number, store.journal_folder(number),
             )  # fmt: skip
         raise
-
-
-def _embed(model: nn.Module, pool: Pool, config: MIWVConfig, context: int, world: World) -> Embeddings:
-    """Embeddings on rank 0; elsewhere whatever fell out."""
-    if not isinstance(config.embedder, str):
-        return given_embeddings(config.embedder, len(pool))
-    if config.embedder == "model":
-        budget = choose_budget(model, config, world, int(pool.prompt_tokens.sum()))
-        batches = plan_prompts(pool, context, budget.tokens_per_batch)
-        with no_trace(model), uncompiled(model):
-            return prompt_embeddings(model, pool, batches, context=context, world=world, show_progress=world.is_main)
-    embeddings: Embeddings = np.empty((0, 0), dtype=np.float32)
-    with world.together("embedding the instructions"):
-        if world.is_main:
-            embeddings = embed_texts(config.embedder, pool.texts, show_progress=True)
-    return embeddings
-
-
-def _columns(pool: Pool, exemplars: Exemplars, losses: Losses, selection: np.ndarray) -> dict[str, np.ndarray]:
-    miwv = losses.miwv
-    unscored = np.isnan(miwv)
-    selected = np.zeros(len(pool), dtype=bool)
-    selected[selection] = True
-    return {
-        "index": np.arange(len(pool)),
-        "exemplar": exemplars.indices,
-        "similarity": exemplars.similarities,
-        "prompt_tokens": pool.prompt_tokens,
-        "response_tokens": pool.response_tokens,
-        "zero_shot_loss": np.where(unscored, np.nan, losses.zero_shot),
-        "one_shot_loss": np.where(unscored, np.nan, losses.one_shot),
-        "miwv": miwv,
-        "selected": selected,
-    }
-
-
-def _summary(
-    pool: Pool,
-    config: MIWVConfig,
-    refined: Refined,
-    layout: str,
-    selection: np.ndarray,
-    moment: Moment,
-    seconds: float,
-) -> dict[str, Any]:
-    losses = refined.losses
-    scored = int(np.isfinite(losses.miwv).sum())
-    tokens = losses.tokens_forwarded - refined.tokens
-    return {
-        "epoch": moment.epoch,
-        "fraction": config.fraction,
-        "number_selected": len(selection),
-        "samples": len(pool),
-        "unscorable": len(pool) - scored,
-        "pool_tokens": int(pool.lengths.sum()) + len(pool) * len(pool.preamble),
-        "tokens_forwarded": tokens,
-        "seconds": round(seconds, 3),
-        "samples_per_second": round(scored / seconds, 3),
-        "tokens_per_second": round(tokens / (seconds - refined.seconds), 1),
-        "layout": layout,
-        "refined_samples": refined.samples,
-        "refined_tokens": refined.tokens,
-        "refined_seconds": round(refined.seconds, 3),
-        "config": config.to_dict(),
-    }
-
-
-def _report_unscorable(pool: Pool, exemplars: Exemplars, miwv: np.ndarray, context: int, moment: Moment) -> None:
-    reasons = dict(_unscorable_reasons(pool, exemplars, context))
-    planned = scorable(pool, exemplars.indices, context)
-    reasons["a loss that is not finite"] = int((planned & np.isnan(miwv)).sum())
-    found = {reason: count for reason, count in reasons.items() if count}
-    if found:
-        logger.warning(
-            "Round %d: %d of %d samples could not be scored and are left out: %s.",
-            moment.number, sum(found.values()), len(pool), "; ".join(f"{n} with {why}" for why, n in found.items()),
-        )  # fmt: skip
-    if np.isnan(miwv).all():
-        raise ValueError(
-            "Not one loss is finite: the model gives NaN or infinity on every sample of the pool. Check its weights "
-            "and dtype (float16 overflows easily; use bfloat16 or float32)."
-        )
-    cut = planned & (len(pool.preamble) + pool.lengths + pool.lengths[exemplars.indices] > context)
-    if cut.any():
-        logger.warning(
-            "Round %d: the exemplar of %d sample(s) was cut at its beginning, because none fits the %d tokens of the "
-            "context together with the sample.", moment.number, int(cut.sum()), context,
-        )  # fmt: skip
-
-
-def _unscorable_reasons(pool: Pool, exemplars: Exemplars, context: int) -> Mapping[str, int]:
-    """Each unscorable sample counted once, under the first reason that applies."""
-    incomplete = ~pool.has_prompt_and_response
-    too_long = ~incomplete & (len(pool.preamble) + pool.lengths >= context)
-    alone = ~incomplete & ~too_long & (exemplars.indices == NO_EXEMPLAR)
-    return {
-        "no prompt or no response": int(incomplete.sum()),
-        f"more tokens than the context of {context} leaves room for": int(too_long.sum()),
-        ONLY_COPIES: int(alone.sum()),
-    }
-
-
-def _nothing_scorable(pool: Pool, exemplars: Exemplars, context: int) -> str:
-    reasons = _unscorable_reasons(pool, exemplars, context)
-    listed = "; ".join(f"{count} with {reason}" for reason, count in reasons.items() if count)
-    copies = "; copies may serve as exemplars with `allow_identical_exemplars=True`" if reasons[ONLY_COPIES] else ""
-    return (
-        f"Not one of the {len(pool)} samples can be scored: {listed}. Give samples that differ and that fit the "
-        f"context{copies}."
-    )
-
-
-def round_line(current: StoredRound, previous: StoredRound | None = None) -> str:
-    """One line about a round, for the log."""
-    summary = current.summary
-    scored = summary["samples"] - summary["unscorable"]
-    line = (
-        f"Round {current.number}: scored {scored} of {summary['samples']} samples in {summary['seconds']:.0f} s "
-        f"({summary['tokens_forwarded']} tokens, {summary['tokens_per_second']:.0f} a second), "
-        f"selected {summary['number_selected']}"
-    )
-    if summary.get("refined_samples"):
-        line += (
-            f", {summary['refined_samples']} near the threshold scored again in float32 in "
-            f"{summary['refined_seconds']:.0f} s"
-        )
-    if previous is not None:
-        line += f", {overlap(current.selection, previous.selection):.0%} of them as in round {previous.number}"
-    return line + "."

@@ -26,6 +26,7 @@ from miwv_trainer.head import PADDING_ID, Head, answer_losses, choose_head, forw
 from miwv_trainer.journal import Entry, Journal
 from miwv_trainer.packing import Batch, Row, Tree, TreeBatch, TreeRow, batch_rows, prompt_row, tree_batches, tree_row
 from miwv_trainer.pool import Pool
+from miwv_trainer.scores import weakness
 
 logger = logging.getLogger(__name__)
 
@@ -50,10 +51,7 @@ class Losses:
 
     @property
     def miwv(self) -> np.ndarray:
-        """One-shot minus zero-shot; NaN where either is not finite."""
-        with np.errstate(invalid="ignore"):
-            difference = self.one_shot - self.zero_shot
-        return np.where(np.isfinite(difference), difference, np.nan).astype(np.float32)
+        return weakness(self.one_shot, self.zero_shot)
 
     def replaced(self, others: "Losses", samples: np.ndarray) -> "Losses":
         """These losses, those of `samples` (indices, or a mask) taken from `others`; tokens of both."""

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from miwv_trainer.packing import NO_EXEMPLAR
 from miwv_trainer.pool import Pool
-from miwv_trainer.store import Embeddings
+from miwv_trainer.vectors import Embeddings
 
 logger = logging.getLogger(__name__)
 

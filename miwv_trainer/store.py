@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,12 +22,12 @@ from filelock import BaseFileLock, FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from miwv_trainer.vectors import Embeddings
+
 logger = logging.getLogger(__name__)
 
-# Dense, or for tf-idf sparse; `(N, d)`.
-Embeddings: TypeAlias = np.ndarray | scipy.sparse.csr_matrix
-
 FORMAT_VERSION = 1
+MISSING_BELOW_ZERO = ("exemplar", "age")
 FOLDER = "miwv"
 LOCK = "in-use.lock"
 # Of this process: a lock ends with the object that holds it.
@@ -44,6 +44,8 @@ SCORES = pa.schema(
         ("one_shot_loss", pa.float32()),
         ("miwv", pa.float32()),
         ("selected", pa.bool_()),
+        ("score", pa.float32()),
+        ("age", pa.int32()),
     ]
 )
 
@@ -58,9 +60,9 @@ class StoredRound:
     summary: dict[str, Any]
 
     def column(self, name: str) -> np.ndarray:
-        """One column of the scores as an array; nulls become NaN (or -1 in `exemplar`)."""
+        """One column of the scores as an array; nulls become NaN (or -1 in `exemplar` and `age`)."""
         column = self.scores[name]
-        if name == "exemplar":
+        if name in MISSING_BELOW_ZERO:
             column = column.fill_null(-1)
         return column.to_numpy()
 
@@ -166,7 +168,10 @@ class Store:
         Moves rounds from number `first` on to a folder `previous-N`, so that a new run neither mixes with an older
         one nor loses it. Returns that folder, or None where there was nothing to move.
         """
-        return self._move_aside([self.round_folder(number) for number in self.rounds() if number >= first])
+        aside = self._move_aside([self.round_folder(number) for number in self.rounds() if number >= first])
+        if aside is not None:
+            logger.warning("Rounds of an earlier run in %s were moved to %s.", self.folder, aside)
+        return aside
 
     def _move_aside(self, paths: Sequence[Path]) -> Path | None:
         if not paths:
@@ -339,7 +344,7 @@ def _scores_table(columns: Mapping[str, np.ndarray]) -> pa.Table:
     for entry in SCORES:
         values = columns[entry.name]
         missing = np.isnan(values) if values.dtype.kind == "f" else np.zeros(len(values), dtype=bool)
-        if entry.name == "exemplar":
+        if entry.name in MISSING_BELOW_ZERO:
             missing = values < 0
         arrays.append(pa.array(values, type=entry.type, mask=missing))
     return pa.Table.from_arrays(arrays, schema=SCORES)

@@ -27,6 +27,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.distributed import World
+from miwv_trainer.exemplars import find_exemplars
 from miwv_trainer.fingerprints import Moment
 from miwv_trainer.holding import evaluating
 from miwv_trainer.layout import choose_layout
@@ -34,7 +35,7 @@ from miwv_trainer.pool import Pool
 from miwv_trainer.precision import score_refined
 from miwv_trainer.rendering import pool_from_rows
 from miwv_trainer.retrieval import embed_texts, nearest_exemplars
-from miwv_trainer.rounds import find_exemplars, run_round
+from miwv_trainer.rounds import run_round
 from miwv_trainer.scoring import no_trace
 from miwv_trainer.selection import select_top
 from miwv_trainer.store import Store

@@ -165,19 +165,25 @@ def test_copies_keep_the_values_and_replacements_are_checked_again():
 
 def test_a_command_line_fills_every_field_through_the_argument_parser():
     line = (
-        "--fraction 0.1 --rescore_strategy steps --rescore_steps 9 --embedder tfidf --sampler_seed 5 "
+        "--fraction 0.1 --rescore_strategy steps --rescore_steps 9 --rescore_budget 0.5 --score longest "
+        "--selection_budget tokens --preset paper --min_response_tokens 3 --quantile_band 0.1 0.9 "
+        "--min_similarity 0.2 --max_selected_similarity 0.8 --length_bands 4 --group_column task --diversity mmr "
+        "--diversity_candidates 2.5 --mmr_weight 0.7 --epoch_order easy_to_hard --embedder tfidf --sampler_seed 5 "
         "--scoring_max_length 128 "
         "--tokens_per_batch 99 --tokens_per_row 88 --logits_chunk 7 --layout padded "
         "--refine_near_threshold false --allow_identical_exemplars true --scores_dir runs/b"
     )
     (config,) = HfArgumentParser(MIWVConfig).parse_args_into_dataclasses(line.split())
-    assert dataclasses.astuple(config) == (0.1, "steps", 9, "tfidf", 5, 128, 99, 88, 7, "padded", False, True, "runs/b")
+    rounds = (0.1, "steps", 9, 0.5, "longest", "tokens", "paper")
+    selection = (3, [0.1, 0.9], 0.2, 0.8, 4, "task", "mmr", 2.5, 0.7, "easy_to_hard")
+    scoring = ("tfidf", 5, 128, 99, 88, 7, "padded", False, True, "runs/b")
+    assert dataclasses.astuple(config) == (*rounds, *selection, *scoring)
 
 
 @pytest.mark.parametrize("arguments", [TrainingArguments, Seq2SeqTrainingArguments, SFTConfig])
 def test_no_name_is_taken_by_the_arguments_of_a_trainer(arguments):
     names = {field.name for field in dataclasses.fields(MIWVConfig)}
-    assert len(names) == 13
+    assert len(names) == 27
     assert names.isdisjoint(field.name for field in dataclasses.fields(arguments))
 
 

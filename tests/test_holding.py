@@ -17,10 +17,12 @@ from transformers import TrainerCallback
 
 from miwv_trainer import MIWVConfig, attach
 from miwv_trainer.distributed import World
+from miwv_trainer.exemplars import find_exemplars
+from miwv_trainer.fingerprints import Moment
 from miwv_trainer.holding import check_parallelism
 from miwv_trainer.packing import zero_shot_row
 from miwv_trainer.rendering import pool_from_rows
-from miwv_trainer.rounds import Moment, find_exemplars, run_round
+from miwv_trainer.rounds import run_round
 from miwv_trainer.store import Store
 from tests.held import facts, live_bytes
 from tests.test_attach import NotingTrainer, by_epoch, lora, noting_trainer, rebuilt, trained

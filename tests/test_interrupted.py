@@ -11,10 +11,11 @@ import torch
 
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.distributed import World
+from miwv_trainer.exemplars import find_exemplars
 from miwv_trainer.fingerprints import Moment
 from miwv_trainer.pool import Pool
 from miwv_trainer.rendering import pool_from_rows
-from miwv_trainer.rounds import find_exemplars, run_round
+from miwv_trainer.rounds import run_round
 from miwv_trainer.store import Store, StoredRound
 from tests.tiny import tiny_config, tiny_dataset, tiny_model, tiny_tokenizer
 

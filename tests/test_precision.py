@@ -19,13 +19,15 @@ from transformers import DataCollatorForSeq2Seq, GPT2Config, MixtralConfig, Pret
 from miwv_trainer import MIWVConfig, attach, precision, tokenize
 from miwv_trainer.cli import main
 from miwv_trainer.distributed import World
+from miwv_trainer.fingerprints import Exemplars, Moment
 from miwv_trainer.layout import score_pool
+from miwv_trainer.outcome import round_line
 from miwv_trainer.pool import Pool
-from miwv_trainer.precision import Refined, float32_arithmetic, near_threshold, refine, score_refined
+from miwv_trainer.precision import Refined, float32_arithmetic, nearest, refine, score_refined, threshold_distances
 from miwv_trainer.rendering import pool_from_rows
 from miwv_trainer.report import round_summary
 from miwv_trainer.retrieval import embed_texts, nearest_exemplars
-from miwv_trainer.rounds import Exemplars, Moment, round_line, run_round
+from miwv_trainer.rounds import run_round
 from miwv_trainer.scoring import Losses, no_trace
 from miwv_trainer.selection import overlap, select_top
 from miwv_trainer.store import Store
@@ -263,7 +265,7 @@ def test_what_layers_share_is_float32_in_all_of_them() -> None:
 )
 def test_near_threshold_by_hand(number: int, width: float, expected: list[int]) -> None:
     miwv = np.array([2.5, np.nan, 0.5, 2.0, -1.0, 1.5], dtype=np.float32)
-    assert near_threshold(miwv, number, width).tolist() == expected
+    assert nearest(threshold_distances(miwv, number), width).tolist() == expected
 
 
 def scored(model: Any, case: tuple[Pool, np.ndarray], config: MIWVConfig = CONFIG) -> Losses:

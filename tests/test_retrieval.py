@@ -248,7 +248,7 @@ def test_the_next_nearest_that_fits_the_context_is_taken():
 def test_a_search_in_chunks_equals_one_at_once(monkeypatch, embedder, at_once):
     samples = random_samples(41)
     vectors = np.random.default_rng(2).integers(-2, 3, size=(41, 4)).astype(np.float32)  # many ties
-    embeddings = vectors if embedder == "dense" else scipy.sparse.csr_matrix(retrieval._normalise(vectors))
+    embeddings = vectors if embedder == "dense" else scipy.sparse.csr_matrix(retrieval.normalised(vectors))
     seen = []
     nearest = search.Rules.nearest
 

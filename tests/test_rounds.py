@@ -10,19 +10,16 @@ import pytest
 import torch
 from transformers import MambaConfig, T5Config, T5ForConditionalGeneration
 
-from miwv_trainer import rounds
+from miwv_trainer import exemplars
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.distributed import World
+from miwv_trainer.exemplars import find_exemplars
 from miwv_trainer.fingerprints import Moment, exemplar_fingerprint, model_fingerprint, run_fingerprint
 from miwv_trainer.layout import context_length
+from miwv_trainer.outcome import round_line
 from miwv_trainer.pool import Pool, TokenizedSample, TurnMarkers, build_pool
 from miwv_trainer.rendering import pool_from_rows
-from miwv_trainer.rounds import (
-    check_model,
-    find_exemplars,
-    round_line,
-    run_round,
-)
+from miwv_trainer.rounds import check_model, run_round
 from miwv_trainer.store import Store
 from tests.tiny import tiny_config, tiny_dataset, tiny_model, tiny_tokenizer
 
@@ -76,7 +73,7 @@ def no_embedding(*_, **__):
 
 def refuse_to_embed(monkeypatch):
     for name in ("embed_texts", "prompt_embeddings", "given_embeddings"):
-        monkeypatch.setattr(rounds, name, no_embedding)
+        monkeypatch.setattr(exemplars, name, no_embedding)
 
 
 def test_a_round_scores_selects_and_writes_both_files(model, pool, store):

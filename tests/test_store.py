@@ -13,7 +13,7 @@ from miwv_trainer.store import Store, atomic_path, write_text
 FINGERPRINT = {"pool": "abc", "embedder": "tfidf", "context": 512}
 SUMMARY = {"fingerprint": FINGERPRINT, "number_selected": 1}
 
-# design.md, section 6, word for word.
+# What the README lists; columns are added at the end only.
 COLUMNS = {
     "index": "int64",
     "exemplar": "int64",
@@ -24,6 +24,8 @@ COLUMNS = {
     "one_shot_loss": "float",
     "miwv": "float",
     "selected": "bool",
+    "score": "float",
+    "age": "int32",
 }
 
 
@@ -45,6 +47,8 @@ def columns(**changes) -> dict[str, np.ndarray]:
         "one_shot_loss": np.array([2.0, 2.25, nan], dtype=np.float32),
         "miwv": np.array([0.5, -0.25, nan], dtype=np.float32),
         "selected": np.array([True, False, False]),
+        "score": np.array([0.5, -0.25, nan], dtype=np.float32),
+        "age": np.array([0, 2, -1]),
     }
     return {**values, **changes}
 
@@ -87,6 +91,8 @@ def test_what_was_not_scored_is_null_on_disk_and_not_nan(store):
         "one_shot_loss": None,
         "miwv": None,
         "selected": False,
+        "score": None,
+        "age": None,
     }
 
 

@@ -1,0 +1,67 @@
+"""Which samples may be selected at all, and how they are ranked within bands of length.
+
+MIWV is a difference of two means over few or many response tokens: short responses, unrelated exemplars and mislabelled
+samples crowd its top. Each guard is off by default.
+"""
+
+import numpy as np
+
+from miwv_trainer.config import MIWVConfig
+from miwv_trainer.scores import Measured
+
+
+def allowed(scores: np.ndarray, measured: Measured, config: MIWVConfig) -> tuple[np.ndarray, dict[str, int]]:
+    """
+    `(N,)` which samples have a score and pass the guards, and how many of those with a score each guard leaves out.
+
+    Guards apply one after the other; the quantiles of `quantile_band` (linear interpolation) are of the scores that are
+    left by then. A sample counts under the first guard that leaves it out.
+    """
+    may = ~np.isnan(scores)
+    left_out: dict[str, int] = {}
+
+    def keep(those: np.ndarray, guard: str) -> None:
+        nonlocal may
+        left_out[guard] = int((may & ~those).sum())
+        may = may & those
+
+    if config.min_response_tokens > 0:
+        keep(
+            measured.response_tokens >= config.min_response_tokens, f"min_response_tokens={config.min_response_tokens}"
+        )
+    if config.min_similarity > -1:
+        keep(measured.similarity >= config.min_similarity, f"min_similarity={config.min_similarity}")
+    if config.quantile_band != [0.0, 1.0] and may.any():
+        low, high = np.quantile(scores[may], config.quantile_band)
+        keep((scores >= low) & (scores <= high), f"quantile_band={config.quantile_band}")
+    return may, left_out
+
+
+def length_bands(may: np.ndarray, response_tokens: np.ndarray, bands: int) -> np.ndarray:
+    """
+    `(N,)` the band of each allowed sample, from 0 for the shortest responses, -1 elsewhere.
+
+    Bands are of equal size, the first ones larger by one where it does not divide; equal lengths by lower index.
+    """
+    band = np.full(len(may), -1, dtype=np.int64)
+    candidates = np.flatnonzero(may)
+    by_length = candidates[np.argsort(response_tokens[candidates], kind="stable")]
+    for number, members in enumerate(np.array_split(by_length, bands)):
+        band[members] = number
+    return band
+
+
+def ranking(scores: np.ndarray, bands: np.ndarray) -> np.ndarray:
+    """
+    `(k,)` the samples that are in a band, best first.
+
+    The highest of each band come before the second highest of each: by the share of its own band that stands above a
+    sample, then by score, then by lower index. With one band that is the order of the scores.
+    """
+    place = np.full(len(scores), np.inf)
+    for number in range(bands.max(initial=-1) + 1):
+        members = np.flatnonzero(bands == number)
+        members = members[np.argsort(-scores[members], kind="stable")]
+        place[members] = (np.arange(len(members)) + 0.5) / max(len(members), 1)
+    candidates = np.flatnonzero(bands >= 0)
+    return candidates[np.lexsort((candidates, -scores[candidates], place[candidates]))]

@@ -1,0 +1,214 @@
+"""A round in numbers and in words."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from miwv_trainer.config import MIWVConfig
+from miwv_trainer.packing import NO_EXEMPLAR, scorable
+from miwv_trainer.pool import Pool
+from miwv_trainer.precision import Refined
+from miwv_trainer.scores import Measured
+from miwv_trainer.selection import Choice, number_selected, overlap
+from miwv_trainer.store import StoredRound
+
+logger = logging.getLogger(__name__)
+
+ONLY_COPIES = "no exemplar but copies of themselves"
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+# Of a training step, in forwards of the same tokens: the backward takes about two.
+FORWARDS_A_STEP = 3
+
+
+@dataclass(frozen=True)
+class Cost:
+    """
+    What a round took.
+
+    Args:
+        scored: Samples.
+        tokens: Forwarded for them, padding and trunks that are context only included.
+        seconds: All attempts at the round together.
+        epochs: Its forwards as a multiple of an epoch's compute over the selection, at three forwards a step.
+    """
+
+    scored: int
+    tokens: int
+    seconds: float
+    epochs: float
+    layout: str
+    refined: Refined
+
+    @classmethod
+    def of(
+        cls, refined: Refined, layout: str, seconds: float, is_scored: np.ndarray, pool: Pool, choice: Choice, size: int
+    ) -> "Cost":
+        """`size` is the number of samples of an epoch."""
+        tokens = refined.losses.tokens_forwarded
+        of_epoch = _epoch_tokens(pool, choice.selection, size)
+        scored = int(is_scored.sum())
+        return cls(scored, tokens - refined.tokens, seconds, tokens / (FORWARDS_A_STEP * of_epoch), layout, refined)
+
+    def described(self) -> dict[str, Any]:
+        """For round.json."""
+        return {
+            "scored": self.scored,
+            "tokens_forwarded": self.tokens,
+            "seconds": round(self.seconds, 3),
+            "samples_per_second": round(self.scored / self.seconds, 3),
+            "tokens_per_second": round(self.tokens / (self.seconds - self.refined.seconds), 1),
+            "epochs": round(self.epochs, 4),
+            "layout": self.layout,
+            "refined_samples": self.refined.samples,
+            "refined_tokens": self.refined.tokens,
+            "refined_seconds": round(self.refined.seconds, 3),
+        }
+
+
+def _epoch_tokens(pool: Pool, selection: np.ndarray | None, size: int) -> float:
+    """Tokens of an epoch of `size` samples: of a selection, or of the pool where there is none yet."""
+    lengths = pool.lengths if selection is None else pool.lengths[selection]
+    return size * (len(pool.preamble) + float(lengths.mean()))
+
+
+def cost_line(
+    number: int, samples: int, tokens: int, pool: Pool, config: MIWVConfig, previous: StoredRound | None
+) -> str:
+    """What a round is going to cost, by the rate and the selection of the one before."""
+    rate = previous.summary["tokens_per_second"] if previous is not None else 0
+    time = f"about {_duration(tokens / rate)} at the {rate:.0f} tokens a second of before" if rate else "no rate yet"
+    selection = previous.selection if previous is not None else None
+    size = number_selected(config.fraction, len(pool))
+    epochs = tokens / (FORWARDS_A_STEP * _epoch_tokens(pool, selection, size))
+    return (
+        f"Round {number} scores {samples} of {len(pool)} samples: {tokens} tokens, {time}, {epochs:.2g} times the "
+        f"compute of an epoch over {size} samples."
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def statistics(
+    choice: Choice, measured: Measured, is_scored: np.ndarray, cost: Cost, previous: StoredRound | None
+) -> dict[str, float]:
+    """
+    What the Trainer logs of a round; what is not known is left out.
+
+    `threshold` is the lowest score that is selected, `overlap` the share of the selection that the round before had
+    selected too, `rank_correlation` Spearman's, of the scores of this round with the last ones of the same samples.
+    """
+    found: dict[str, float] = {"threshold": float(choice.scores[choice.selection].min())}
+    miwv = measured.miwv[~np.isnan(measured.miwv)]
+    if len(miwv):
+        found["mean"] = float(miwv.mean())
+        for quantile in QUANTILES:
+            found[f"q{round(100 * quantile):02d}"] = float(np.quantile(miwv, quantile))
+        found["share_above_zero"] = float((miwv > 0).mean())
+    if previous is not None:
+        found["overlap"] = overlap(choice.selection, previous.selection)
+        correlation = _rank_correlation(choice.scores[is_scored], previous.column("score")[is_scored])
+        if correlation is not None:
+            found["rank_correlation"] = correlation
+    found |= {"selected": len(choice.selection), "unscorable": int(np.isnan(choice.scores).sum())}
+    return found | {"scored": cost.scored, "tokens": cost.tokens, "seconds": cost.seconds, "epochs": cost.epochs}
+
+
+def _rank_correlation(now: np.ndarray, before: np.ndarray) -> float | None:
+    known = np.isfinite(now) & np.isfinite(before)
+    if known.sum() < 3 or np.ptp(now[known]) == 0 or np.ptp(before[known]) == 0:
+        return None
+    return float(spearmanr(now[known], before[known]).statistic)
+
+
+def round_line(current: StoredRound, previous: StoredRound | None = None) -> str:
+    """One line about a round, for the log."""
+    summary = current.summary
+    line = f"Round {current.number}: "
+    if summary["layout"] == "none":
+        line += f"nothing to forward for this score, selected {summary['number_selected']} of {summary['samples']}"
+    else:
+        line += (
+            f"scored {summary['scored']} of {summary['samples']} samples in {summary['seconds']:.0f} s "
+            f"({summary['tokens_forwarded']} tokens, {summary['tokens_per_second']:.0f} a second), "
+            f"selected {summary['number_selected']}"
+        )
+    if summary.get("refined_samples"):
+        line += (
+            f", {summary['refined_samples']} near the threshold scored again in float32 in "
+            f"{summary['refined_seconds']:.0f} s"
+        )
+    if previous is not None:
+        line += f", {overlap(current.selection, previous.selection):.0%} of them as in round {previous.number}"
+    return line + "."
+
+
+def log_left_out(number: int, choice: Choice) -> None:
+    """One line a guard."""
+    for guard, count in choice.left_out.items():
+        logger.info("Round %d: %s leaves out %d of %d samples.", number, guard, count, len(choice.scores))
+
+
+def no_candidate(choice: Choice) -> str:
+    listed = "; ".join(f"{guard} leaves out {count}" for guard, count in choice.left_out.items())
+    return f"No sample of the pool may be selected: {listed or 'not one has a score'}. Loosen a guard."
+
+
+def no_finite_loss() -> str:
+    return (
+        "Not one loss is finite: the model gives NaN or infinity on every sample of the pool. Check its weights "
+        "and dtype (float16 overflows easily; use bfloat16 or float32)."
+    )
+
+
+def warn_of_unscorable(number: int, pool: Pool, exemplars: np.ndarray, context: int, is_lost: np.ndarray) -> None:
+    """
+    Logs how many samples are left out, and whose exemplars were cut.
+
+    Args:
+        is_lost: `(N,)` samples whose loss came out as no finite number.
+    """
+    reasons = dict(unscorable_reasons(pool, exemplars, context))
+    reasons["a loss that is not finite"] = int(is_lost.sum())
+    found = {reason: count for reason, count in reasons.items() if count}
+    if found:
+        logger.warning(
+            "Round %d: %d of %d samples could not be scored and are left out: %s.",
+            number, sum(found.values()), len(pool), "; ".join(f"{n} with {why}" for why, n in found.items()),
+        )  # fmt: skip
+    behind_another = scorable(pool, exemplars, context) & (exemplars != np.arange(len(pool)))
+    cut = behind_another & (len(pool.preamble) + pool.lengths + pool.lengths[exemplars] > context)
+    if cut.any():
+        logger.warning(
+            "Round %d: the exemplar of %d sample(s) was cut at its beginning, because none fits the %d tokens of the "
+            "context together with the sample.", number, int(cut.sum()), context,
+        )  # fmt: skip
+
+
+def unscorable_reasons(pool: Pool, exemplars: np.ndarray, context: int) -> Mapping[str, int]:
+    """Each unscorable sample counted once, under the first reason that applies."""
+    incomplete = ~pool.has_prompt_and_response
+    too_long = ~incomplete & (len(pool.preamble) + pool.lengths >= context)
+    alone = ~incomplete & ~too_long & (exemplars == NO_EXEMPLAR)
+    return {
+        "no prompt or no response": int(incomplete.sum()),
+        f"more tokens than the context of {context} leaves room for": int(too_long.sum()),
+        ONLY_COPIES: int(alone.sum()),
+    }
+
+
+def nothing_scorable(pool: Pool, exemplars: np.ndarray, context: int) -> str:
+    reasons = unscorable_reasons(pool, exemplars, context)
+    listed = "; ".join(f"{count} with {reason}" for reason, count in reasons.items() if count)
+    copies = "; copies may serve as exemplars with `allow_identical_exemplars=True`" if reasons[ONLY_COPIES] else ""
+    return (
+        f"Not one of the {len(pool)} samples can be scored: {listed}. Give samples that differ and that fit the "
+        f"context{copies}."
+    )
