@@ -5,8 +5,10 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from miwv_trainer.config import EpochOrder
+
 Strategy = Literal["random", "sequential", "group_by_length"]
-EpochOrder = Literal["shuffled", "easy_to_hard", "hard_to_easy"]
+
 
 MOST_BATCHES_A_GROUP = 50
 FEWEST_GROUPS = 4

@@ -1,0 +1,235 @@
+"""Which score and which guards beat random draws? Trains on each selection and compares held-out response loss.
+
+    python -m benchmarks.settings --pool alpaca_gpt4_1k.jsonl.gz --output out/alpaca
+    python -m benchmarks.settings --pool cherry_alpaca_3k.jsonl.gz --output out/cherry
+
+The pool is scored once, by the untrained model; every arm selects from these scores, trains a LoRA adapter of its own
+with the plain Trainer, with several seeds (of adapter and order; of the draw too, where it is random), and is evaluated
+on the same held-out samples. Results are kept in OUTPUT/results.jsonl: an arm that is there is not trained again.
+"""
+
+import argparse
+import datetime
+import json
+import logging
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import (
+    DataCollatorForSeq2Seq,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+from benchmarks.cases import read_model, read_pool
+from benchmarks.measure import machine
+from miwv_trainer import MIWVConfig, tokenize
+from miwv_trainer.distributed import World
+from miwv_trainer.exemplars import find_exemplars
+from miwv_trainer.fingerprints import Moment
+from miwv_trainer.layout import context_length
+from miwv_trainer.packing import plan_zero_shot
+from miwv_trainer.pool import Pool
+from miwv_trainer.rendering import pool_from_rows, pool_from_tokenized
+from miwv_trainer.rounds import measured_of, run_round
+from miwv_trainer.scoring import no_trace, score_batches
+from miwv_trainer.selection import choose
+from miwv_trainer.store import Store, StoredRound
+
+LONG: dict[str, Any] = {"min_response_tokens": 20}
+ARMS: dict[str, dict[str, Any]] = {
+    "random": {"score": "random"},
+    "longest": {"score": "longest"},
+    "MIWV": {"preset": "paper"},
+    "MIWV, 20 tokens or more": LONG,
+    "MIWV, 5 bands, quantiles to 0.9": {**LONG, "length_bands": 5, "quantile_band": [0.0, 0.9]},
+    "MIWV, 5 bands, similarity 0.5 or more": {**LONG, "length_bands": 5, "min_similarity": 0.5},
+    "residual MIWV": {"score": "residual_miwv", **LONG},
+    "lowest MIWV": {"score": "low_miwv"},
+    "one-shot loss": {"score": "one_shot_loss"},
+}
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    logging.getLogger("miwv_trainer").setLevel(logging.ERROR)
+    output = Path(arguments.output)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model, tokenizer = read_model(arguments.model, None, "float32", device)
+    rows = short_rows(read_pool(arguments.pool), tokenizer, arguments.longest, arguments.samples + arguments.held_out)
+    held_out = tokenize(rows.select(range(arguments.held_out)), tokenizer)
+    pool_rows = tokenize(rows.select(range(arguments.held_out, len(rows))), tokenizer)
+    pool = pool_from_tokenized(pool_rows, tokenizer)
+    scored = score_once(model, pool, arguments, Store(output))
+    results = output / "results.jsonl"
+    done = {(line["arm"], line["budget"], line["seed"]) for line in read(results)}
+    for arm, budget, seed in runs(arguments):
+        if (arm, budget, seed) in done:
+            continue
+        selection = select(scored, pool, arm, budget, seed, arguments.fraction)
+        trained: Any = model
+        if selection is not None:
+            trained = train(model, tokenizer, pool_rows.select(selection), seed, arguments)
+        tokens = 0 if selection is None else int(pool.response_tokens[selection].sum())
+        count = 0 if selection is None else len(selection)
+        line = {"arm": arm, "budget": budget, "seed": seed, "samples": count, "tokens": tokens}
+        line["loss"] = held_out_loss(trained, held_out, tokenizer)
+        model = trained.unload() if trained is not model else model
+        with open(results, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        print(json.dumps(line), flush=True)
+    print(f"\n{machine(device)}, {datetime.date.today().isoformat()}, {len(pool)} samples, {len(held_out)} held out\n")
+    for budget in ("samples", "tokens"):
+        print(table(list(read(results)), budget) + "\n")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="hub name, folder, or folder with a GGUF file (default: the quickstart's)")
+    parser.add_argument("--pool", help="hub name or file (default: alpaca_gpt4_1k)")
+    parser.add_argument("--output", required=True, help="folder of the scores and results")
+    parser.add_argument("--embedder", default="tfidf", help="(default: %(default)s)")
+    parser.add_argument("--samples", type=int, default=480, help="of the pool (default: %(default)s)")
+    parser.add_argument("--held-out", type=int, default=80, help="(default: %(default)s)")
+    parser.add_argument("--longest", type=int, default=200, help="tokens of a sample (default: %(default)s)")
+    parser.add_argument("--fraction", type=float, default=0.05, help="(default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=3, help="(default: %(default)s)")
+    parser.add_argument("--learning-rate", type=float, default=5e-4, help="(default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=3, help="(default: %(default)s)")
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="(default: all)")
+    parser.add_argument("--budgets", nargs="+", choices=["samples", "tokens"], default=["samples", "tokens"])
+    return parser.parse_args()
+
+
+def short_rows(
+    rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, longest: int, count: int
+) -> datasets.Dataset:
+    """`count` rows of at most `longest` tokens, in an order of their own."""
+    lengths = pool_from_rows(rows, tokenizer).lengths
+    return rows.select(np.flatnonzero(lengths <= longest)).shuffle(seed=0).select(range(count))
+
+
+def score_once(model: PreTrainedModel, pool: Pool, arguments: argparse.Namespace, store: Store) -> StoredRound:
+    config = MIWVConfig(embedder=arguments.embedder, fraction=arguments.fraction, refine_near_threshold=False)
+    world = World(0, 1, model.device)
+    with autocast(model):
+        exemplars = find_exemplars(model, pool, config, store, world, reuse=True)
+        return run_round(model, pool, exemplars, config, store, world, Moment())
+
+
+def runs(arguments: argparse.Namespace) -> Iterator[tuple[str, str, int]]:
+    """All runs, one seed after the other, so that what is there early says something of every arm."""
+    yield "untrained", "samples", 0
+    for seed in range(arguments.seeds):
+        for budget in arguments.budgets:
+            for arm in arguments.arms:
+                yield arm, budget, seed
+
+
+def select(scored: StoredRound, pool: Pool, arm: str, budget: str, seed: int, fraction: float) -> np.ndarray | None:
+    if arm == "untrained":
+        return None
+    config = MIWVConfig(fraction=fraction, **{**ARMS[arm], "selection_budget": budget})
+    embeddings = Store(scored.folder.parents[1]).read_embeddings({}) if config.needs_embeddings else None
+    measured = measured_of(scored, (seed, 0))
+    return choose(measured, pool.has_prompt_and_response, config, None, embeddings).selection
+
+
+def train(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    selected: datasets.Dataset,
+    seed: int,
+    arguments: argparse.Namespace,
+) -> PeftModel:
+    set_seed(seed)
+    lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+    trainer = Trainer(
+        model=get_peft_model(model, lora),
+        args=TrainingArguments(
+            output_dir=str(Path(arguments.output) / "trainer"),
+            num_train_epochs=arguments.epochs,
+            per_device_train_batch_size=8,
+            learning_rate=arguments.learning_rate,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            bf16=True,
+            use_cpu=not torch.cuda.is_available(),
+            seed=seed,
+        ),
+        train_dataset=selected,
+        data_collator=DataCollatorForSeq2Seq(tokenizer),
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    return trainer.model
+
+
+def held_out_loss(model: Any, held_out: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> float:
+    """Mean negative log-likelihood per response token, over all response tokens."""
+    pool = pool_from_tokenized(held_out, tokenizer, with_texts=False)
+    context = context_length(model, MIWVConfig())
+    batches = plan_zero_shot(pool, context, 4096)
+    with no_trace(model), autocast(model):
+        losses = score_batches(model, pool, batches, context=context, world=World(0, 1, model.device)).zero_shot
+    return float(np.average(losses, weights=pool.response_tokens))
+
+
+def autocast(model: PreTrainedModel) -> torch.autocast:
+    return torch.autocast(model.device.type, dtype=torch.bfloat16)
+
+
+def read(results: Path) -> Iterator[dict[str, Any]]:
+    if results.is_file():
+        yield from map(json.loads, results.read_text(encoding="utf-8").splitlines())
+
+
+def table(lines: list[dict[str, Any]], budget: str) -> str:
+    """
+    Mean held-out loss of each arm with its standard error over seeds, lowest first, and whether it is lower than that
+    of random draws by more than two standard errors of the difference.
+    """
+    losses: dict[str, list[float]] = defaultdict(list)
+    sizes: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    for line in lines:
+        if line["budget"] == budget and line["arm"] != "untrained":
+            losses[line["arm"]].append(line["loss"])
+            sizes[line["arm"]].append((line["samples"], line["tokens"]))
+    untrained = next((line["loss"] for line in lines if line["arm"] == "untrained"), float("nan"))
+    rows = [
+        f"Equal numbers of {budget}; untrained {untrained:.4f}:\n",
+        "| selection | samples | response tokens | held-out loss | standard error | against random |",
+        "|---|---:|---:|---:|---:|---|",
+    ]
+    for arm in sorted(losses, key=lambda arm: float(np.mean(losses[arm]))):
+        samples, tokens = np.mean(sizes[arm], axis=0)
+        mean, error = np.mean(losses[arm]), standard_error(losses[arm])
+        verdict = against(losses[arm], losses["random"]) if "random" in losses and arm != "random" else ""
+        rows.append(f"| {arm} | {samples:.0f} | {tokens:.0f} | {mean:.4f} | {error:.4f} | {verdict} |")
+    return "\n".join(rows)
+
+
+def standard_error(values: list[float]) -> float:
+    return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
+
+
+def against(ours: list[float], random: list[float]) -> str:
+    difference = np.mean(ours) - np.mean(random)
+    error = np.hypot(standard_error(ours), standard_error(random))
+    verdict = "better" if difference < -2 * error else "worse" if difference > 2 * error else "no difference shown"
+    return f"{difference:+.4f} ({verdict})"
+
+
+if __name__ == "__main__":
+    main()
