@@ -14,7 +14,7 @@ from miwv_trainer.distributed import whole_models
 from miwv_trainer.packing import NO_EXEMPLAR
 from miwv_trainer.pool import Pool
 from miwv_trainer.search import Rules, check_faiss, search_exactly, search_with_faiss
-from miwv_trainer.store import Embeddings
+from miwv_trainer.vectors import Embeddings, normalised
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ def nearest_exemplars(
         check_faiss(size)
     elif is_large:
         logger.warning(_long_sparse_search(size))
-    unit = _normalise(embeddings)
+    unit = normalised(embeddings)
     finite = _is_finite(unit)
     rules = Rules.of(pool, context, pool.has_prompt_and_response & finite, allow_identical)
     queries = torch.from_numpy(np.flatnonzero(finite))
@@ -130,13 +130,6 @@ def _is_finite(unit: Embeddings) -> np.ndarray:
     if isinstance(unit, np.ndarray):
         return np.asarray(np.isfinite(unit).all(axis=1))
     return np.ones(unit.shape[0], dtype=bool)
-
-
-def _normalise(embeddings: Embeddings) -> Embeddings:
-    if not isinstance(embeddings, np.ndarray):
-        return embeddings  # TfidfVectorizer's lines have length 1
-    norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
-    return embeddings / np.maximum(norms, np.finfo(np.float32).tiny)
 
 
 def _tfidf(texts: Sequence[str]) -> scipy.sparse.csr_matrix:

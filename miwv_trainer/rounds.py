@@ -32,7 +32,8 @@ from miwv_trainer.precision import Refined, score_refined
 from miwv_trainer.retrieval import embed_texts, given_embeddings, nearest_exemplars
 from miwv_trainer.scoring import Losses, no_trace, prompt_embeddings
 from miwv_trainer.selection import number_selected, overlap, select_top
-from miwv_trainer.store import Embeddings, Store, StoredRound
+from miwv_trainer.store import Store, StoredRound
+from miwv_trainer.vectors import Embeddings
 
 logger = logging.getLogger(__name__)
 

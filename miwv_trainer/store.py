@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,10 +22,9 @@ from filelock import BaseFileLock, FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-logger = logging.getLogger(__name__)
+from miwv_trainer.vectors import Embeddings
 
-# Dense, or for tf-idf sparse; `(N, d)`.
-Embeddings: TypeAlias = np.ndarray | scipy.sparse.csr_matrix
+logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 FOLDER = "miwv"

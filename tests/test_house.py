@@ -9,7 +9,7 @@ import pytest
 from tests.launched import ROOT
 
 PACKAGE = ROOT / "miwv_trainer"
-PURE = ("config", "pool", "rendering", "packing", "selection", "ordering", "sampler")
+PURE = ("config", "pool", "vectors", "rendering", "packing", "diversity", "selection", "ordering", "sampler")
 
 
 def order() -> list[str]:
