@@ -20,7 +20,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from miwv_trainer.pool import Pool
 from miwv_trainer.retrieval import embed_texts, nearest_exemplars
-from miwv_trainer.search import TIE
+from miwv_trainer.vectors import TIE
 
 SVD_DIM = 128
 

@@ -263,7 +263,7 @@ class MIWVConfig:
         check_whole_number("length_bands", self.length_bands)
         self.quantile_band = check_quantile_band(self.quantile_band)
         check_number("min_similarity", self.min_similarity, -1, 1)
-        check_number("max_selected_similarity", self.max_selected_similarity, 0, 1)
+        check_share("max_selected_similarity", self.max_selected_similarity, "a cosine; 1 leaves nothing out")
         check_number("diversity_candidates", self.diversity_candidates, 1)
         check_number("mmr_weight", self.mmr_weight, 0, 1)
 

@@ -10,23 +10,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import scipy.sparse
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from miwv_trainer.packing import NO_EXEMPLAR
 from miwv_trainer.pool import Pool
-from miwv_trainer.vectors import Embeddings
+from miwv_trainer.vectors import TIE, Embeddings, products_with
 
 logger = logging.getLogger(__name__)
 
 SIMILARITIES_AT_ONCE = 2**24  # 64 MiB of float32
-# Below this, a difference of two cosines in float32 is rounding, which differs between machines.
-TIE = 1e-6
-# Of t0's 43,118 terms, the 128 commonest make 89 % of the products of two samples: those are cheaper as dense columns.
-DENSE_TERMS = 128
-
 UNLIMITED = np.iinfo(np.int32).max
 
 NEIGHBOURS = 32
@@ -125,11 +119,9 @@ def search_exactly(
     """
     if len(rules.candidates) == 0:
         return torch.full_like(queries, NO_EXEMPLAR), torch.full(queries.shape, torch.nan)
-    if isinstance(unit, np.ndarray):
-        products = _dense_products(unit, rules.candidates.numpy(), device)
-    else:
+    if not isinstance(unit, np.ndarray):
         device = torch.device("cpu")
-        products = _sparse_products(unit, rules.candidates.numpy())
+    products = _products(unit, rules.candidates.numpy(), device)
     rules = rules.on(device)
     chunks = queries.split(max(1, _similarities_at_once(device) // len(rules.candidates)))
     found = []
@@ -172,33 +164,17 @@ def _similarities_at_once(device: torch.device) -> int:
     return min(free // 64, 2**30)
 
 
-def _dense_products(unit: np.ndarray, candidates: np.ndarray, device: torch.device) -> Products:
+def _products(unit: Embeddings, candidates: np.ndarray, device: torch.device) -> Products:
     """On the CPU by NumPy, whose BLAS was 1.8 times as fast as torch's on AMD, and never rounds its factors."""
-    columns = unit[candidates].T
     if device.type == "cpu":
-        return lambda queries: torch.from_numpy(unit[queries.numpy()] @ columns)
+        on_cpu = products_with(unit, candidates)
+        return lambda queries: torch.from_numpy(on_cpu(queries.numpy()))
+    columns = unit[candidates].T
     on_device = torch.from_numpy(columns).to(device)
 
     def products(queries: Tensor) -> Tensor:
         with full_float32():
             return torch.from_numpy(unit[queries.numpy()]).to(device) @ on_device
-
-    return products
-
-
-def _sparse_products(unit: scipy.sparse.csr_matrix, candidates: np.ndarray) -> Products:
-    """Terms that many samples share as a dense product, the others as a sparse one."""
-    by_frequency = np.argsort(-np.bincount(unit.indices, minlength=unit.shape[1]), kind="stable")
-    common = unit[:, by_frequency[:DENSE_TERMS]].toarray()
-    rare = unit[:, by_frequency[DENSE_TERMS:]].tocsr()
-    common_columns = common[candidates].T
-    rare_columns = rare[candidates].T.tocsr()  # otherwise converted anew for every chunk
-
-    def products(queries: Tensor) -> Tensor:
-        rows = queries.numpy()
-        cosines = common[rows] @ common_columns
-        cosines += (rare[rows] @ rare_columns).toarray()
-        return torch.from_numpy(cosines)
 
     return products
 

@@ -16,6 +16,7 @@ import torch
 from miwv_trainer import retrieval, search
 from miwv_trainer.pool import Pool
 from miwv_trainer.retrieval import embed_texts, given_embeddings, nearest_exemplars
+from miwv_trainer.vectors import normalised
 
 FAR = 10_000  # a context that nothing fills
 
@@ -248,7 +249,7 @@ def test_the_next_nearest_that_fits_the_context_is_taken():
 def test_a_search_in_chunks_equals_one_at_once(monkeypatch, embedder, at_once):
     samples = random_samples(41)
     vectors = np.random.default_rng(2).integers(-2, 3, size=(41, 4)).astype(np.float32)  # many ties
-    embeddings = vectors if embedder == "dense" else scipy.sparse.csr_matrix(retrieval.normalised(vectors))
+    embeddings = vectors if embedder == "dense" else scipy.sparse.csr_matrix(normalised(vectors))
     seen = []
     nearest = search.Rules.nearest
 
@@ -285,7 +286,7 @@ def test_55185_samples_of_384_dimensions_are_searched_within_60_seconds_and_2_gi
 def test_common_terms_as_dense_columns_leave_the_cosines_as_they_are(monkeypatch, terms):
     vectors = np.random.default_rng(3).random((60, 20)) * (np.random.default_rng(4).random((60, 20)) < 0.3)
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    monkeypatch.setattr(search, "DENSE_TERMS", terms)
+    monkeypatch.setattr("miwv_trainer.vectors.DENSE_TERMS", terms)
     found, similarities = nearest_exemplars(
         scipy.sparse.csr_matrix(unit.astype(np.float32)), pool_of(distinct(60)), FAR
     )
@@ -381,7 +382,7 @@ def test_the_product_on_another_device_is_taken_in_full_float32(monkeypatch, unt
 
     monkeypatch.setattr(torch.Tensor, "__matmul__", watched_product)
     torch.set_float32_matmul_precision("high")
-    products = search._dense_products(np.ones((4, 3), dtype=np.float32), np.arange(4), torch.device("meta"))
+    products = search._products(np.ones((4, 3), dtype=np.float32), np.arange(4), torch.device("meta"))
     assert products(torch.arange(2)).shape == (2, 4)
     assert seen == [("meta", False)]
     assert torch.backends.cuda.matmul.allow_tf32
