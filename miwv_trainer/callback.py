@@ -211,8 +211,9 @@ class MIWVCallback(TrainerCallback, ExportableState):
         with world.together("reading the rounds"):
             if world.is_main:
                 found = read_history(self._store, before.history, fingerprint, step)
-                context = context_length(model, self.config)
-                keep_exemplars(self._store, found[0], exemplar_fingerprint(self.pool, self.config, context))
+                if self.config.needs_exemplars:
+                    context = context_length(model, self.config)
+                    keep_exemplars(self._store, found[0], exemplar_fingerprint(self.pool, self.config, context))
         self.rounds = world.share(found)
         self._exemplars = find_exemplars(model, self.pool, self.config, self._store, world, reuse=True)
         ahead = max(before.look_ahead, self._run_state.look_ahead)

@@ -22,6 +22,8 @@ def score_table(current: StoredRound, texts: Sequence[str] | None = None) -> str
     miwv = current.column("miwv")
     ranked = np.argsort(-miwv, kind="stable")
     ranked = ranked[~np.isnan(miwv[ranked])]
+    if not len(ranked):
+        return f"Round {current.number} has no MIWV: its score is {current.summary['config']['score']}."
     highest = ranked[:HIGHEST]
     lowest = ranked[max(len(highest), len(ranked) - LOWEST) :]
     lines = [_line("index", "zero-shot", "one-shot", "MIWV", "prompt", "prompt of its exemplar")]

@@ -107,9 +107,10 @@ class _Work:
     def choice(self, measured: Measured, embeddings: Any = None) -> Choice:
         return choose(measured, self.pool.has_prompt_and_response, self.config, self.pool.groups, embeddings)
 
-    def by_score(self) -> "_Work":
-        """Without what looks at embeddings."""
-        return replace(self, config=replace(self.config, preset="none", diversity="none", max_selected_similarity=1.0))
+    def by_score(self, **others: Any) -> "_Work":
+        """Without what looks at embeddings, and with `others` of the configuration."""
+        plain = {"preset": "none", "diversity": "none", "max_selected_similarity": 1.0}
+        return replace(self, config=replace(self.config, **{**plain, **others}))
 
     def scores(self, measured: Measured) -> np.ndarray:
         return score_samples(measured, self.config.score, self.pool.has_prompt_and_response)
@@ -217,8 +218,10 @@ def _work(
     if previous is None or config.rescore_budget == 1:
         return work
     known, ages = measured_of(previous, draw), previous.column("age")
-    ranked = work.by_score().choice(known).ranked
-    is_scored = samples_to_score(ranked, ages, can_score, config.rescore_budget, draw)
+    last = work.by_score(quantile_band=[0.0, 1.0]).choice(known)
+    # What the other guards leave out can never be selected; what was at the very top may come down.
+    may_be_scored = can_score & ((last.cells >= 0) | np.isnan(last.scores))
+    is_scored = samples_to_score(last.ranked, ages, may_be_scored, config.rescore_budget, draw)
     return replace(work, before=known, ages=ages, is_scored=is_scored)
 
 
@@ -248,7 +251,7 @@ def _selected(model: nn.Module, work: _Work, measured: Measured, scored: _Scored
     """The choice of rank 0, on every rank: only rank 0 holds embeddings."""
     config = work.config
     is_lost = work.is_scored & np.isnan(work.scores(measured))
-    if config.needs_forwards and is_lost[work.is_scored].all():
+    if work.is_scored.any() and is_lost[work.is_scored].all():
         if world.is_main and scored.journal is not None:
             shutil.rmtree(scored.journal.folder, ignore_errors=True)
         raise ValueError(no_finite_loss())
