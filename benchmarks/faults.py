@@ -51,7 +51,7 @@ def main() -> None:
     arguments = parse_arguments()
     logging.getLogger("miwv_trainer").setLevel(logging.ERROR)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model, tokenizer = read_model(arguments.model, None, "float32", device)
+    model, tokenizer = read_model(arguments.model, None, "bfloat16", device)
     rows = short_rows(read_pool(arguments.pool), tokenizer, arguments.longest, arguments.samples)
     rows, faults = plant(rows)
     pool = pool_from_rows(rows, tokenizer)

@@ -64,7 +64,7 @@ def main() -> None:
     logging.getLogger("miwv_trainer").setLevel(logging.ERROR)
     output = Path(arguments.output)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model, tokenizer = read_model(arguments.model, None, "float32", device)
+    model, tokenizer = read_model(arguments.model, None, "bfloat16", device)
     rows = short_rows(read_pool(arguments.pool), tokenizer, arguments.longest, arguments.samples + arguments.held_out)
     held_out = tokenize(rows.select(range(arguments.held_out)), tokenizer)
     pool_rows = tokenize(rows.select(range(arguments.held_out, len(rows))), tokenizer)
@@ -102,7 +102,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--held-out", type=int, default=80, help="(default: %(default)s)")
     parser.add_argument("--longest", type=int, default=200, help="tokens of a sample (default: %(default)s)")
     parser.add_argument("--fraction", type=float, default=0.05, help="(default: %(default)s)")
-    parser.add_argument("--epochs", type=int, default=3, help="(default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=2, help="(default: %(default)s)")
     parser.add_argument("--learning-rate", type=float, default=5e-4, help="(default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=3, help="(default: %(default)s)")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="(default: all)")
@@ -121,9 +121,8 @@ def short_rows(
 def score_once(model: PreTrainedModel, pool: Pool, arguments: argparse.Namespace, store: Store) -> StoredRound:
     config = MIWVConfig(embedder=arguments.embedder, fraction=arguments.fraction, refine_near_threshold=False)
     world = World(0, 1, model.device)
-    with autocast(model):
-        exemplars = find_exemplars(model, pool, config, store, world, reuse=True)
-        return run_round(model, pool, exemplars, config, store, world, Moment())
+    exemplars = find_exemplars(model, pool, config, store, world, reuse=True)
+    return run_round(model, pool, exemplars, config, store, world, Moment())
 
 
 def runs(arguments: argparse.Namespace) -> Iterator[tuple[str, str, int]]:
@@ -164,7 +163,7 @@ def train(
             logging_strategy="no",
             report_to="none",
             disable_tqdm=True,
-            bf16=True,
+            train_sampling_strategy="group_by_length",
             use_cpu=not torch.cuda.is_available(),
             seed=seed,
         ),
@@ -181,13 +180,9 @@ def held_out_loss(model: Any, held_out: datasets.Dataset, tokenizer: PreTrainedT
     pool = pool_from_tokenized(held_out, tokenizer, with_texts=False)
     context = context_length(model, MIWVConfig())
     batches = plan_zero_shot(pool, context, 4096)
-    with no_trace(model), autocast(model):
+    with no_trace(model):
         losses = score_batches(model, pool, batches, context=context, world=World(0, 1, model.device)).zero_shot
     return float(np.average(losses, weights=pool.response_tokens))
-
-
-def autocast(model: PreTrainedModel) -> torch.autocast:
-    return torch.autocast(model.device.type, dtype=torch.bfloat16)
 
 
 def read(results: Path) -> Iterator[dict[str, Any]]:
