@@ -33,6 +33,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "min_response_tokens=20": {"min_response_tokens": 20},
     "quantile_band=[0, 0.95]": {"quantile_band": [0.0, 0.95]},
     "quantile_band=[0, 0.9]": {"quantile_band": [0.0, 0.9]},
+    "loss_band=[0, 0.8]": {"loss_band": [0.0, 0.8]},
+    "loss_band=[0, 0.7]": {"loss_band": [0.0, 0.7]},
+    "loss_band=[0, 0.6]": {"loss_band": [0.0, 0.6]},
     "min_similarity=0.5": {"min_similarity": 0.5},
     "max_selected_similarity=0.9": {"max_selected_similarity": 0.9},
     "length_bands=5": {"length_bands": 5},
@@ -53,12 +56,12 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, tokenizer = read_model(arguments.model, None, "bfloat16", device)
     rows = short_rows(read_pool(arguments.pool), tokenizer, arguments.longest, arguments.samples)
-    rows, faults = plant(rows)
+    rows, faults, originals = plant(rows)
     pool = pool_from_rows(rows, tokenizer)
     store = Store(arguments.output)
     scored = score_once(model, pool, arguments, store)
     print(f"\n{machine(device)}, {datetime.date.today().isoformat()}; {len(pool)} samples, {arguments.fraction:.0%}\n")
-    print(table(scored, pool, faults, arguments.fraction, store))
+    print(table(scored, pool, faults, originals, arguments.fraction, store))
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -73,8 +76,8 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def plant(rows: datasets.Dataset) -> tuple[datasets.Dataset, dict[str, np.ndarray]]:
-    """The rows with faults, and for each kind of fault which rows have it."""
+def plant(rows: datasets.Dataset) -> tuple[datasets.Dataset, dict[str, np.ndarray], np.ndarray]:
+    """The rows with faults, for each kind of fault which rows have it, and what the copies are copies of."""
     count = round(SHARE * len(rows))
     order = np.random.default_rng(0).permutation(len(rows))
     swapped, copied, short, originals = np.split(order[: 4 * count], 4)
@@ -86,11 +89,23 @@ def plant(rows: datasets.Dataset) -> tuple[datasets.Dataset, dict[str, np.ndarra
         changed[index] = dict(changed[original])
     for number, index in enumerate(short):
         changed[index]["output"] = WORDS[number % len(WORDS)]
-    # Of two copies neither is more of a fault than the other; one of them is one too many.
-    return datasets.Dataset.from_list(changed), {"swapped": swapped, "copies": copied, "one word": short}
+    return datasets.Dataset.from_list(changed), {"swapped": swapped, "copies": copied, "one word": short}, originals
 
 
-def table(scored: StoredRound, pool: Pool, faults: dict[str, np.ndarray], fraction: float, store: Store) -> str:
+def table(
+    scored: StoredRound,
+    pool: Pool,
+    faults: dict[str, np.ndarray],
+    originals: np.ndarray,
+    fraction: float,
+    store: Store,
+) -> str:
+    """How many of each kind are selected; a copy counts where what it is a copy of is selected too."""
+
+    def count(kind: str, chosen: np.ndarray) -> int:
+        found = np.isin(faults[kind], chosen)
+        return int((found & np.isin(originals, chosen) if kind == "copies" else found).sum())
+
     lines = [
         f"| selection | samples | {' | '.join(faults)} | mean response tokens |",
         f"|---|---:|{'---:|' * len(faults)}---:|",
@@ -103,7 +118,7 @@ def table(scored: StoredRound, pool: Pool, faults: dict[str, np.ndarray], fracti
             choose(measured_of(scored, (draw,)), pool.has_prompt_and_response, config, None, embeddings).selection
             for draw in range(draws)
         ]
-        counts = [f"{np.mean([np.isin(chosen, bad).sum() for chosen in choices]):.3g}" for bad in faults.values()]
+        counts = [f"{np.mean([count(kind, chosen) for chosen in choices]):.3g}" for kind in faults]
         tokens = np.mean([pool.response_tokens[chosen].mean() for chosen in choices])
         lines.append(f"| {name} | {len(choices[0])} | {' | '.join(counts)} | {tokens:.0f} |")
     return "\n".join(lines)

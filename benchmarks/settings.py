@@ -51,9 +51,9 @@ ARMS: dict[str, dict[str, Any]] = {
     "longest": {"score": "longest"},
     "MIWV": {"preset": "paper"},
     "MIWV, 20 tokens or more": LONG,
-    "MIWV, 5 bands, quantiles to 0.9": {**LONG, "length_bands": 5, "quantile_band": [0.0, 0.9]},
-    "MIWV, 5 bands, similarity 0.5 or more": {**LONG, "length_bands": 5, "min_similarity": 0.5},
-    "residual MIWV": {"score": "residual_miwv", **LONG},
+    "MIWV, 20 or more, losses to 0.7": {**LONG, "loss_band": [0.0, 0.7]},
+    "MIWV, 20 or more, losses to 0.7, 5 length bands": {**LONG, "loss_band": [0.0, 0.7], "length_bands": 5},
+    "residual MIWV, 20 or more": {"score": "residual_miwv", **LONG},
     "lowest MIWV": {"score": "low_miwv"},
     "one-shot loss": {"score": "one_shot_loss"},
 }

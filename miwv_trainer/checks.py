@@ -35,13 +35,13 @@ def check_number(name: str, value: Any, least: float, most: float = math.inf) ->
         raise ValueError(f"`{name}` must be a number {allowed}, but got {value!r}.")
 
 
-def check_quantile_band(value: Any) -> list[float]:
-    """The two quantiles as a list."""
+def check_band(name: str, value: Any) -> list[float]:
+    """Two quantiles as a list."""
     is_pair = isinstance(value, Sequence) and len(value) == 2 and all(map(_is_number, value))
     if not is_pair or not 0 <= value[0] < value[1] <= 1:
         raise ValueError(
-            f"`quantile_band` must be two numbers from 0 to 1, the lower one first ([0, 0.95] leaves the highest 5 % "
-            f"out), but got {value!r}."
+            f"`{name}` must be two numbers from 0 to 1, the lower one first ([0, 0.95] leaves the highest 5 % out), but "
+            f"got {value!r}."
         )
     return [float(each) for each in value]
 

@@ -10,10 +10,10 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from miwv_trainer.checks import (
+    check_band,
     check_choice,
     check_embedder,
     check_number,
-    check_quantile_band,
     check_rescore_steps,
     check_share,
     check_switch,
@@ -36,13 +36,14 @@ Preset = Literal["none", "paper", "guarded"]
 PRESETS: dict[str, dict[str, Any]] = {
     "none": {},
     "paper": {"allow_identical_exemplars": True},
-    "guarded": {"min_response_tokens": 20, "length_bands": 5, "quantile_band": [0.0, 0.95], "min_similarity": 0.3},
+    "guarded": {"min_response_tokens": 20, "loss_band": [0.0, 0.7], "max_selected_similarity": 0.95},
 }
 # What decides, together with the scores, which samples a round selects.
 SELECTION_FIELDS = (
     "score",
     "min_response_tokens",
     "quantile_band",
+    "loss_band",
     "min_similarity",
     "max_selected_similarity",
     "length_bands",
@@ -92,6 +93,8 @@ class MIWVConfig:
         quantile_band (`list[float]`, defaults to `[0.0, 1.0]`):
             Lowest and highest quantile of the scores, of those that the other guards leave, that are selected from.
             Mislabelled samples gather at the very top.
+        loss_band (`list[float]`, defaults to `[0.0, 1.0]`):
+            The same of the zero-shot losses. Responses that have nothing to do with their prompts have high ones.
         min_similarity (`float`, defaults to `-1.0`):
             Samples whose exemplar is less similar (cosine) are not selected: an unrelated example raises MIWV.
         max_selected_similarity (`float`, defaults to `1.0`):
@@ -173,6 +176,10 @@ class MIWVConfig:
     quantile_band: list[float] = field(
         default_factory=lambda: [0.0, 1.0],
         metadata={"help": "Lowest and highest quantile of the scores that are selected from.", "nargs": 2},
+    )
+    loss_band: list[float] = field(
+        default_factory=lambda: [0.0, 1.0],
+        metadata={"help": "Lowest and highest quantile of the zero-shot losses that are selected from.", "nargs": 2},
     )
     min_similarity: float = field(
         default=-1.0, metadata={"help": "Samples whose exemplar is less similar (cosine) are not selected."}
@@ -261,7 +268,8 @@ class MIWVConfig:
     def _check_guards(self) -> None:
         check_whole_number("min_response_tokens", self.min_response_tokens, least=0)
         check_whole_number("length_bands", self.length_bands)
-        self.quantile_band = check_quantile_band(self.quantile_band)
+        self.quantile_band = check_band("quantile_band", self.quantile_band)
+        self.loss_band = check_band("loss_band", self.loss_band)
         check_number("min_similarity", self.min_similarity, -1, 1)
         check_share("max_selected_similarity", self.max_selected_similarity, "a cosine; 1 leaves nothing out")
         check_number("diversity_candidates", self.diversity_candidates, 1)
@@ -277,6 +285,11 @@ class MIWVConfig:
             raise ValueError(
                 f'`epoch_order={self.epoch_order!r}` needs to know how hard samples are, which `score="random"` does '
                 'not tell. Use "shuffled", or another score.'
+            )
+        if self.loss_band != [0.0, 1.0] and not self.needs_forwards:
+            raise ValueError(
+                f"`loss_band` is {self.loss_band}, but `score={self.score!r}` makes no forward, so that there are no "
+                "losses. Leave it out, or use another score."
             )
         if self.rescore_strategy == "no" and self.rescore_budget < 1:
             raise ValueError(

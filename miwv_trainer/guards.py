@@ -14,8 +14,8 @@ def allowed(scores: np.ndarray, measured: Measured, config: MIWVConfig) -> tuple
     """
     `(N,)` which samples have a score and pass the guards, and how many of those with a score each guard leaves out.
 
-    Guards apply one after the other; the quantiles of `quantile_band` (linear interpolation) are of the scores that are
-    left by then. A sample counts under the first guard that leaves it out.
+    Guards apply one after the other; the quantiles of `loss_band` and `quantile_band` (linear interpolation) are of the
+    samples that are left by then. A sample counts under the first guard that leaves it out.
     """
     may = ~np.isnan(scores)
     left_out: dict[str, int] = {}
@@ -31,9 +31,11 @@ def allowed(scores: np.ndarray, measured: Measured, config: MIWVConfig) -> tuple
         )
     if config.min_similarity > -1:
         keep(measured.similarity >= config.min_similarity, f"min_similarity={config.min_similarity}")
-    if config.quantile_band != [0.0, 1.0] and may.any():
-        low, high = np.quantile(scores[may], config.quantile_band)
-        keep((scores >= low) & (scores <= high), f"quantile_band={config.quantile_band}")
+    for name, values in (("loss_band", measured.zero_shot_loss), ("quantile_band", scores)):
+        band = getattr(config, name)
+        if band != [0.0, 1.0] and may.any():
+            low, high = np.quantile(values[may], band)
+            keep((values >= low) & (values <= high), f"{name}={band}")
     return may, left_out
 
 

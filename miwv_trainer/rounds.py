@@ -218,8 +218,8 @@ def _work(
     if previous is None or config.rescore_budget == 1:
         return work
     known, ages = measured_of(previous, draw), previous.column("age")
-    last = work.by_score(quantile_band=[0.0, 1.0]).choice(known)
-    # What the other guards leave out can never be selected; what was at the very top may come down.
+    last = work.by_score(quantile_band=[0.0, 1.0], loss_band=[0.0, 1.0]).choice(known)
+    # What the other guards leave out can never be selected; losses and scores change.
     may_be_scored = can_score & ((last.cells >= 0) | np.isnan(last.scores))
     is_scored = samples_to_score(last.ranked, ages, may_be_scored, config.rescore_budget, draw)
     return replace(work, before=known, ages=ages, is_scored=is_scored)

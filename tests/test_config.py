@@ -167,6 +167,7 @@ def test_a_command_line_fills_every_field_through_the_argument_parser():
     line = (
         "--fraction 0.1 --rescore_strategy steps --rescore_steps 9 --rescore_budget 0.5 --score longest "
         "--selection_budget tokens --preset paper --min_response_tokens 3 --quantile_band 0.1 0.9 "
+        "--loss_band 0.0 0.8 "
         "--min_similarity 0.2 --max_selected_similarity 0.8 --length_bands 4 --group_column task --diversity mmr "
         "--diversity_candidates 2.5 --mmr_weight 0.7 --epoch_order easy_to_hard --embedder tfidf --sampler_seed 5 "
         "--scoring_max_length 128 "
@@ -175,7 +176,7 @@ def test_a_command_line_fills_every_field_through_the_argument_parser():
     )
     (config,) = HfArgumentParser(MIWVConfig).parse_args_into_dataclasses(line.split())
     rounds = (0.1, "steps", 9, 0.5, "longest", "tokens", "paper")
-    selection = (3, [0.1, 0.9], 0.2, 0.8, 4, "task", "mmr", 2.5, 0.7, "easy_to_hard")
+    selection = (3, [0.1, 0.9], [0.0, 0.8], 0.2, 0.8, 4, "task", "mmr", 2.5, 0.7, "easy_to_hard")
     scoring = ("tfidf", 5, 128, 99, 88, 7, "padded", False, True, "runs/b")
     assert dataclasses.astuple(config) == (*rounds, *selection, *scoring)
 
@@ -183,7 +184,7 @@ def test_a_command_line_fills_every_field_through_the_argument_parser():
 @pytest.mark.parametrize("arguments", [TrainingArguments, Seq2SeqTrainingArguments, SFTConfig])
 def test_no_name_is_taken_by_the_arguments_of_a_trainer(arguments):
     names = {field.name for field in dataclasses.fields(MIWVConfig)}
-    assert len(names) == 27
+    assert len(names) == 28
     assert names.isdisjoint(field.name for field in dataclasses.fields(arguments))
 
 
