@@ -40,8 +40,8 @@ def check_band(name: str, value: Any) -> list[float]:
     is_pair = isinstance(value, Sequence) and len(value) == 2 and all(map(_is_number, value))
     if not is_pair or not 0 <= value[0] < value[1] <= 1:
         raise ValueError(
-            f"`{name}` must be two numbers from 0 to 1, the lower one first ([0, 0.95] leaves the highest 5 % out), but "
-            f"got {value!r}."
+            f"`{name}` must be two numbers from 0 to 1, the lower one first ([0, 0.95] leaves the highest 5 % out), "
+            f"but got {value!r}."
         )
     return [float(each) for each in value]
 

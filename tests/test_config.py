@@ -165,7 +165,7 @@ def test_copies_keep_the_values_and_replacements_are_checked_again():
 
 def test_a_command_line_fills_every_field_through_the_argument_parser():
     line = (
-        "--fraction 0.1 --rescore_strategy steps --rescore_steps 9 --rescore_budget 0.5 --score longest "
+        "--fraction 0.1 --rescore_strategy steps --rescore_steps 9 --rescore_budget 0.5 --score residual_miwv "
         "--selection_budget tokens --preset paper --min_response_tokens 3 --quantile_band 0.1 0.9 "
         "--loss_band 0.0 0.8 "
         "--min_similarity 0.2 --max_selected_similarity 0.8 --length_bands 4 --group_column task --diversity mmr "
@@ -175,7 +175,7 @@ def test_a_command_line_fills_every_field_through_the_argument_parser():
         "--refine_near_threshold false --allow_identical_exemplars true --scores_dir runs/b"
     )
     (config,) = HfArgumentParser(MIWVConfig).parse_args_into_dataclasses(line.split())
-    rounds = (0.1, "steps", 9, 0.5, "longest", "tokens", "paper")
+    rounds = (0.1, "steps", 9, 0.5, "residual_miwv", "tokens", "paper")
     selection = (3, [0.1, 0.9], [0.0, 0.8], 0.2, 0.8, 4, "task", "mmr", 2.5, 0.7, "easy_to_hard")
     scoring = ("tfidf", 5, 128, 99, 88, 7, "padded", False, True, "runs/b")
     assert dataclasses.astuple(config) == (*rounds, *selection, *scoring)
