@@ -15,7 +15,9 @@ from miwv_trainer.vectors import TIE, Embeddings, normalised, products_with, row
 DRAWN_AHEAD = 256
 # Candidates whose similarities with each other are all held, 1 GiB of float32. Of more, as many rows as fit in that.
 MOST_HELD = 16_384
+# At first, and doubled up to the most: where many bounds are too high, wide products cost half as much each.
 GAINS_AT_ONCE = 32
+MOST_GAINS_AT_ONCE = 256
 
 
 def without_near_duplicates(order: Iterable[int], embeddings: Embeddings, at_most: float) -> Iterator[int]:
@@ -77,18 +79,23 @@ def facility_location(candidates: np.ndarray, embeddings: Embeddings) -> Iterato
     bounds = np.full(count, np.inf)
     tie = TIE * count**0.5
     for _ in range(count):
-        best = 0.0
+        best, at_once = 0.0, GAINS_AT_ONCE
         is_stale = bounds > tie
         while len(pending := np.flatnonzero(is_stale & (bounds >= best - tie))):
-            highest = np.argpartition(-bounds[pending], min(GAINS_AT_ONCE, len(pending)) - 1)[:GAINS_AT_ONCE]
-            batch = pending[highest]
+            batch = _highest(pending, bounds, at_once)
             bounds[batch] = _gains(similarities.rows(batch), covered)
             is_stale[batch] = False
-            best = max(best, bounds[batch].max())
+            best, at_once = max(best, bounds[batch].max()), min(2 * at_once, MOST_GAINS_AT_ONCE)
         chosen = int((bounds >= best - tie).argmax())
         yield int(candidates[chosen])
         np.maximum(covered, similarities.rows(np.asarray([chosen]))[0], out=covered)
         bounds[chosen] = -np.inf
+
+
+def _highest(positions: np.ndarray, bounds: np.ndarray, most: int) -> np.ndarray:
+    if len(positions) <= most:
+        return positions
+    return positions[np.argpartition(-bounds[positions], most)[:most]]
 
 
 def _gains(similarities: np.ndarray, covered: np.ndarray) -> np.ndarray:
@@ -98,7 +105,7 @@ def _gains(similarities: np.ndarray, covered: np.ndarray) -> np.ndarray:
 
 
 class _Similarities:
-    """Rows of max(cosine, 0) of all with all. Those computed last are held; `unit` is `(k, d)`."""
+    """Rows of the cosines of all with all. Those computed last are held; `unit` is `(k, d)`."""
 
     def __init__(self, unit: Embeddings) -> None:
         count = unit.shape[0]
@@ -117,7 +124,7 @@ class _Similarities:
             return self._held[place]
         rows = np.empty((len(wanted), len(self._place)), dtype=np.float32)
         rows[is_held] = self._held[place[is_held]]
-        rows[~is_held] = np.maximum(self._products(wanted[~is_held]), 0)
+        rows[~is_held] = self._products(wanted[~is_held])
         self._hold(wanted[~is_held], rows[~is_held])
         return rows
 

@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoTokenizer
 
-from benchmarks import layouts, precision
+from benchmarks import diversity, layouts, precision
 from benchmarks.cases import Case, llama_config, random_model, random_pool, read_pool
 from benchmarks.layouts import LAYOUTS, plain_rows, planned_trees, prepare, work
 from benchmarks.measure import measure
@@ -325,3 +325,16 @@ def test_precision_is_compared_with_float32_on_the_same_weights(
 def test_bad_input_to_the_precision_benchmark_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert precision.main(["--pool", "nowhere.jsonl"]) == 2
     assert "benchmarks.precision: " in capsys.readouterr().err
+
+
+def test_the_diversity_benchmark_has_a_line_for_each_method_and_embedding(
+    pool_file: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["diversity", "--pool", pool_file, "--take", "3", "--candidates", "6"])
+    diversity.main()
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].endswith(f"{SAMPLES} samples; 3 taken of 6")
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in printed[4:]]
+    assert [row[0] for row in cells] == ["tf-idf"] * 4 + ["dense, 384-d"] * 4
+    assert len({row[1] for row in cells}) == 4
+    assert all(row[3] == "3" and -1 <= float(row[4]) <= 1 for row in cells)

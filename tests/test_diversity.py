@@ -96,6 +96,13 @@ def test_copies_are_left_out_below_1_and_passed_on_at_1(as_given) -> None:
     assert list(without_near_duplicates(range(800), as_given(embeddings), 1)) == list(range(800))
 
 
+def test_no_rounding_makes_copies_more_than_alike() -> None:
+    # Of length 1, but a sparse product sums 20,000 float32 terms one by one.
+    embeddings = scipy.sparse.csr_matrix(np.full((2, 20_000), 20_000**-0.5, dtype=np.float32))
+    assert (embeddings @ embeddings.T).max() > 1 + 1e-6
+    assert list(without_near_duplicates(range(2), embeddings, 1)) == [0, 1]
+
+
 def test_only_a_chunk_is_drawn_ahead() -> None:
     drawn = []
 

@@ -1,0 +1,86 @@
+"""What taking diverse samples costs: seconds of each method, on tf-idf and on dense embeddings of one pool.
+
+    python -m benchmarks.diversity --pool POOL.jsonl.gz [--take 2759] [--candidates 11036] [--only sparse|dense]
+
+A seeded random ranking stands for that by MIWV. Seconds are all that follows embedding: taking rows, bringing them to
+length 1, comparing and choosing. Without `--only`, each kind of embedding in turn.
+"""
+
+import argparse
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.cases import DEFAULT_POOL
+from miwv_trainer.diversity import facility_location, maximal_marginal_relevance, without_near_duplicates
+from miwv_trainer.loading import load_rows
+from miwv_trainer.retrieval import embed_texts
+from miwv_trainer.vectors import Embeddings, normalised, products_with
+
+POOL = DEFAULT_POOL.with_name("t0_50k.jsonl.gz")
+DIM = 384
+AT_MOST = 0.8
+WEIGHT = 0.5
+KINDS = {"sparse": "tf-idf", "dense": f"dense, {DIM}-d"}
+
+
+def main() -> None:
+    given = parse_arguments()
+    rows = load_rows(given.pool)
+    column = "prompt" if "prompt" in rows.column_names else "instruction"
+    tfidf = embed_texts("tfidf", list(rows[column]))
+    ranking = np.random.default_rng(0).permutation(len(rows))
+    candidates = ranking[: given.candidates or 4 * given.take]
+    print(f"{Path(given.pool).name}, {len(rows):,} samples; {given.take:,} taken of {len(candidates):,}\n")
+    print("| embeddings | method | seconds | taken | nearest other taken, mean cosine |")
+    print("|---|---|---:|---:|---:|")
+    for kind in [given.only] if given.only else KINDS:
+        embeddings = tfidf if kind == "sparse" else projected(tfidf)
+        for method, order in methods(candidates, embeddings).items():
+            started = time.perf_counter()
+            taken = list(islice(order, given.take))
+            seconds = time.perf_counter() - started
+            print(f"| {KINDS[kind]} | {method} | {seconds:.1f} | {len(taken):,} | {likeness(taken, embeddings):.3f} |")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pool", default=str(POOL), help=f"file (default: {POOL.name} in ../shared/data)")
+    parser.add_argument("--take", type=int, default=2759, help="samples (default: %(default)s)")
+    parser.add_argument("--candidates", type=int, help="first of the ranking (default: four times those taken)")
+    parser.add_argument("--only", choices=KINDS)
+    return parser.parse_args()
+
+
+def methods(candidates: np.ndarray, embeddings: Embeddings) -> dict[str, Iterator[int]]:
+    relevance = -np.arange(len(candidates), dtype=np.float64)
+    return {
+        "the ranking as it is": iter(candidates.tolist()),
+        f"without near-duplicates, at most {AT_MOST}": without_near_duplicates(candidates, embeddings, AT_MOST),
+        f"maximal marginal relevance, weight {WEIGHT}": maximal_marginal_relevance(
+            candidates, relevance, embeddings, WEIGHT
+        ),
+        "facility location": facility_location(candidates, embeddings),
+    }
+
+
+def projected(tfidf: Embeddings) -> np.ndarray:
+    """`(N, 384)` by a seeded random projection, which leaves cosines about as they are."""
+    directions = np.random.default_rng(0).standard_normal((tfidf.shape[1], DIM), dtype=np.float32)
+    return np.asarray(tfidf @ directions, dtype=np.float32)
+
+
+def likeness(taken: list[int], embeddings: Embeddings) -> float:
+    """The mean over those taken of the highest cosine with another of them."""
+    unit = normalised(embeddings[np.asarray(taken)])
+    positions = np.arange(len(taken))
+    cosines = products_with(unit, positions)(positions)
+    np.fill_diagonal(cosines, -1)
+    return float(cosines.max(axis=1).mean())
+
+
+if __name__ == "__main__":
+    main()
