@@ -57,7 +57,7 @@ def check_text(name: str, value: Any, meaning: str) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value)
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:

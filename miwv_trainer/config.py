@@ -6,6 +6,7 @@ on Alpaca.
 """
 
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Literal, get_args
 
@@ -262,6 +263,9 @@ class MIWVConfig:
         if self.sampler_seed is not None:
             check_whole_number("sampler_seed", self.sampler_seed, least=0)
 
+        for f in fields(self):
+            if f.type is float:  # NumPy's numbers are no JSON
+                setattr(self, f.name, float(getattr(self, f.name)))
         self._apply_preset()
         self._check_together()
 
@@ -278,7 +282,7 @@ class MIWVConfig:
     def _apply_preset(self) -> None:
         for f in fields(self):
             if f.name in PRESETS[self.preset] and getattr(self, f.name) == _default(f):
-                setattr(self, f.name, PRESETS[self.preset][f.name])
+                setattr(self, f.name, copy(PRESETS[self.preset][f.name]))
 
     def _check_together(self) -> None:
         if self.epoch_order != "shuffled" and self.score == "random":

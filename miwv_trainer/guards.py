@@ -4,6 +4,9 @@ MIWV is a difference of two means over few or many response tokens: short respon
 samples crowd its top. Each guard is off by default.
 """
 
+import math
+from decimal import Decimal
+
 import numpy as np
 
 from miwv_trainer.config import MIWVConfig
@@ -34,9 +37,21 @@ def allowed(scores: np.ndarray, measured: Measured, config: MIWVConfig) -> tuple
     for name, values in (("loss_band", measured.zero_shot_loss), ("quantile_band", scores)):
         band = getattr(config, name)
         if band != [0.0, 1.0] and may.any():
-            low, high = np.quantile(values[may], band)
+            low, high = _ends_of_band(values[may], band)
             keep((values >= low) & (values <= high), f"{name}={band}")
     return may, left_out
+
+
+def _ends_of_band(scores: np.ndarray, band: list[float]) -> tuple[float, float]:
+    """
+    The lowest and the highest score between two quantiles, both included.
+
+    Which these are is computed on the decimal digits: of 101 scores, the 30th is the quantile 0.29, where floating
+    point would leave it out.
+    """
+    ascending = np.sort(scores)
+    low, high = (Decimal(repr(quantile)) * (len(scores) - 1) for quantile in band)
+    return ascending[math.ceil(low)], ascending[math.floor(high)]
 
 
 def length_bands(may: np.ndarray, response_tokens: np.ndarray, bands: int) -> np.ndarray:
@@ -64,6 +79,6 @@ def ranking(scores: np.ndarray, bands: np.ndarray) -> np.ndarray:
     for number in range(bands.max(initial=-1) + 1):
         members = np.flatnonzero(bands == number)
         members = members[np.argsort(-scores[members], kind="stable")]
-        place[members] = (np.arange(len(members)) + 0.5) / max(len(members), 1)
+        place[members] = np.arange(len(members)) / max(len(members), 1)
     candidates = np.flatnonzero(bands >= 0)
     return candidates[np.lexsort((candidates, -scores[candidates], place[candidates]))]

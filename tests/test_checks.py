@@ -1,0 +1,214 @@
+"""The fields of scores, guards, budgets and presets: what is refused, what presets set, what round.json can hold."""
+
+import dataclasses
+import json
+import re
+
+import numpy as np
+import pytest
+from transformers import HfArgumentParser
+
+from miwv_trainer import MIWVConfig
+from miwv_trainer.config import PRESETS, SELECTION_FIELDS, embeds_text
+
+NAN, INF = float("nan"), float("inf")
+GUARDED = {"min_response_tokens": 20, "length_bands": 5, "quantile_band": [0.0, 0.95], "min_similarity": 0.3}
+
+
+def refuses(words: str, **values):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        MIWVConfig(**values)
+
+
+@pytest.mark.parametrize(
+    "name, allowed",
+    [
+        (
+            "score",
+            "'miwv', 'low_miwv', 'residual_miwv', 'zero_shot_loss', 'one_shot_loss', 'random', 'longest'",
+        ),
+        ("selection_budget", "'samples', 'tokens'"),
+        ("preset", "'none', 'paper', 'guarded'"),
+        ("diversity", "'none', 'facility_location', 'mmr'"),
+        ("epoch_order", "'shuffled', 'easy_to_hard', 'hard_to_easy'"),
+    ],
+)
+@pytest.mark.parametrize("value", ["MIWV", "", None, 0, True, ["miwv"]])
+def test_a_choice_names_all_that_are_allowed(name, allowed, value):
+    refuses(f"`{name}` must be one of {allowed}, but got {value!r}.", **{name: value})
+
+
+@pytest.mark.parametrize("value", [0, -0.5, 1.01, NAN, INF, True, "0.5", None])
+def test_shares_are_above_0_and_at_most_1(value):
+    words = "must be a number above 0 and at most 1"
+    refuses(
+        f"`rescore_budget` {words} (0.25 scores a quarter of the pool), but got {value!r}.",
+        rescore_strategy="epoch",
+        rescore_budget=value,
+    )
+    refuses(
+        f"`max_selected_similarity` {words} (a cosine; 1 leaves nothing out), but got {value!r}.",
+        max_selected_similarity=value,
+    )
+
+
+@pytest.mark.parametrize(
+    "name, allowed, values",
+    [
+        ("min_similarity", "from -1 to 1", [-1.01, 1.01, INF]),
+        ("mmr_weight", "from 0 to 1", [-0.01, 1.01, -INF]),
+        ("diversity_candidates", "of at least 1", [0.99, 0, -4, INF]),  # round.json could not hold infinity
+    ],
+)
+def test_numbers_are_in_their_range(name, allowed, values):
+    for value in [*values, NAN, True, "0.5", None, [0.5]]:
+        refuses(f"`{name}` must be a number {allowed}, but got {value!r}.", **{name: value})
+
+
+@pytest.mark.parametrize("name, least", [("min_response_tokens", 0), ("length_bands", 1)])
+def test_counts_are_whole(name, least):
+    for value in (least - 1, 1.5, 20.0, "20", True, None, NAN):
+        refuses(f"`{name}` must be a whole number of at least {least}, but got {value!r}.", **{name: value})
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *([0.95, 0.0], [0.5, 0.5], [-0.1, 1], [0, 1.1], [NAN, 1], [0, INF], [0.5], [0, 0.5, 1], []),
+        *(0.95, None, "01", ["0", "1"], [False, True], {0: 0, 1: 1}),
+    ],
+)
+def test_a_quantile_band_is_two_ascending_numbers_from_0_to_1(value):
+    refuses(
+        "`quantile_band` must be two numbers from 0 to 1, the lower one first ([0, 0.95] leaves the highest 5 % out), "
+        f"but got {value!r}.",
+        quantile_band=value,
+    )
+
+
+@pytest.mark.parametrize("value", ["", 3, ["task"], True])
+def test_a_group_column_is_a_name(value):
+    refuses(f"`group_column` must be a column's name as text, but got {value!r}.", group_column=value)
+
+
+@pytest.mark.parametrize("order", ["easy_to_hard", "hard_to_easy"])
+def test_an_order_by_difficulty_needs_a_score_that_tells_it(order):
+    refuses(
+        f"`epoch_order='{order}'` needs to know how hard samples are, which `score=\"random\"` does not tell. Use "
+        '"shuffled", or another score.',
+        score="random",
+        epoch_order=order,
+    )
+    assert MIWVConfig(score="random").epoch_order == "shuffled"
+    assert MIWVConfig(score="longest", epoch_order=order).epoch_order == order
+
+
+def test_a_budget_for_rescoring_needs_rescoring():
+    refuses(
+        '`rescore_budget` is 0.25, but nothing is scored again with `rescore_strategy="no"`. Leave it out, or set the '
+        'strategy to "epoch" or "steps".',
+        rescore_budget=0.25,
+    )
+    assert MIWVConfig(rescore_budget=1).rescore_budget == 1
+    assert MIWVConfig(rescore_strategy="epoch", rescore_budget=0.25).rescore_budget == 0.25
+    assert MIWVConfig(rescore_strategy="steps", rescore_steps=3, rescore_budget=0.25).rescore_budget == 0.25
+
+
+def test_the_ends_of_every_range_are_accepted():
+    for similarity, weight in ((-1, 0), (1, 1)):
+        config = MIWVConfig(min_similarity=similarity, mmr_weight=weight, diversity_candidates=1, quantile_band=(0, 1))
+        assert (config.min_similarity, config.mmr_weight, config.diversity_candidates) == (similarity, weight, 1)
+        assert config.quantile_band == [0.0, 1.0]
+    assert MIWVConfig(max_selected_similarity=1, length_bands=1, min_response_tokens=0) == MIWVConfig()
+
+
+def changed(config: MIWVConfig) -> dict:
+    default = MIWVConfig().to_dict()
+    return {name: value for name, value in config.to_dict().items() if value != default[name]}
+
+
+def test_a_preset_sets_what_it_says_and_nothing_else():
+    assert changed(MIWVConfig(preset="none")) == {}
+    assert changed(MIWVConfig(preset="paper")) == {"preset": "paper", "allow_identical_exemplars": True}
+    assert changed(MIWVConfig(preset="guarded")) == {"preset": "guarded", **GUARDED}
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [("min_response_tokens", 7), ("length_bands", 2), ("quantile_band", [0.1, 1.0]), ("min_similarity", 0.1)],
+)
+def test_a_preset_leaves_what_the_user_has_set(name, value):
+    assert changed(MIWVConfig(preset="guarded", **{name: value})) == {"preset": "guarded", **GUARDED, name: value}
+
+
+def test_a_preset_survives_replacement_json_and_the_argument_parser():
+    config = MIWVConfig(preset="guarded", length_bands=2)
+    replaced = dataclasses.replace(config, fraction=0.2)
+    assert changed(replaced) == {"preset": "guarded", **GUARDED, "length_bands": 2, "fraction": 0.2}
+    assert MIWVConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    (parsed,) = HfArgumentParser(MIWVConfig).parse_args_into_dataclasses(["--preset", "guarded", "--length_bands", "2"])
+    assert parsed == config
+    # Its values stay where the preset itself is replaced: what rounds rank by is not what they diversify.
+    assert changed(dataclasses.replace(config, preset="none")) == {**GUARDED, "length_bands": 2}
+
+
+def test_what_is_done_to_one_configuration_is_not_done_to_the_next():
+    for preset, band in (("guarded", [0.0, 0.95]), ("none", [0.0, 1.0])):
+        MIWVConfig(preset=preset).quantile_band[1] = 0.5
+        assert MIWVConfig(preset=preset).quantile_band == band
+    mine = [0.1, 0.9]
+    config = MIWVConfig(quantile_band=mine)
+    mine[0] = 0.5
+    assert config.quantile_band == [0.1, 0.9]
+
+
+def test_presets_name_fields_and_change_their_defaults():
+    fields = {field.name for field in dataclasses.fields(MIWVConfig)}
+    assert set(SELECTION_FIELDS) <= fields
+    for values in PRESETS.values():
+        assert set(values) <= fields
+        assert all(getattr(MIWVConfig(), name) != value for name, value in values.items())
+
+
+def test_every_value_that_is_accepted_is_json():
+    config = MIWVConfig(
+        fraction=np.float32(0.25),
+        rescore_strategy="epoch",
+        rescore_budget=np.float64(0.5),
+        quantile_band=(np.float32(0.25), 1),
+        min_similarity=np.float32(0.125),
+        max_selected_similarity=np.float16(0.5),
+        diversity_candidates=np.int64(3),
+        mmr_weight=1,
+        embedder=np.zeros((3, 2)),
+    )
+    shown = json.loads(json.dumps(config.to_dict(), allow_nan=False))
+    assert (shown["fraction"], shown["rescore_budget"], shown["quantile_band"]) == (0.25, 0.5, [0.25, 1.0])
+    assert (shown["min_similarity"], shown["max_selected_similarity"]) == (0.125, 0.5)
+    assert (shown["diversity_candidates"], shown["mmr_weight"]) == (3, 1)
+    assert set(shown) == {field.name for field in dataclasses.fields(MIWVConfig)}
+
+
+@pytest.mark.parametrize(
+    "values, forwards, exemplars, embeddings",
+    [
+        ({}, True, True, False),
+        ({"score": "residual_miwv"}, True, True, False),
+        ({"score": "one_shot_loss"}, True, True, False),
+        ({"score": "zero_shot_loss"}, True, False, False),
+        ({"score": "zero_shot_loss", "min_similarity": 0.0}, True, True, False),
+        ({"score": "random"}, False, False, False),
+        ({"score": "longest"}, False, False, False),
+        ({"score": "longest", "min_similarity": 0.3}, False, True, False),
+        ({"score": "random", "preset": "guarded"}, False, True, False),
+        ({"score": "random", "diversity": "mmr"}, False, False, True),
+        ({"score": "longest", "diversity": "facility_location"}, False, False, True),
+        ({"max_selected_similarity": 0.99}, True, True, True),
+    ],
+)
+def test_what_is_needed_is_told_by_score_and_guards(values, forwards, exemplars, embeddings):
+    config = MIWVConfig(**values)
+    assert (config.needs_forwards, config.needs_exemplars, config.needs_embeddings) == (forwards, exemplars, embeddings)
+    for embedder, is_of_text in (("tfidf", True), ("some/folder", True), ("model", False), (np.zeros((3, 2)), False)):
+        looks = embeds_text(MIWVConfig(**values, embedder=embedder))
+        assert looks == (is_of_text and (exemplars or embeddings))
