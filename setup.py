@@ -16,6 +16,7 @@ EXTRAS = {
     "peft": ["peft>=0.21"],
     "deepspeed": ["deepspeed>=0.19.8"],
     "gguf": ["gguf>=0.19"],
+    "metrics": ["rouge-score>=0.1.2"],
     "test": ["pytest>=9", "pytest-timeout>=2.4", "schedulefree>=1.4", "ruff>=0.17", "mypy>=2.4", "pre-commit>=4"],
 }
 
@@ -36,8 +37,10 @@ setup(
         "accelerate>=1.15",
         "datasets>=5.2",
         "evaluate>=0.4.6",
+        "filelock>=3.16",
         "jinja2>=3.1",
         "numpy>=2.0",
+        "psutil>=6.0",
         "pyarrow>=21",
         "safetensors>=0.6",
         "scikit-learn>=1.7",

@@ -1,18 +1,36 @@
 """The metric modules, loaded by path without a hub."""
 
+import functools
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import evaluate
+import numpy as np
 import pytest
 
 from miwv_trainer.metrics import metric_path
+from tests.launched import ROOT
 
 
 def test_response_loss_weighs_samples_by_their_response_tokens() -> None:
     metric = evaluate.load(metric_path("response_loss"))
     result = metric.compute(predictions=[1.0, 2.0, 4.0], references=[3, 1, 4])
     # (3 x 1 + 1 x 2 + 4 x 4) / 8
-    assert result == {"response_loss": 2.625, "perplexity": math.exp(2.625), "response_tokens": 8}
+    of_samples = [math.e, math.e**2, math.e**4]
+    assert result["perplexities"] == pytest.approx(of_samples)
+    assert result["mean_perplexity"] == pytest.approx(sum(of_samples) / 3)
+    assert {name: result[name] for name in ("response_loss", "perplexity", "response_tokens")} == {
+        "response_loss": 2.625,
+        "perplexity": math.exp(2.625),
+        "response_tokens": 8,
+    }
+
+
+def test_a_loss_beyond_what_a_float_holds_has_an_infinite_perplexity() -> None:
+    result = evaluate.load(metric_path("response_loss")).compute(predictions=[800.0], references=[1])
+    assert result["response_loss"] == 800.0 and result["perplexity"] == math.inf
 
 
 def test_response_loss_does_not_depend_on_how_it_was_batched() -> None:
@@ -28,5 +46,98 @@ def test_response_loss_of_no_tokens_is_refused() -> None:
 
 
 def test_an_unknown_metric_is_refused_with_those_that_exist() -> None:
-    with pytest.raises(ValueError, match="no metric 'bleu'; available: response_loss"):
+    available = "exact_match, response_loss, rouge_l, selection_overlap"
+    with pytest.raises(ValueError, match=f"no metric 'bleu'; available: {available}"):
         metric_path("bleu")
+
+
+def test_overlap_by_hand() -> None:
+    metric = evaluate.load(metric_path("selection_overlap"))
+    result = metric.compute(predictions=[[1, 2, 3, 4], [5, 6]], references=[[3, 4, 5], [6, 5]], pool_size=10)
+    # 2 of 4 and 2 of 2; 2 of 5 and 2 of 2; 3 of 10 and 2 of 10
+    assert result == {"overlap": 0.75, "jaccard": 0.7, "overlap_by_chance": 0.25}
+    assert "overlap_by_chance" not in metric.compute(predictions=[[1]], references=[[2]])
+
+
+def test_overlap_by_chance_is_that_of_random_draws() -> None:
+    generator, metric = np.random.default_rng(0), evaluate.load(metric_path("selection_overlap"))
+    drawn = [[generator.permutation(40)[:count].tolist() for _ in range(2000)] for count in (6, 10)]
+    result = metric.compute(predictions=drawn[0], references=drawn[1], pool_size=40)
+    assert result["overlap_by_chance"] == 0.25
+    assert result["overlap"] == pytest.approx(0.25, abs=0.02)
+
+
+@pytest.mark.parametrize("selection, words", [([], "0 indices of 0 samples"), ([3, 3], "2 indices of 1 samples")])
+def test_a_selection_that_is_none_is_refused(selection: list[int], words: str) -> None:
+    with pytest.raises(ValueError, match=f"at least one sample, and none twice, but got {words}"):
+        evaluate.load(metric_path("selection_overlap")).compute(predictions=[selection], references=[[1]])
+
+
+def test_exact_match_by_hand() -> None:
+    metric = evaluate.load(metric_path("exact_match"))
+    predictions = ["the cat sat", " Paris ", "a b", "PARIS"]
+    references = [["the cat sat down", "a dog"], ["Rome", "Paris"], ["a  b"], ["Paris"]]
+    assert metric.compute(predictions=predictions, references=references) == {"exact_match": 0.25}
+    assert metric.compute(predictions=predictions, references=references, ignore_case=True) == {"exact_match": 0.5}
+
+
+def test_rouge_l_by_hand() -> None:
+    metric = evaluate.load(metric_path("rouge_l"))
+    predictions, references = ["the cat sat", "a b c d", "PARIS"], [["a dog", "the cat sat down"], ["b d e"], ["Paris"]]
+    # "the cat sat": 3 of 3 and 3 of 4; "b d" of "a b c d": 2 of 4 and 2 of 3.
+    result = metric.compute(predictions=predictions, references=references)
+    assert result["rougeL"] == pytest.approx((6 / 7 + 4 / 7 + 1) / 3)
+    walking = {"predictions": ["he walks"], "references": [["he walked"]]}
+    assert metric.compute(**walking)["rougeL"] == 0.5 and metric.compute(**walking, use_stemmer=True)["rougeL"] == 1.0
+
+
+def test_rouge_l_is_the_longest_common_subsequence_of_words() -> None:
+    generator, words = np.random.default_rng(1), ["red", "blue", "green", "one", "two"]
+    texts = [" ".join(generator.choice(words, generator.integers(1, 9))) for _ in range(60)]
+    predictions, references = texts[:30], texts[30:]
+    result = evaluate.load(metric_path("rouge_l")).compute(
+        predictions=predictions, references=[[text] for text in references]
+    )
+    expected = [f_measure(one.split(), other.split()) for one, other in zip(predictions, references, strict=True)]
+    assert result["rougeL"] == pytest.approx(np.mean(expected))
+
+
+def f_measure(one: list[str], other: list[str]) -> float:
+    @functools.cache
+    def common(i: int, j: int) -> int:
+        if i == len(one) or j == len(other):
+            return 0
+        if one[i] == other[j]:
+            return 1 + common(i + 1, j + 1)
+        return max(common(i + 1, j), common(i, j + 1))
+
+    return 2 * common(0, 0) / (len(one) + len(other))
+
+
+@pytest.mark.parametrize("name", ["exact_match", "rouge_l"])
+def test_a_generation_without_reference_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="Generation 1 has no reference"):
+        evaluate.load(metric_path(name)).compute(predictions=["a", "b"], references=[["a"], []])
+
+
+TWO_PROCESSES = """
+import sys, evaluate
+from miwv_trainer.metrics import metric_path
+process, cache = int(sys.argv[1]), sys.argv[2]
+metric = evaluate.load(
+    metric_path("response_loss"), num_process=2, process_id=process, experiment_id="two", cache_dir=cache
+)
+batches = [([1.0], [3]), ([2.0, 4.0], [1, 4])][process:][:1]
+for predictions, references in batches:
+    metric.add_batch(predictions=predictions, references=references)
+result = metric.compute()
+print(result["response_loss"] if result is not None else None)
+"""
+
+
+def test_batches_of_two_processes_make_one_corpus(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", TWO_PROCESSES]
+    other = subprocess.Popen([*command, "1", str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    first = subprocess.run([*command, "0", str(tmp_path)], capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert first.stdout.strip() == "2.625", first.stderr
+    assert other.communicate(timeout=60)[0].strip() == "None"

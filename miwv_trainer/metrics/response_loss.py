@@ -1,4 +1,4 @@
-"""Response loss and perplexity of a corpus from the losses of its samples."""
+"""Response loss and perplexity, of a corpus and of its samples, from the losses of the samples."""
 
 import math
 
@@ -7,7 +7,8 @@ import evaluate
 
 _DESCRIPTION = """
 Mean negative log-likelihood per response token over a corpus, in nats, and its exponential, the perplexity. Samples are
-weighted by their number of response tokens, so the result does not depend on how they were batched.
+weighted by their number of response tokens, so the result does not depend on how they were batched. Beside it the
+perplexity of each sample and their plain mean, named as in evaluate's own `perplexity`.
 """
 
 _KWARGS_DESCRIPTION = """
@@ -15,7 +16,10 @@ Args:
     predictions (list of float): mean negative log-likelihood per response token of each sample.
     references (list of int): number of response tokens of each sample.
 Returns:
-    response_loss (float), perplexity (float), response_tokens (int).
+    response_loss (float), perplexity (float), response_tokens (int), perplexities (list of float), mean_perplexity
+    (float). A loss beyond 709 has an infinite perplexity.
+Raises:
+    ValueError: there is no response token.
 Examples:
     >>> metric = evaluate.load(metric_path("response_loss"))
     >>> metric.compute(predictions=[1.0, 2.0], references=[3, 1])["response_loss"]
@@ -34,9 +38,23 @@ class ResponseLoss(evaluate.Metric):
             ),
         )
 
-    def _compute(self, predictions: list[float], references: list[int]) -> dict[str, float]:
+    def _compute(self, predictions: list[float], references: list[int]) -> dict[str, float | list[float]]:
         tokens = sum(references)
         if tokens == 0:
             raise ValueError("A corpus without a response token has no loss; give at least one sample that has some.")
         loss = math.fsum(mean * count for mean, count in zip(predictions, references, strict=True)) / tokens
-        return {"response_loss": loss, "perplexity": math.exp(loss), "response_tokens": tokens}
+        perplexities = [_perplexity(mean) for mean in predictions]
+        return {
+            "response_loss": loss,
+            "perplexity": _perplexity(loss),
+            "response_tokens": tokens,
+            "perplexities": perplexities,
+            "mean_perplexity": sum(perplexities) / len(perplexities),
+        }
+
+
+def _perplexity(loss: float) -> float:
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf

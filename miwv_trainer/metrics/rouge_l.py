@@ -1,0 +1,47 @@
+"""ROUGE-L of generated responses."""
+
+import datasets
+import evaluate
+from rouge_score import rouge_scorer
+
+_DESCRIPTION = """
+ROUGE-L (Lin 2004): the F-measure of the longest common subsequence of words of a generation and its reference, in lower
+case, by Google's rouge_score; of several references the best one counts. Mean over the samples.
+"""
+
+_KWARGS_DESCRIPTION = """
+Args:
+    predictions (list of str): generated responses.
+    references (list of list of str): for each its references.
+    use_stemmer (bool, defaults to False): whether words are compared by their Porter stems.
+Returns:
+    rougeL (float), from 0 to 1.
+Raises:
+    ValueError: a generation without reference.
+Examples:
+    >>> metric = evaluate.load(metric_path("rouge_l"))
+    >>> metric.compute(predictions=["the cat sat"], references=[["the cat sat down"]])
+    {'rougeL': 0.8571428571428571}
+"""
+
+
+class RougeL(evaluate.Metric):
+    def _info(self) -> evaluate.MetricInfo:
+        texts = datasets.Sequence(datasets.Value("string"))
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation="",
+            inputs_description=_KWARGS_DESCRIPTION,
+            features=datasets.Features({"predictions": datasets.Value("string"), "references": texts}),
+        )
+
+    def _compute(
+        self, predictions: list[str], references: list[list[str]], use_stemmer: bool = False
+    ) -> dict[str, float]:
+        scorer = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=use_stemmer)
+        scores = []
+        for number, (generated, allowed) in enumerate(zip(predictions, references, strict=True)):
+            if not allowed:
+                raise ValueError(f"Generation {number} has no reference; give at least one for each.")
+            scores.append(max(scorer.score(text, generated)["rougeL"].fmeasure for text in allowed))
+        return {"rougeL": sum(scores) / len(scores)}

@@ -1,0 +1,61 @@
+"""How much of one selection is in another."""
+
+import datasets
+import evaluate
+
+_DESCRIPTION = """
+Share of each selection that the one it is compared with holds too, the Jaccard index of the two, and, where the pool's
+size is given, the share that two random selections of these sizes would have in common. Means over the pairs.
+"""
+
+_KWARGS_DESCRIPTION = """
+Args:
+    predictions (list of list of int): selections, as pool indices.
+    references (list of list of int): the selections that they are compared with.
+    pool_size (int, optional): number of samples in the pool.
+Returns:
+    overlap (float), jaccard (float), and with `pool_size` overlap_by_chance (float).
+Raises:
+    ValueError: a selection is empty or names a sample twice.
+Examples:
+    >>> metric = evaluate.load(metric_path("selection_overlap"))
+    >>> metric.compute(predictions=[[1, 2, 3, 4]], references=[[3, 4, 5]], pool_size=10)
+    {'overlap': 0.5, 'jaccard': 0.4, 'overlap_by_chance': 0.3}
+"""
+
+
+class SelectionOverlap(evaluate.Metric):
+    def _info(self) -> evaluate.MetricInfo:
+        indices = datasets.Sequence(datasets.Value("int64"))
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation="",
+            inputs_description=_KWARGS_DESCRIPTION,
+            features=datasets.Features({"predictions": indices, "references": indices}),
+        )
+
+    def _compute(
+        self, predictions: list[list[int]], references: list[list[int]], pool_size: int | None = None
+    ) -> dict[str, float]:
+        pairs = [(_members(one), _members(other)) for one, other in zip(predictions, references, strict=True)]
+        result = {
+            "overlap": _mean([len(one & other) / len(one) for one, other in pairs]),
+            "jaccard": _mean([len(one & other) / len(one | other) for one, other in pairs]),
+        }
+        if pool_size is not None:
+            result["overlap_by_chance"] = _mean([len(other) / pool_size for _, other in pairs])
+        return result
+
+
+def _members(selection: list[int]) -> set[int]:
+    members = set(selection)
+    if not members or len(members) != len(selection):
+        raise ValueError(
+            f"A selection must name at least one sample, and none twice, but got {len(selection)} indices of "
+            f"{len(members)} samples."
+        )
+    return members
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
