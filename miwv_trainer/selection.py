@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
-from itertools import chain, islice
+from itertools import chain
 
 import numpy as np
 
@@ -56,7 +56,12 @@ def number_selected(fraction: float, pool_size: int) -> int:
 
     Computed on the decimal digits of `fraction`: 0.29 of 100 is 29, where floating point would give 28.
     """
-    return max(1, int(Decimal(repr(float(fraction))) * pool_size))
+    return max(1, _times(fraction, pool_size))
+
+
+def _times(factor: float, count: int) -> int:
+    """`floor(factor * count)` on the factor's decimal digits."""
+    return int(Decimal(repr(float(factor))) * count)
 
 
 def choose(
@@ -111,7 +116,7 @@ def _order(
             "`diversity` and `max_selected_similarity` need the embeddings of the pool: give `embeddings`."
         )
     if config.diversity != "none" and embeddings is not None:
-        is_candidate = np.cumsum(costs[ranked]) <= config.diversity_candidates * share
+        is_candidate = np.cumsum(costs[ranked]) <= _times(config.diversity_candidates, share)
         candidates = ranked[: max(1, int(is_candidate.sum()))]
         if config.diversity == "facility_location":
             order = facility_location(candidates, embeddings)
@@ -119,8 +124,9 @@ def _order(
             relevance = -np.arange(len(candidates), dtype=np.float64)
             order = maximal_marginal_relevance(candidates, relevance, embeddings, config.mmr_weight)
     if config.max_selected_similarity < 1 and embeddings is not None:
+        before = set(taken)
         unlike = without_near_duplicates(chain(taken, order), embeddings, config.max_selected_similarity)
-        order = islice(unlike, len(taken), None)
+        order = (sample for sample in unlike if sample not in before)
     return iter(order)
 
 
