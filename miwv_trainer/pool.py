@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import datasets
 import numpy as np
 import torch
 
@@ -150,7 +151,9 @@ def group_numbers(rows: Any, column: str) -> np.ndarray:
             f"`group_column` is {column!r}, but the dataset has the columns {', '.join(columns)}. Give one of them, "
             "and keep it when you tokenise; a MIWVCallback made by hand needs a `pool` with groups."
         )
-    _, numbers = np.unique([str(rows[index][column]) for index in range(len(rows))], return_inverse=True)
+    is_plain = isinstance(rows, datasets.Dataset)  # a row of which would be decoded whole
+    values = rows[column] if is_plain else [rows[index][column] for index in range(len(rows))]
+    _, numbers = np.unique([str(value) for value in values], return_inverse=True)
     return numbers.astype(np.int64)
 
 

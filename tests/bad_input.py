@@ -230,6 +230,23 @@ OPTIONS: dict[str, tuple[Prepare, str]] = {
         with_options("--embedder", "{folder}/none"),
         "The embedder .* could not be loaded",
     ),
+    "an unknown score": (with_options("--score", "loss"), "argument --score: invalid choice: 'loss'"),
+    "quantiles in the wrong order": (
+        with_options("--quantile-band", "0.9", "0.1"),
+        "`--quantile-band` must be two numbers",
+    ),
+    "guards that leave nothing": (
+        with_options("--min-response-tokens", "999"),
+        "No sample .* may be selected: min_response_tokens=999 leaves out 8",
+    ),
+    "losses of a score without": (
+        with_options("--score", "random", "--loss-band", "0", "0.7"),
+        "`--loss-band` is .*makes no forward",
+    ),
+    "a group column that is not there": (
+        with_options("--group-column", "task"),
+        "`--group-column` is 'task', but the dataset has the columns instruction",
+    ),
     "an array that is not there": (with_options("--embedder", "{folder}/none.npy"), "could not be read as an array"),
     "an array of too few lines": (short_array, "8 samples|has 3"),
 }

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 
-from miwv_trainer import MIWVConfig, distributed, rounds
+from miwv_trainer import MIWVConfig, distributed, exemplars
 from miwv_trainer.distributed import World
 from miwv_trainer.packing import plan_padded
 from miwv_trainer.scoring import score_batches
@@ -61,11 +61,11 @@ def after_a_slow_embedder(world: World, heartbeat: float, output: Path) -> str:
         time.sleep(3 * TIMEOUT)
         return np.random.default_rng(0).standard_normal((len(POOL), 4)).astype(np.float32)
 
-    rounds.embed_texts = embed_texts
+    exemplars.embed_texts = embed_texts
     distributed.HEARTBEAT_SECONDS = heartbeat
     config = MIWVConfig(embedder="tfidf", scoring_max_length=CONTEXT)
     try:
-        found = rounds.find_exemplars(tiny_model(), POOL, config, Store(output), impatient(world), False)
+        found = exemplars.find_exemplars(tiny_model(), POOL, config, Store(output), impatient(world), False)
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return str(found.indices.tolist())
