@@ -142,7 +142,7 @@ def _chosen(config: MIWVConfig, scored: StoredRound, rows: datasets.Dataset | No
     is_complete = (measured.response_tokens > 0) & (scored.column("prompt_tokens") > 0)
     choice = choose(measured, is_complete, config, groups, embeddings)
     if not len(choice.selection):
-        raise ValueError(f"{no_candidate(choice)} The scores in {scored.folder} are of {_known(measured)}.")
+        raise ValueError(f"{no_candidate(choice.left_out)} The scores in {scored.folder} are of {_known(measured)}.")
     return choice
 
 

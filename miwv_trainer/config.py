@@ -37,7 +37,7 @@ Preset = Literal["none", "paper", "guarded"]
 PRESETS: dict[str, dict[str, Any]] = {
     "none": {},
     "paper": {"allow_identical_exemplars": True},
-    "guarded": {"min_response_tokens": 20, "loss_band": [0.0, 0.7], "max_selected_similarity": 0.95},
+    "guarded": {"selection_budget": "tokens", "loss_band": [0.0, 0.7], "max_selected_similarity": 0.95},
 }
 # What decides, together with the scores, which samples a round selects.
 SELECTION_FIELDS = (

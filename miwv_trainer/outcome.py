@@ -156,8 +156,8 @@ def log_left_out(number: int, choice: Choice) -> None:
         logger.info("Round %d: %s leaves out %d of %d samples.", number, guard, count, len(choice.scores))
 
 
-def no_candidate(choice: Choice) -> str:
-    listed = "; ".join(f"{guard} leaves out {count}" for guard, count in choice.left_out.items())
+def no_candidate(left_out: Mapping[str, int]) -> str:
+    listed = "; ".join(f"{guard} leaves out {count}" for guard, count in left_out.items())
     return f"No sample of the pool may be selected: {listed or 'not one has a score'}. Loosen a guard."
 
 

@@ -23,6 +23,7 @@ from miwv_trainer.fingerprints import (
     open_journal,
     scored_behind,
 )
+from miwv_trainer.guards import allowed
 from miwv_trainer.head import is_prompt_tuned
 from miwv_trainer.holding import uncompiled, unwrapped
 from miwv_trainer.journal import Journal
@@ -210,6 +211,7 @@ def _work(
     if config.needs_forwards and not can_score.any():
         raise ValueError(nothing_scorable(pool, behind, context))
     nothing = np.full(len(pool), np.nan, dtype=np.float32)
+    _check_guards(can_score if config.needs_forwards else pool.has_prompt_and_response, pool, exemplars, config)
     draw = (config.sampler_seed or 0, moment.number)
     before = Measured(nothing, nothing, exemplars.similarities, pool.response_tokens, draw)
     work = _Work(pool, exemplars, config, moment, previous, before, None, behind, can_score)
@@ -223,6 +225,16 @@ def _work(
     may_be_scored = can_score & ((last.cells >= 0) | np.isnan(last.scores))
     is_scored = samples_to_score(last.ranked, ages, may_be_scored, config.rescore_budget, draw)
     return replace(work, before=known, ages=ages, is_scored=is_scored)
+
+
+def _check_guards(may: np.ndarray, pool: Pool, exemplars: Exemplars, config: MIWVConfig) -> None:
+    """Raises `ValueError` where the guards that need no loss leave nothing, before hours are spent on losses."""
+    alike = np.where(may, np.float32(0), np.float32(np.nan))
+    known = Measured(alike, alike, exemplars.similarities, pool.response_tokens)
+    without_bands = replace(config, preset="none", loss_band=[0.0, 1.0], quantile_band=[0.0, 1.0])
+    is_left, left_out = allowed(alike, known, without_bands)
+    if not is_left.any():
+        raise ValueError(no_candidate(left_out))
 
 
 def _nothing_scored(pool: Pool) -> _Scored:
@@ -266,7 +278,7 @@ def _selected(model: nn.Module, work: _Work, measured: Measured, scored: _Scored
         if world.is_main:
             found = work.choice(measured, embeddings)
             if not len(found.selection):
-                raise ValueError(no_candidate(found))
+                raise ValueError(no_candidate(found.left_out))
             log_left_out(work.moment.number, found)
     return world.share(found)
 

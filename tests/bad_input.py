@@ -230,7 +230,6 @@ OPTIONS: dict[str, tuple[Prepare, str]] = {
         with_options("--embedder", "{folder}/none"),
         "The embedder .* could not be loaded",
     ),
-    "an unknown score": (with_options("--score", "loss"), "argument --score: invalid choice: 'loss'"),
     "quantiles in the wrong order": (
         with_options("--quantile-band", "0.9", "0.1"),
         "`--quantile-band` must be two numbers",

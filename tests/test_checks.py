@@ -12,7 +12,7 @@ from miwv_trainer import MIWVConfig
 from miwv_trainer.config import PRESETS, SELECTION_FIELDS, embeds_text
 
 NAN, INF = float("nan"), float("inf")
-GUARDED = {"min_response_tokens": 20, "length_bands": 5, "quantile_band": [0.0, 0.95], "min_similarity": 0.3}
+GUARDED = {"selection_budget": "tokens", "loss_band": [0.0, 0.7], "max_selected_similarity": 0.95}
 
 
 def refuses(words: str, **values):
@@ -135,7 +135,7 @@ def test_a_preset_sets_what_it_says_and_nothing_else():
 
 @pytest.mark.parametrize(
     "name, value",
-    [("min_response_tokens", 7), ("length_bands", 2), ("quantile_band", [0.1, 1.0]), ("min_similarity", 0.1)],
+    [("loss_band", [0.0, 0.9]), ("max_selected_similarity", 0.5), ("min_response_tokens", 7), ("length_bands", 2)],
 )
 def test_a_preset_leaves_what_the_user_has_set(name, value):
     assert changed(MIWVConfig(preset="guarded", **{name: value})) == {"preset": "guarded", **GUARDED, name: value}
@@ -153,9 +153,9 @@ def test_a_preset_survives_replacement_json_and_the_argument_parser():
 
 
 def test_what_is_done_to_one_configuration_is_not_done_to_the_next():
-    for preset, band in (("guarded", [0.0, 0.95]), ("none", [0.0, 1.0])):
-        MIWVConfig(preset=preset).quantile_band[1] = 0.5
-        assert MIWVConfig(preset=preset).quantile_band == band
+    for preset, band in (("guarded", [0.0, 0.7]), ("none", [0.0, 1.0])):
+        MIWVConfig(preset=preset).loss_band[1] = 0.5
+        assert MIWVConfig(preset=preset).loss_band == band
     mine = [0.1, 0.9]
     config = MIWVConfig(quantile_band=mine)
     mine[0] = 0.5
@@ -200,7 +200,7 @@ def test_every_value_that_is_accepted_is_json():
         ({"score": "random"}, False, False, False),
         ({"score": "longest"}, False, False, False),
         ({"score": "longest", "min_similarity": 0.3}, False, True, False),
-        ({"score": "random", "preset": "guarded"}, False, True, False),
+        ({"preset": "guarded"}, True, True, True),
         ({"score": "random", "diversity": "mmr"}, False, False, True),
         ({"score": "longest", "diversity": "facility_location"}, False, False, True),
         ({"max_selected_similarity": 0.99}, True, True, True),
