@@ -51,6 +51,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "longest": {"score": "longest"},
     "MIWV": {"preset": "paper"},
     "MIWV, 20 tokens or more": LONG,
+    "MIWV, losses to 0.85": {"loss_band": [0.0, 0.85]},
     "MIWV, losses to 0.7": {"loss_band": [0.0, 0.7]},
     "MIWV, 20 or more, losses to 0.7": {**LONG, "loss_band": [0.0, 0.7]},
     "MIWV, 20 or more, losses to 0.7, 5 length bands": {**LONG, "loss_band": [0.0, 0.7], "length_bands": 5},
