@@ -116,6 +116,7 @@ def test_a_budgeted_round_scores_so_many_and_keeps_the_other_scores(
     learnt = tiny_model(seed=1)
     full = a_round(learnt, pool, tmp_path / "full", dataclasses.replace(config, rescore_budget=1.0), 1, None)
     seen = scoring_forwards(learnt)
+    caplog.clear()
     with caplog.at_level(logging.INFO):
         second = a_round(learnt, pool, tmp_path / "budget", config, 1, first)
     ages = second.column("age")
