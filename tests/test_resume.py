@@ -355,7 +355,7 @@ def test_another_number_of_steps_an_epoch_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda values: values.update(version=2), "format version 2, but this miwv_trainer reads version 1"),
+        (lambda values: values.update(version=3), "format version 3, but this miwv_trainer reads version 2"),
         (lambda values: values.pop("history"), r"state is damaged \('history'\)"),
         (lambda values: values.pop("look_ahead"), "state is damaged .*look_ahead"),
         (lambda values: values.update(history=[]), r"state is damaged \(rounds \[\]\)"),
