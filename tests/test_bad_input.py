@@ -139,7 +139,8 @@ def test_the_folder_is_free_again_when_a_run_has_ended_however_it_did(tmp_path: 
 
 
 SLOWLY = (
-    "import sys, time; from miwv_trainer import scoring; from miwv_trainer.cli import main\n"
+    "import signal, sys, time; from miwv_trainer import scoring; from miwv_trainer.cli import main\n"
+    "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
     "from transformers import LlamaForCausalLM\n"
     "forward = LlamaForCausalLM.forward\n"
     "def slowly(self, *args, **kwargs):\n"
