@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from transformers import Trainer, TrainingArguments
@@ -61,7 +62,8 @@ def attach(trainer: Trainer, config: MIWVConfig | Mapping[str, Any] | None = Non
     )
     check_batches(args, sampler)
     callback = MIWVCallback(config, sampler, pool)
-    callback.log = trainer.log
+    # Not `trainer.log`: SFTTrainer's adds the metrics of the steps since its last entry, and forgets them.
+    callback.log = partial(Trainer.log, trainer)
 
     def _get_train_sampler(*args: Any, **kwargs: Any) -> MIWVDataSampler:
         return sampler

@@ -59,7 +59,7 @@ class MIWVCallback(TrainerCallback, ExportableState):
 
     Attributes:
         rounds: The rounds of this run so far, as they lie on disk.
-        log: The Trainer's `log`, which gets the statistics of each round; `attach` sets it.
+        log: Gets the statistics of each round; `attach` sets it to the `log` of [`~transformers.Trainer`].
     """
 
     def __init__(self, config: MIWVConfig, sampler: MIWVDataSampler, pool: Pool | None = None) -> None:
@@ -156,7 +156,9 @@ class MIWVCallback(TrainerCallback, ExportableState):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         # Where training is told to stop, a checkpoint may have been saved and a grace period be running.
         if self.config.rescore_strategy == "steps" and self._is_due(state) and not control.should_training_stop:
+            should_log = control.should_log
             self._rescore(args, kwargs, self._pace.first_free(state.global_step))
+            control.should_log = should_log  # the statistics were logged, the step's loss not yet
 
     def _rescore(self, args: TrainingArguments, parts: Mapping[str, Any], place: Place) -> None:
         model = parts["model"]

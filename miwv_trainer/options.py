@@ -19,6 +19,7 @@ def option_of(name: str) -> str:
 OPTIONS = {
     "scoring_max_length": "--max-length",
     "refine_near_threshold=False": "--no-refine",
+    "sampler_seed": "--seed",
     **{
         name: option_of(name)
         for name in ("tokens_per_batch", "tokens_per_row", "logits_chunk", "preset", *SELECTION_FIELDS)

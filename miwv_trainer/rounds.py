@@ -264,8 +264,8 @@ def _selected(model: nn.Module, work: _Work, measured: Measured, scored: _Scored
     config = work.config
     is_lost = work.is_scored & np.isnan(work.scores(measured))
     if work.is_scored.any() and is_lost[work.is_scored].all():
-        if world.is_main and scored.journal is not None:
-            shutil.rmtree(scored.journal.folder, ignore_errors=True)
+        if world.is_main:
+            _forget(scored)
         raise ValueError(no_finite_loss())
     if world.is_main and config.needs_forwards:
         warn_of_unscorable(work.moment.number, work.pool, work.behind, context_length(model, config), is_lost)
@@ -278,9 +278,16 @@ def _selected(model: nn.Module, work: _Work, measured: Measured, scored: _Scored
         if world.is_main:
             found = work.choice(measured, embeddings)
             if not len(found.selection):
+                _forget(scored)
                 raise ValueError(no_candidate(found.left_out))
             log_left_out(work.moment.number, found)
     return world.share(found)
+
+
+def _forget(scored: _Scored) -> None:
+    """Removes the journal of a round that cannot be finished: begun again, it would end the same."""
+    if scored.journal is not None:
+        shutil.rmtree(scored.journal.folder, ignore_errors=True)
 
 
 def _columns(work: _Work, measured: Measured, choice: Choice) -> dict[str, np.ndarray]:

@@ -238,6 +238,10 @@ OPTIONS: dict[str, tuple[Prepare, str]] = {
         with_options("--min-response-tokens", "999"),
         "No sample .* may be selected: min_response_tokens=999 leaves out 8",
     ),
+    "quantiles between two samples": (
+        with_options("--quantile-band", "0.51", "0.52"),
+        r"No sample .* may be selected: quantile_band=\[0.51, 0.52\] leaves out 8",
+    ),
     "losses of a score without": (
         with_options("--score", "random", "--loss-band", "0", "0.7"),
         "`--loss-band` is .*makes no forward",

@@ -114,3 +114,36 @@ def test_every_field_that_decides_the_selection_is_an_option(command: str, capsy
     shown = capsys.readouterr().out
     for name in ("preset", *SELECTION_FIELDS):
         assert f"--{name.replace('_', '-')} " in shown
+
+
+def test_scores_of_the_version_before_are_reported_and_selected_from(
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They have neither `score` nor `age`, and their summary knows nothing of guards; a new run moves them aside."""
+    score(inputs, tmp_path)
+    miwv = columns(tmp_path)["miwv"]
+    file = tmp_path / "miwv" / "round-000" / "scores.parquet"
+    pq.write_table(pq.read_table(file).drop_columns(["score", "age"]), file)
+    summary = json.loads((file.parent / "round.json").read_text())
+    for name in ("left_out", "statistics", "scored", "epochs"):
+        del summary[name]
+    for name in SELECTION_FIELDS:
+        del summary["config"][name]
+        summary["fingerprint"].pop(name)
+    (file.parent / "round.json").write_text(json.dumps(summary))
+    capsys.readouterr()
+    assert main(f"select --scores {tmp_path} --fraction 0.5".split()) == 0
+    printed = [int(line) for line in capsys.readouterr().out.split()]
+    assert printed == sorted(np.argsort(-miwv, kind="stable")[:15].tolist())
+    assert main(["report", "--run", str(tmp_path)]) == 0
+    assert f"{miwv.max():.3f}" in capsys.readouterr().out
+    score(inputs, tmp_path)
+    assert "score" in columns(tmp_path) and (tmp_path / "miwv" / "previous-0" / "round-000").is_dir()
+
+
+def test_a_seed_below_nothing_is_refused_in_the_words_that_were_typed(
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed = f"score --model {inputs / 'model'} --dataset {inputs / 'pool.jsonl'} --output {tmp_path} --seed -1"
+    assert main(typed.split()) == 2
+    assert "`--seed` must be a whole number of at least 0" in capsys.readouterr().err
