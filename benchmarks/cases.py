@@ -1,5 +1,6 @@
 """What is measured: a model, and a pool with its exemplars, both from command-line arguments."""
 
+import argparse
 import json
 import sys
 from dataclasses import dataclass
@@ -116,6 +117,17 @@ def random_pool(
     found = np.maximum(wanted, 0)
     picked = order[generator.integers(starts[found], starts[found + 1])]
     return new_pool, np.where(wanted == NO_EXEMPLAR, NO_EXEMPLAR, picked)
+
+
+def parser_of(description: str | None) -> argparse.ArgumentParser:
+    """The options of a benchmark that scores a pool into a folder and selects from it."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="hub name, folder, or folder with a GGUF file (default: the quickstart's)")
+    parser.add_argument("--pool", help="hub name or file (default: alpaca_gpt4_1k)")
+    parser.add_argument("--output", required=True, help="folder of the scores")
+    parser.add_argument("--embedder", default="tfidf", help="(default: %(default)s)")
+    parser.add_argument("--fraction", type=float, default=0.05, help="(default: %(default)s)")
+    return parser
 
 
 def read_pool(name: str | None) -> datasets.Dataset:

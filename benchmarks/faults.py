@@ -9,14 +9,13 @@ response of one word. The pool is scored once and selected from in many ways.
 import argparse
 import datetime
 import logging
-from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 import torch
 
-from benchmarks.cases import read_model, read_pool
+from benchmarks.cases import parser_of, read_model, read_pool
 from benchmarks.measure import machine
 from benchmarks.settings import score_once, short_rows
 from miwv_trainer import MIWVConfig
@@ -65,14 +64,9 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="hub name, folder, or folder with a GGUF file (default: the quickstart's)")
-    parser.add_argument("--pool", help="hub name or file (default: alpaca_gpt4_1k)")
-    parser.add_argument("--output", required=True, type=Path, help="folder of the scores")
-    parser.add_argument("--embedder", default="tfidf", help="(default: %(default)s)")
+    parser = parser_of(__doc__)
     parser.add_argument("--samples", type=int, default=600, help="of the pool (default: %(default)s)")
     parser.add_argument("--longest", type=int, default=200, help="tokens of a sample (default: %(default)s)")
-    parser.add_argument("--fraction", type=float, default=0.05, help="(default: %(default)s)")
     return parser.parse_args()
 
 

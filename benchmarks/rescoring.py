@@ -10,13 +10,12 @@ budget's later rounds go on from its own scores. Tokens are those of the trees, 
 import argparse
 import datetime
 import logging
-from dataclasses import replace
 
 import numpy as np
 import torch
 from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments, set_seed
 
-from benchmarks.cases import read_model, read_pool
+from benchmarks.cases import parser_of, read_model, read_pool
 from benchmarks.measure import machine
 from miwv_trainer import MIWVConfig, attach, tokenize
 from miwv_trainer.budget import ROW_WITHOUT_MASK
@@ -78,15 +77,10 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="hub name, folder, or folder with a GGUF file (default: the quickstart's)")
-    parser.add_argument("--pool", help="hub name or file (default: alpaca_gpt4_1k)")
-    parser.add_argument("--output", required=True, help="folder of the rounds")
-    parser.add_argument("--embedder", default="tfidf", help="(default: %(default)s)")
+    parser = parser_of(__doc__)
     parser.add_argument("--samples", type=int, default=5000, help="at most so many (default: %(default)s)")
     parser.add_argument("--skip", type=int, default=120, help="of the shuffled pool (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=2, help="(default: %(default)s)")
-    parser.add_argument("--fraction", type=float, default=0.05, help="(default: %(default)s)")
     parser.add_argument("--learning-rate", type=float, default=3e-5, help="(default: %(default)s)")
     return parser.parse_args()
 
@@ -109,11 +103,7 @@ def curve(rounds: list[StoredRound], pool: Pool, context: int, fraction: float) 
             ranked = chosen(known, pool, fraction).ranked
             is_scored = samples_to_score(ranked, ages, scorable(pool, exemplars, context), budget, (0, number))
             now = measured_of(rounds[number])
-            known = replace(
-                known,
-                zero_shot_loss=np.where(is_scored, now.zero_shot_loss, known.zero_shot_loss),
-                one_shot_loss=np.where(is_scored, now.one_shot_loss, known.one_shot_loss),
-            )
+            known = known.updated(is_scored, now.zero_shot_loss, now.one_shot_loss)
             ages = ages_after(is_scored, ages)
             share = overlap(
                 choice_of(rounds[number], pool, fraction).selection, chosen(known, pool, fraction).selection

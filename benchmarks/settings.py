@@ -30,7 +30,7 @@ from transformers import (
     set_seed,
 )
 
-from benchmarks.cases import read_model, read_pool
+from benchmarks.cases import parser_of, read_model, read_pool
 from benchmarks.measure import machine
 from miwv_trainer import MIWVConfig, tokenize
 from miwv_trainer.distributed import World
@@ -95,15 +95,10 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="hub name, folder, or folder with a GGUF file (default: the quickstart's)")
-    parser.add_argument("--pool", help="hub name or file (default: alpaca_gpt4_1k)")
-    parser.add_argument("--output", required=True, help="folder of the scores and results")
-    parser.add_argument("--embedder", default="tfidf", help="(default: %(default)s)")
+    parser = parser_of(__doc__)
     parser.add_argument("--samples", type=int, default=480, help="of the pool (default: %(default)s)")
     parser.add_argument("--held-out", type=int, default=80, help="(default: %(default)s)")
     parser.add_argument("--longest", type=int, default=200, help="tokens of a sample (default: %(default)s)")
-    parser.add_argument("--fraction", type=float, default=0.05, help="(default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=2, help="(default: %(default)s)")
     parser.add_argument("--learning-rate", type=float, default=5e-4, help="(default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=3, help="(default: %(default)s)")

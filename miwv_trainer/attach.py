@@ -1,7 +1,6 @@
 """The only file that touches a Trainer."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -10,7 +9,7 @@ from transformers import Trainer, TrainingArguments
 from miwv_trainer.batches import check_batches, sampler_strategy, samples_per_step
 from miwv_trainer.callback import MIWVCallback
 from miwv_trainer.config import MIWVConfig, embeds_text
-from miwv_trainer.pool import check_map_style, group_numbers
+from miwv_trainer.pool import check_map_style, with_groups
 from miwv_trainer.rendering import pool_from_tokenized
 from miwv_trainer.retrieval import given_embeddings
 from miwv_trainer.sampler import MIWVDataSampler
@@ -47,8 +46,7 @@ def attach(trainer: Trainer, config: MIWVConfig | Mapping[str, Any] | None = Non
         trainer.model.config,
         with_texts=embeds_text(config),
     )
-    if config.group_column is not None:
-        pool = replace(pool, groups=group_numbers(trainer.train_dataset, config.group_column))
+    pool = with_groups(pool, trainer.train_dataset, config.group_column)
     if not isinstance(config.embedder, str):
         given_embeddings(config.embedder, len(pool))
     sampler = MIWVDataSampler(

@@ -25,7 +25,7 @@ from miwv_trainer.history import Entry, Pace, Place, RunState, selection_checksu
 from miwv_trainer.holding import check_parallelism, evaluating
 from miwv_trainer.layout import check_layout, context_length
 from miwv_trainer.outcome import round_line
-from miwv_trainer.pool import Pool, group_numbers
+from miwv_trainer.pool import Pool, with_groups
 from miwv_trainer.rendering import pool_from_tokenized
 from miwv_trainer.resume import checkpoint_state, keep_exemplars, pace_of, read_history
 from miwv_trainer.rounds import check_model, difficulties_of, run_round
@@ -108,9 +108,7 @@ class MIWVCallback(TrainerCallback, ExportableState):
                         model.config,
                         with_texts=embeds_text(self.config),
                     )
-                    if self.config.group_column is not None:
-                        groups = group_numbers(dataloader.dataset, self.config.group_column)
-                        self.pool = replace(self.pool, groups=groups)
+                    self.pool = with_groups(self.pool, dataloader.dataset, self.config.group_column)
             _check_pool_size(len(self.pool), self.sampler, dataloader)
             check_model(model, self.pool)
             check_layout(model, self.config)

@@ -7,7 +7,6 @@ import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +24,11 @@ from miwv_trainer.layout import check_layout
 from miwv_trainer.loading import load_model, load_rows
 from miwv_trainer.options import OPTIONS, make_parser
 from miwv_trainer.outcome import no_candidate
-from miwv_trainer.pool import group_numbers
+from miwv_trainer.pool import group_numbers, with_groups
 from miwv_trainer.rendering import instruction_text, pool_from_rows
 from miwv_trainer.report import round_summary, score_table
 from miwv_trainer.rounds import check_model, measured_of, run_round
-from miwv_trainer.scores import Measured
+from miwv_trainer.scores import Measured, seed_of_draw
 from miwv_trainer.selection import Choice, choose
 from miwv_trainer.store import Store, StoredRound, write_text
 
@@ -64,8 +63,7 @@ def score(arguments: argparse.Namespace) -> None:
         model, tokenizer = load_model(arguments.model, arguments.dtype)
         model.to(state.device)
         pool = pool_from_rows(rows, tokenizer, show_progress=world.is_main)
-        if config.group_column is not None:
-            pool = replace(pool, groups=group_numbers(rows, config.group_column))
+        pool = with_groups(pool, rows, config.group_column)
         check_model(model, pool)
         check_layout(model, config)
     store = Store(arguments.output)
@@ -117,7 +115,7 @@ def select(arguments: argparse.Namespace) -> None:
 def _selecting_config(arguments: argparse.Namespace, scored: StoredRound) -> MIWVConfig:
     """What the round was selected by, except for what was typed."""
     before = scored.summary["config"]
-    typed = {name: value for name, value in _selection_options(arguments).items() if value is not None}
+    typed = _typed(arguments)
     kept = {name: before[name] for name in SELECTION_FIELDS if name in before}
     if "preset" in typed:
         kept = {}
@@ -125,7 +123,7 @@ def _selecting_config(arguments: argparse.Namespace, scored: StoredRound) -> MIW
 
 
 def _chosen(config: MIWVConfig, scored: StoredRound, rows: datasets.Dataset | None, store: Store) -> Choice:
-    measured = measured_of(scored, (config.sampler_seed or 0, scored.number))
+    measured = measured_of(scored, seed_of_draw(config, scored.number))
     groups = None
     if config.group_column is not None:
         if rows is None:
@@ -151,8 +149,10 @@ def _known(measured: Measured) -> str:
     return " and ".join(name for name, losses in named.items() if np.isfinite(losses).any()) or "no forward"
 
 
-def _selection_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    return {name: getattr(arguments, name) for name in ("preset", *SELECTION_FIELDS)}
+def _typed(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Those of the options that decide the selection that were typed."""
+    values = {name: getattr(arguments, name) for name in ("preset", *SELECTION_FIELDS)}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def report(arguments: argparse.Namespace) -> None:
@@ -183,7 +183,7 @@ def rows_fingerprint(rows: datasets.Dataset, count: int) -> str:
 def _scoring_config(arguments: argparse.Namespace) -> MIWVConfig:
     _check_output(Path(arguments.output))
     return MIWVConfig(
-        **{name: value for name, value in _selection_options(arguments).items() if value is not None},
+        **_typed(arguments),
         fraction=arguments.fraction,
         sampler_seed=arguments.seed,
         embedder=_embedder(arguments.embedder),

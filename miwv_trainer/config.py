@@ -7,7 +7,7 @@ on Alpaca.
 
 from collections.abc import Mapping
 from copy import copy
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 from miwv_trainer.checks import (
@@ -300,6 +300,10 @@ class MIWVConfig:
                 f"`rescore_budget` is {self.rescore_budget}, but nothing is scored again with "
                 '`rescore_strategy="no"`. Leave it out, or set the strategy to "epoch" or "steps".'
             )
+
+    def without_bands(self) -> "MIWVConfig":
+        """Without the guards that depend on losses."""
+        return replace(self, preset="none", loss_band=[0.0, 1.0], quantile_band=[0.0, 1.0])
 
     @property
     def needs_forwards(self) -> bool:

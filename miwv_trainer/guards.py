@@ -17,8 +17,8 @@ def allowed(scores: np.ndarray, measured: Measured, config: MIWVConfig) -> tuple
     """
     `(N,)` which samples have a score and pass the guards, and how many of those with a score each guard leaves out.
 
-    Guards apply one after the other; the quantiles of `loss_band` and `quantile_band` (linear interpolation) are of the
-    samples that are left by then. A sample counts under the first guard that leaves it out.
+    Guards apply one after the other; the quantiles of `loss_band` and `quantile_band` are of the samples that are left
+    by then. A sample counts under the first guard that leaves it out.
     """
     may = ~np.isnan(scores)
     left_out: dict[str, int] = {}

@@ -49,9 +49,8 @@ class Cost:
     ) -> "Cost":
         """`size` is the number of samples of an epoch."""
         tokens = refined.losses.tokens_forwarded
-        of_epoch = _epoch_tokens(pool, choice.selection, size)
-        scored = int(is_scored.sum())
-        return cls(scored, tokens - refined.tokens, seconds, tokens / (FORWARDS_A_STEP * of_epoch), layout, refined)
+        epochs = _in_epochs(tokens, pool, choice.selection, size)
+        return cls(int(is_scored.sum()), tokens - refined.tokens, seconds, epochs, layout, refined)
 
     def described(self) -> dict[str, Any]:
         """For round.json."""
@@ -69,10 +68,14 @@ class Cost:
         }
 
 
-def _epoch_tokens(pool: Pool, selection: np.ndarray | None, size: int) -> float:
-    """Tokens of an epoch of `size` samples: of a selection, or of the pool where there is none yet."""
+def _in_epochs(tokens: int, pool: Pool, selection: np.ndarray | None, size: int) -> float:
+    """
+    Forwarded tokens as a multiple of the compute of an epoch of `size` samples: of a selection, or of the pool where
+    there is none yet.
+    """
     lengths = pool.lengths if selection is None else pool.lengths[selection]
-    return size * (len(pool.preamble) + float(lengths.mean()))
+    of_epoch = size * (len(pool.preamble) + float(lengths.mean()))
+    return tokens / (FORWARDS_A_STEP * of_epoch)
 
 
 def cost_line(
@@ -83,7 +86,7 @@ def cost_line(
     time = f"about {_duration(tokens / rate)} at the {rate:.0f} tokens a second of before" if rate else "no rate yet"
     selection = previous.selection if previous is not None else None
     size = number_selected(config.fraction, len(pool))
-    epochs = tokens / (FORWARDS_A_STEP * _epoch_tokens(pool, selection, size))
+    epochs = _in_epochs(tokens, pool, selection, size)
     return (
         f"Round {number} scores {samples} of {len(pool)} samples: {tokens} tokens, {time}, {epochs:.2g} times the "
         f"compute of an epoch over {size} samples."

@@ -7,7 +7,7 @@ take 1 GB, and no Python object per token.
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -155,6 +155,11 @@ def group_numbers(rows: Any, column: str) -> np.ndarray:
     values = rows[column] if is_plain else [rows[index][column] for index in range(len(rows))]
     _, numbers = np.unique([str(value) for value in values], return_inverse=True)
     return numbers.astype(np.int64)
+
+
+def with_groups(pool: Pool, rows: Any, column: str | None) -> Pool:
+    """The pool with the groups that a column of its dataset names; the pool itself where none is asked for."""
+    return pool if column is None else replace(pool, groups=group_numbers(rows, column))
 
 
 class Samples(NamedTuple):

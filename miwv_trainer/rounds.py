@@ -42,7 +42,7 @@ from miwv_trainer.packing import exemplars_of, scorable
 from miwv_trainer.pool import Pool
 from miwv_trainer.precision import Refined, score_refined
 from miwv_trainer.rescoring import ages_after, samples_to_score
-from miwv_trainer.scores import Measured, difficulties, score_samples
+from miwv_trainer.scores import Measured, difficulties, score_samples, seed_of_draw
 from miwv_trainer.scoring import Losses, no_trace
 from miwv_trainer.selection import Choice, choose, number_selected
 from miwv_trainer.store import Store, StoredRound
@@ -99,19 +99,15 @@ class _Work:
 
     def merged(self, losses: Losses) -> Measured:
         """What is known with this round's losses."""
-        return replace(
-            self.before,
-            zero_shot_loss=np.where(self.is_scored, losses.zero_shot, self.before.zero_shot_loss),
-            one_shot_loss=np.where(self.is_scored, losses.one_shot, self.before.one_shot_loss),
-        )
+        return self.before.updated(self.is_scored, losses.zero_shot, losses.one_shot)
 
     def choice(self, measured: Measured, embeddings: Any = None) -> Choice:
         return choose(measured, self.pool.has_prompt_and_response, self.config, self.pool.groups, embeddings)
 
-    def by_score(self, **others: Any) -> "_Work":
-        """Without what looks at embeddings, and with `others` of the configuration."""
-        plain = {"preset": "none", "diversity": "none", "max_selected_similarity": 1.0}
-        return replace(self, config=replace(self.config, **{**plain, **others}))
+    def by_score(self) -> "_Work":
+        """Without what looks at embeddings."""
+        plain = replace(self.config, preset="none", diversity="none", max_selected_similarity=1.0)
+        return replace(self, config=plain)
 
     def scores(self, measured: Measured) -> np.ndarray:
         return score_samples(measured, self.config.score, self.pool.has_prompt_and_response)
@@ -212,7 +208,7 @@ def _work(
         raise ValueError(nothing_scorable(pool, behind, context))
     nothing = np.full(len(pool), np.nan, dtype=np.float32)
     _check_guards(can_score if config.needs_forwards else pool.has_prompt_and_response, pool, exemplars, config)
-    draw = (config.sampler_seed or 0, moment.number)
+    draw = seed_of_draw(config, moment.number)
     before = Measured(nothing, nothing, exemplars.similarities, pool.response_tokens, draw)
     work = _Work(pool, exemplars, config, moment, previous, before, None, behind, can_score)
     if not config.needs_forwards:
@@ -220,7 +216,7 @@ def _work(
     if previous is None or config.rescore_budget == 1:
         return work
     known, ages = measured_of(previous, draw), previous.column("age")
-    last = work.by_score(quantile_band=[0.0, 1.0], loss_band=[0.0, 1.0]).choice(known)
+    last = replace(work, config=config.without_bands()).by_score().choice(known)
     # What the other guards leave out can never be selected; losses and scores change.
     may_be_scored = can_score & ((last.cells >= 0) | np.isnan(last.scores))
     is_scored = samples_to_score(last.ranked, ages, may_be_scored, config.rescore_budget, draw)
@@ -231,8 +227,7 @@ def _check_guards(may: np.ndarray, pool: Pool, exemplars: Exemplars, config: MIW
     """Raises `ValueError` where the guards that need no loss leave nothing, before hours are spent on losses."""
     alike = np.where(may, np.float32(0), np.float32(np.nan))
     known = Measured(alike, alike, exemplars.similarities, pool.response_tokens)
-    without_bands = replace(config, preset="none", loss_band=[0.0, 1.0], quantile_band=[0.0, 1.0])
-    is_left, left_out = allowed(alike, known, without_bands)
+    is_left, left_out = allowed(alike, known, config.without_bands())
     if not is_left.any():
         raise ValueError(no_candidate(left_out))
 

@@ -6,11 +6,11 @@ with its lowest values, the one-shot loss and random draws; the longest response
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from miwv_trainer.config import ScoreName
+from miwv_trainer.config import MIWVConfig, ScoreName
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,19 @@ class Measured:
     @property
     def miwv(self) -> np.ndarray:
         return weakness(self.one_shot_loss, self.zero_shot_loss)
+
+    def updated(self, those: np.ndarray, zero_shot_loss: np.ndarray, one_shot_loss: np.ndarray) -> "Measured":
+        """The same with the losses of `those`, a mask, from other `(N,)` arrays."""
+        return replace(
+            self,
+            zero_shot_loss=np.where(those, zero_shot_loss, self.zero_shot_loss),
+            one_shot_loss=np.where(those, one_shot_loss, self.one_shot_loss),
+        )
+
+
+def seed_of_draw(config: MIWVConfig, number: int) -> tuple[int, ...]:
+    """What the random scores of a round are drawn from."""
+    return config.sampler_seed or 0, number
 
 
 def weakness(one_shot_loss: np.ndarray, zero_shot_loss: np.ndarray) -> np.ndarray:

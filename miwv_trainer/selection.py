@@ -111,11 +111,13 @@ def _order(
 ) -> Iterator[int]:
     """The samples of a group in the order in which they are taken: by rank, or as diversity has it."""
     order: Iterable[int] = ranked.tolist()
-    if config.needs_embeddings and embeddings is None:
+    if not config.needs_embeddings:
+        return iter(order)
+    if embeddings is None:
         raise ValueError(
             "`diversity` and `max_selected_similarity` need the embeddings of the pool: give `embeddings`."
         )
-    if config.diversity != "none" and embeddings is not None:
+    if config.diversity != "none":
         is_candidate = np.cumsum(costs[ranked]) <= _times(config.diversity_candidates, share)
         candidates = ranked[: max(1, int(is_candidate.sum()))]
         if config.diversity == "facility_location":
@@ -123,7 +125,7 @@ def _order(
         else:  # ranks, because MIWV has outliers beside which all other scores would be alike
             relevance = -np.arange(len(candidates), dtype=np.float64)
             order = maximal_marginal_relevance(candidates, relevance, embeddings, config.mmr_weight)
-    if config.max_selected_similarity < 1 and embeddings is not None:
+    if config.max_selected_similarity < 1:
         before = set(taken)
         unlike = without_near_duplicates(chain(taken, order), embeddings, config.max_selected_similarity)
         order = (sample for sample in unlike if sample not in before)

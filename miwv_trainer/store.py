@@ -166,7 +166,7 @@ class Store:
     def set_aside(self, first: int = 0) -> Path | None:
         """
         Moves rounds from number `first` on to a folder `previous-N`, so that a new run neither mixes with an older
-        one nor loses it. Returns that folder, or None where there was nothing to move.
+        one nor loses it, and says so in the log. Returns that folder, or None where there was nothing to move.
         """
         aside = self._move_aside([self.round_folder(number) for number in self.rounds() if number >= first])
         if aside is not None:

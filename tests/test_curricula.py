@@ -14,7 +14,6 @@ from torch import nn
 from trl import SFTConfig, SFTTrainer
 
 from miwv_trainer import MIWVCallback, MIWVConfig, MIWVDataSampler, attach
-from miwv_trainer.config import MIWVConfig as Config
 from miwv_trainer.distributed import World
 from miwv_trainer.exemplars import find_exemplars
 from miwv_trainer.fingerprints import Moment
@@ -22,7 +21,7 @@ from miwv_trainer.pool import Pool
 from miwv_trainer.rendering import pool_from_rows
 from miwv_trainer.rounds import run_round
 from miwv_trainer.store import Store, StoredRound
-from tests.test_attach import arguments, by_epoch, no_trained_indices, noting_trainer
+from tests.test_attach import PositionCollator, arguments, by_epoch, no_trained_indices, noting_trainer
 from tests.test_resume import Run
 from tests.tiny import instruction_rows, tiny_dataset, tiny_model, tiny_tokenizer
 
@@ -50,7 +49,7 @@ def scoring_forwards(model: nn.Module) -> list[int]:
 
 
 def a_round(
-    model: Any, pool: Pool, folder: Path, config: Config, number: int = 0, previous: StoredRound | None = None
+    model: Any, pool: Pool, folder: Path, config: MIWVConfig, number: int = 0, previous: StoredRound | None = None
 ) -> StoredRound:
     store = Store(folder)
     exemplars = find_exemplars(model, pool, config, store, WORLD, reuse=True)
@@ -312,6 +311,13 @@ def test_another_score_in_the_same_folder_does_not_reuse_the_rounds(tmp_path: Pa
     assert (again.folder / "scores.parquet").stat().st_mtime_ns == before
 
 
+class WithoutTask(PositionCollator):
+    def __call__(self, features: list[dict[str, Any]], return_tensors: str | None = None) -> Any:
+        for feature in features:
+            del feature["task"]
+        return super().__call__(features, return_tensors)
+
+
 @pytest.mark.parametrize("kind", ["plain", "trl"])
 def test_groups_keep_their_shares(kind: str, tmp_path: Path) -> None:
     names = ["chess" if index % 7 == 0 else "bread" if index % 3 else "taxes" for index in range(60)]
@@ -320,6 +326,7 @@ def test_groups_keep_their_shares(kind: str, tmp_path: Path) -> None:
     if kind == "plain":
         trainer = noting_trainer(tmp_path, count=60, num_train_epochs=1)
         trainer.train_dataset = trainer.train_dataset.add_column("task", names)
+        trainer.data_collator = WithoutTask(tiny_tokenizer())
     else:
         rows = [
             {"prompt": f"{row['instruction']} {row['input']}", "completion": " " + row["output"], "task": name}
@@ -334,29 +341,11 @@ def test_groups_keep_their_shares(kind: str, tmp_path: Path) -> None:
             processing_class=tiny_tokenizer(),
         )
     callback = attach(trainer, config)
-    if kind == "trl":
-        trainer.train()
-    else:
-        trainer.data_collator.__class__.__call__, call = without_task(trainer), trainer.data_collator.__class__.__call__
-        try:
-            trainer.train()
-        finally:
-            trainer.data_collator.__class__.__call__ = call
+    trainer.train()
     selected = np.asarray(names)[callback.rounds[0].selection]
     assert len(selected) == 12
     for name in set(names):
         assert abs((selected == name).sum() - 12 * names.count(name) / 60) < 1
-
-
-def without_task(trainer: Any) -> Any:
-    call = type(trainer.data_collator).__call__
-
-    def without(self: Any, features: list[dict[str, Any]], return_tensors: str | None = None) -> Any:
-        for feature in features:
-            feature.pop("task")
-        return call(self, features, return_tensors)
-
-    return without
 
 
 def test_a_group_column_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Share of generated responses that equal a reference."""
 
-import datasets
 import evaluate
+
+from miwv_trainer.metrics._references import FEATURES, mean_of_best
 
 _DESCRIPTION = """
 Share of generations that equal their reference, or one of several, after white space at both ends is taken off.
@@ -25,21 +26,19 @@ Examples:
 
 class ExactMatch(evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
-        texts = datasets.Sequence(datasets.Value("string"))
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
             citation="",
             inputs_description=_KWARGS_DESCRIPTION,
-            features=datasets.Features({"predictions": datasets.Value("string"), "references": texts}),
+            features=FEATURES,
         )
 
     def _compute(
         self, predictions: list[str], references: list[list[str]], ignore_case: bool = False
     ) -> dict[str, float]:
-        matches = []
-        for number, (generated, allowed) in enumerate(zip(predictions, references, strict=True)):
-            if not allowed:
-                raise ValueError(f"Generation {number} has no reference; give at least one for each.")
-            texts = [text.strip().lower() if ignore_case else text.strip() for text in (generated, *allowed)]
-            matches.append(texts[0] in texts[1:])
-        return {"exact_match": sum(matches) / len(matches)}
+        def is_equal(generated: str, reference: str) -> bool:
+            if ignore_case:
+                generated, reference = generated.lower(), reference.lower()
+            return generated.strip() == reference.strip()
+
+        return {"exact_match": mean_of_best(predictions, references, is_equal)}

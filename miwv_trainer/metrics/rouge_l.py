@@ -1,8 +1,9 @@
 """ROUGE-L of generated responses."""
 
-import datasets
 import evaluate
 from rouge_score import rouge_scorer
+
+from miwv_trainer.metrics._references import FEATURES, mean_of_best
 
 _DESCRIPTION = """
 ROUGE-L (Lin 2004): the F-measure of the longest common subsequence of words of a generation and its reference, in lower
@@ -27,21 +28,19 @@ Examples:
 
 class RougeL(evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
-        texts = datasets.Sequence(datasets.Value("string"))
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
             citation="",
             inputs_description=_KWARGS_DESCRIPTION,
-            features=datasets.Features({"predictions": datasets.Value("string"), "references": texts}),
+            features=FEATURES,
         )
 
     def _compute(
         self, predictions: list[str], references: list[list[str]], use_stemmer: bool = False
     ) -> dict[str, float]:
         scorer = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=use_stemmer)
-        scores = []
-        for number, (generated, allowed) in enumerate(zip(predictions, references, strict=True)):
-            if not allowed:
-                raise ValueError(f"Generation {number} has no reference; give at least one for each.")
-            scores.append(max(scorer.score(text, generated)["rougeL"].fmeasure for text in allowed))
-        return {"rougeL": sum(scores) / len(scores)}
+
+        def f_measure(generated: str, reference: str) -> float:
+            return scorer.score(reference, generated)["rougeL"].fmeasure
+
+        return {"rougeL": mean_of_best(predictions, references, f_measure)}
