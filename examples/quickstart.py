@@ -15,22 +15,16 @@ import time
 from pathlib import Path
 
 import datasets
-import evaluate
-import numpy as np
 import torch
+from held_out import held_out_loss
 from peft import LoraConfig, get_peft_model
 from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 
 from docstring_pool import Row, docstring_rows
 from miwv_trainer import MIWVConfig, attach, tokenize
-from miwv_trainer.distributed import World
-from miwv_trainer.layout import context_length
 from miwv_trainer.loading import cached_as_safetensors, load_model, load_rows
-from miwv_trainer.metrics import metric_path
-from miwv_trainer.packing import plan_zero_shot
-from miwv_trainer.rendering import instruction_text, pool_from_tokenized, render, turn_markers
+from miwv_trainer.rendering import instruction_text, render, turn_markers
 from miwv_trainer.report import round_summary, score_table
-from miwv_trainer.scoring import no_trace, score_batches
 
 POOL_SIZE, HELD_OUT_SHARE = 120, 0.1
 MOST_TOKENS = 80
@@ -75,10 +69,10 @@ def main() -> None:
         trainer, MIWVConfig(fraction=arguments.fraction, embedder=arguments.embedder, rescore_strategy="epoch")
     )
 
-    before = held_out_loss(trainer, held_out)
+    before = held_out_loss(trainer.model, held_out, tokenizer, show_progress=True)
     print(f"Held-out response loss before training: {before:.4f}")
     trainer.train()
-    after = held_out_loss(trainer, held_out)
+    after = held_out_loss(trainer.model, held_out, tokenizer, show_progress=True)
     trainer.save_model()
 
     texts = [instruction_text(row) or "" for row in pool]
@@ -123,7 +117,12 @@ def default_model() -> Path:
     return cached_as_safetensors(Path(spec.submodule_search_locations[0]), cache / "SmolLM2-135M-Instruct")
 
 
-def split_rows(name: str | None, tokenizer: PreTrainedTokenizerBase) -> tuple[datasets.Dataset, datasets.Dataset]:
+def split_rows(
+    name: str | None,
+    tokenizer: PreTrainedTokenizerBase,
+    pool_size: int = POOL_SIZE,
+    most_tokens: int = MOST_TOKENS,
+) -> tuple[datasets.Dataset, datasets.Dataset]:
     """The pool and a held-out tenth: by module for the documentation strings, at random for a user's own."""
     if name is not None:
         rows = load_rows(name)
@@ -134,31 +133,16 @@ def split_rows(name: str | None, tokenizer: PreTrainedTokenizerBase) -> tuple[da
 
     def is_short(row: Row) -> bool:
         (sample,) = render([row], tokenizer, markers)
-        return len(sample.ids) <= MOST_TOKENS + preamble
+        return len(sample.ids) <= most_tokens + preamble
 
     markers = turn_markers(tokenizer)
     preamble = len(tokenizer.apply_chat_template([{"role": "user", "content": ""}], return_dict=True)["input_ids"])
-    rows = docstring_rows(is_short, POOL_SIZE)
+    rows = docstring_rows(is_short, pool_size)
     modules = sorted({row["module"] for row in rows})
     kept_back = set(modules[:: round(1 / HELD_OUT_SHARE)])
     pool = [row for row in rows if row["module"] not in kept_back]
     held_out = [row for row in rows if row["module"] in kept_back]
     return datasets.Dataset.from_list(pool), datasets.Dataset.from_list(held_out)
-
-
-def held_out_loss(trainer: Trainer, held_out: datasets.Dataset) -> float:
-    """Mean negative log-likelihood per response token of the held-out samples."""
-    model = trainer.model
-    pool = pool_from_tokenized(held_out, trainer.processing_class)
-    context = context_length(model, MIWVConfig())
-    batches = plan_zero_shot(pool, context, 4096)
-    with no_trace(model):
-        losses = score_batches(
-            model, pool, batches, context=context, world=World.current(trainer.args.device), show_progress=True
-        ).zero_shot
-    scored = np.isfinite(losses)
-    metric = evaluate.load(metric_path("response_loss"))
-    return metric.compute(predictions=losses[scored], references=pool.response_tokens[scored])["response_loss"]
 
 
 if __name__ == "__main__":

@@ -1,0 +1,314 @@
+"""Does it help to select? Trains on several selections of your pool and compares them on held-out samples.
+
+    make compare
+    make compare MODEL=/path/to/model DATASET=/path/to/pool.jsonl FRACTION=0.05
+    python examples/compare.py --dataset pool.jsonl --fraction 0.05 --seeds 3 --output comparison
+
+Every arm trains a LoRA adapter with the plain Trainer for the same number of steps, with several seeds (of adapter and
+order; of the draw too, where it is random). Samples are selected once at equal numbers of samples and once at equal
+numbers of response tokens. A run that is killed goes on where it was when the same command is given again; --output
+receives comparison.md, comparison.png and every run's numbers.
+"""
+
+import argparse
+import json
+import logging
+import math
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from comparison import Result, draw, report, text_tables
+from held_out import generation_scores, held_out_loss
+from peft import LoraConfig, PeftModel, get_peft_model
+from quickstart import default_model, split_rows
+from transformers import (
+    DataCollatorForSeq2Seq,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+from miwv_trainer import MIWVConfig, attach, tokenize
+from miwv_trainer.distributed import World
+from miwv_trainer.exemplars import find_exemplars
+from miwv_trainer.fingerprints import Moment
+from miwv_trainer.loading import load_model, load_rows
+from miwv_trainer.pool import Pool
+from miwv_trainer.rendering import pool_from_rows, pool_from_tokenized
+from miwv_trainer.rounds import measured_of, run_round
+from miwv_trainer.selection import choose, number_selected
+from miwv_trainer.store import Store, StoredRound, write_text
+
+ARMS: dict[str, dict[str, Any]] = {
+    "full set": {},
+    "MIWV once": {"score": "miwv"},
+    "MIWV rescored": {"score": "miwv", "rescore_strategy": "steps"},
+    "random": {"score": "random"},
+    "longest": {"score": "longest"},
+    "lowest MIWV": {"score": "low_miwv"},
+    "highest one-shot loss": {"score": "one_shot_loss"},
+}
+BUDGETS = ("samples", "tokens")
+UNTRAINED = "untrained"
+MAY_DIFFER = ("output", "seeds", "generations")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all arms share: `samples` tokenised for the Trainer and, the same, as a `pool`."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    samples: datasets.Dataset
+    held_out: datasets.Dataset
+    pool: Pool
+    steps: int
+    arguments: argparse.Namespace
+
+    @property
+    def output(self) -> Path:
+        return Path(self.arguments.output)
+
+
+def main() -> None:
+    arguments = make_parser().parse_args()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    started = time.perf_counter()
+    output = Path(arguments.output)
+    described = {name: value for name, value in vars(arguments).items() if name not in MAY_DIFFER}
+    results = read_results(output / "results.json", described)
+    setting = prepare(arguments)
+    planned = list(runs(arguments.seeds))
+    done = {(result.arm, result.budget, result.seed) for result in results}
+    left = [run for run in planned if run not in done]
+    print(
+        f"Pool: {len(setting.pool)} samples, held out: {len(setting.held_out)}; {setting.steps} steps of "
+        f"{arguments.batch_size} samples an arm; {len(left)} of {len(planned)} runs to go."
+    )
+    scored = score_pool(setting) if left else {}
+    begun = time.perf_counter()
+    for number, (arm, budget, seed) in enumerate(left, start=1):
+        result = run(setting, scored, arm, budget, seed)
+        results.append(result)
+        lines = {"settings": described, "results": [vars(each) for each in results]}
+        write_text(output / "results.json", json.dumps(lines, indent=1) + "\n")
+        minutes = (time.perf_counter() - begun) / number * (len(left) - number) / 60
+        print(
+            f"[{len(planned) - len(left) + number}/{len(planned)}] {result.name}: held-out loss {result.loss:.4f}, "
+            f"{result.seconds:.0f} s (about {minutes:.0f} min left)",
+            flush=True,
+        )
+    results = [result for result in results if (result.arm, result.budget, result.seed) in set(planned)]
+    print("\n" + text_tables(results))
+    draw(results, output / "comparison.png")
+    write_text(output / "comparison.md", report(results, facts_of(setting)))
+    print(f"\n{output / 'comparison.md'}\n{output / 'comparison.png'}\n{time.perf_counter() - started:.0f} s")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--model", help="hub name, folder, or folder with a GGUF file (default: SmolLM2-135M-Instruct)")
+    add("--dataset", help="hub name or file (default: Python's documentation strings)")
+    add("--output", default="comparison", help="folder to write to (default: %(default)s)")
+    add("--fraction", type=float, default=0.1, help="share that is selected (default: %(default)s)")
+    add("--max-samples", type=int, default=240, help="of the pool and held out together; 0: all (default: %(default)s)")
+    add("--held-out", type=int, default=40, help="samples, of a dataset of your own (default: %(default)s)")
+    add("--longest", type=int, default=128, help="longest sample in tokens; 0: any (default: %(default)s)")
+    add("--embedder", default="tfidf", help="what finds exemplars (default: %(default)s)")
+    add("--epochs", type=float, default=3, help="over the selection, at equal samples (default: %(default)s)")
+    add("--batch-size", type=int, default=8, help="samples a step (default: %(default)s)")
+    add("--learning-rate", type=float, default=5e-4, help="(default: %(default)s)")
+    add("--seeds", type=int, default=3, help="runs of each arm (default: %(default)s)")
+    add("--rescores", type=int, default=1, help='rounds after the first, of "MIWV rescored" (default: %(default)s)')
+    add("--refine", action="store_true", help="score samples near the threshold again in float32, as `attach` does")
+    add("--generations", type=int, default=16, help="held-out prompts to answer (default: %(default)s)")
+    add("--max-new-tokens", type=int, default=48, help="of an answer (default: %(default)s)")
+    return parser
+
+
+def read_results(path: Path, described: dict[str, Any]) -> list[Result]:
+    """
+    What an earlier call has trained.
+
+    Raises:
+        SystemExit: with other settings.
+    """
+    if not path.is_file():
+        return []
+    found = json.loads(path.read_text(encoding="utf-8"))
+    for name, value in described.items():
+        before = found["settings"].get(name)
+        if before != value:
+            option = "--" + name.replace("_", "-")
+            raise SystemExit(f"{path} was made with {option} {before}, not {value}: give that, or another --output.")
+    return [Result(**line) for line in found["results"]]
+
+
+def prepare(arguments: argparse.Namespace) -> Setting:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model, tokenizer = load_model(arguments.model or str(default_model()), "bfloat16")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    rows, held_out_rows = parts(arguments, tokenizer)
+    samples, held_out = tokenize(rows, tokenizer), tokenize(held_out_rows, tokenizer)
+    pool = pool_from_tokenized(samples, tokenizer)
+    selected = number_selected(MIWVConfig(fraction=arguments.fraction).fraction, len(pool))
+    steps = max(1, round(arguments.epochs * selected / arguments.batch_size))
+    return Setting(model.to(device), tokenizer, samples, held_out, pool, steps, arguments)
+
+
+def parts(
+    arguments: argparse.Namespace, tokenizer: PreTrainedTokenizerBase
+) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """The pool's rows and the held-out ones: of Python's documentation strings by module, of a user's own at random."""
+    if arguments.dataset is None:
+        return split_rows(None, tokenizer, arguments.max_samples, arguments.longest)
+    rows = load_rows(arguments.dataset)
+    if arguments.longest:
+        lengths = pool_from_rows(rows, tokenizer).lengths
+        rows = rows.select(np.flatnonzero(lengths <= arguments.longest))
+    rows = rows.shuffle(seed=0)
+    if arguments.max_samples:
+        rows = rows.select(range(min(arguments.max_samples, len(rows))))
+    if len(rows) < arguments.held_out + 2:
+        raise SystemExit(
+            f"{arguments.dataset} has {len(rows)} samples of at most {arguments.longest} tokens: {arguments.held_out} "
+            "are held out, and a pool needs two more. Give a larger --longest or a smaller --held-out."
+        )
+    return rows.select(range(arguments.held_out, len(rows))), rows.select(range(arguments.held_out))
+
+
+def runs(seeds: int) -> Iterator[tuple[str, str, int]]:
+    """All runs, one seed after the other, so that what is there early says something of every arm."""
+    yield UNTRAINED, "", 0
+    for seed in range(seeds):
+        yield "full set", "", seed
+        for budget in BUDGETS:
+            for arm in ARMS:
+                if arm != "full set":
+                    yield arm, budget, seed
+
+
+def config_of(setting: Setting, arm: str, budget: str) -> MIWVConfig:
+    arguments = setting.arguments
+    chosen = {**ARMS[arm], "selection_budget": budget, "fraction": arguments.fraction, "embedder": arguments.embedder}
+    if "rescore_strategy" in chosen:
+        chosen["rescore_steps"] = math.ceil(setting.steps / (arguments.rescores + 1))
+    return MIWVConfig(**chosen, refine_near_threshold=arguments.refine)
+
+
+def score_pool(setting: Setting) -> dict[str, StoredRound]:
+    """
+    Round 0, by the untrained model, once for each budget: the arms select from its losses, and the arm that rescores
+    reads it.
+    """
+    scored: dict[str, StoredRound] = {}
+    world = World(0, 1, setting.model.device)
+    for budget in BUDGETS:
+        config, store = config_of(setting, "MIWV once", budget), Store(scores_folder(setting, budget))
+        exemplars = find_exemplars(setting.model, setting.pool, config, store, world, reuse=True)
+        scored[budget] = run_round(setting.model, setting.pool, exemplars, config, store, world, Moment())
+    return scored
+
+
+def scores_folder(setting: Setting, budget: str) -> Path:
+    return setting.output / f"scores-equal-{budget}"
+
+
+def run(setting: Setting, scored: dict[str, StoredRound], arm: str, budget: str, seed: int) -> Result:
+    """One arm, trained and evaluated; the model is left as it was."""
+    started = time.perf_counter()
+    selection = np.arange(len(setting.pool))
+    trained: Any = setting.model
+    if arm not in (UNTRAINED, "full set"):
+        measured = measured_of(scored[budget], (seed, 0))
+        config = config_of(setting, arm, budget)
+        selection = choose(measured, setting.pool.has_prompt_and_response, config).selection
+    if arm != UNTRAINED:
+        trained = train(setting, arm, budget, selection, seed)
+    loss = held_out_loss(trained, setting.held_out, setting.tokenizer)
+    asked = setting.held_out.select(range(min(setting.arguments.generations, len(setting.held_out))))
+    written = {"exact_match": float("nan"), "rougeL": float("nan")}
+    if len(asked):
+        written = generation_scores(trained, asked, setting.tokenizer, setting.arguments.max_new_tokens)
+    if trained is not setting.model:
+        trained.unload()
+    tokens = int(setting.pool.response_tokens[selection].sum())
+    return Result(
+        arm=arm,
+        budget=budget,
+        seed=seed,
+        samples=len(selection),
+        tokens=tokens,
+        epochs=setting.steps * setting.arguments.batch_size / len(selection),
+        loss=loss,
+        exact_match=written["exact_match"],
+        rouge_l=written["rougeL"],
+        seconds=time.perf_counter() - started,
+    )
+
+
+def train(setting: Setting, arm: str, budget: str, selection: np.ndarray, seed: int) -> PeftModel:
+    arguments = setting.arguments
+    folder = setting.output / "trained" / f"{arm.replace(' ', '-')}-equal-{budget}-seed-{seed}"
+    rescores = "rescore_strategy" in ARMS[arm]
+    if rescores:  # round 0 is the same for all seeds
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(scores_folder(setting, budget), folder)
+    set_seed(seed)
+    lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+    trainer = Trainer(
+        model=get_peft_model(setting.model, lora),
+        args=TrainingArguments(
+            output_dir=str(folder),
+            max_steps=setting.steps,
+            per_device_train_batch_size=arguments.batch_size,
+            learning_rate=arguments.learning_rate,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            train_sampling_strategy="group_by_length",
+            use_cpu=not torch.cuda.is_available(),
+            seed=seed,
+        ),
+        train_dataset=setting.samples if rescores else setting.samples.select(selection),
+        data_collator=DataCollatorForSeq2Seq(setting.tokenizer),
+        processing_class=setting.tokenizer,
+    )
+    trainer.remove_callback(PrinterCallback)
+    if rescores:
+        attach(trainer, config_of(setting, arm, budget))
+    trainer.train()
+    return trainer.model
+
+
+def facts_of(setting: Setting) -> dict[str, str]:
+    """What the page says of a comparison besides its numbers."""
+    arguments, pool = setting.arguments, setting.pool
+    name = Path(arguments.dataset).name if arguments.dataset else "Python's documentation strings"
+    parser = make_parser()
+    typed = {name: value for name, value in vars(arguments).items() if value != parser.get_default(name)}
+    options = [f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}") for name, value in typed.items()]
+    return {
+        "model": Path(arguments.model or default_model()).name,
+        "pool": f"{name}: {len(pool)} samples with {pool.response_tokens.sum():,} response tokens, "
+        f"{len(setting.held_out)} held out",
+        "steps": f"{setting.steps} of {arguments.batch_size} samples",
+        "command": " ".join(["python examples/compare.py", *options]),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""The results of `compare.py` as tables, a plot and a page."""
+
+import datetime
+import math
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import t as student
+
+from miwv_trainer import __version__
+from miwv_trainer.store import atomic_path
+
+TITLES = {"samples": "Equal numbers of samples", "tokens": "Equal numbers of response tokens"}
+COLUMNS = (
+    "selection", "samples", "response tokens", "times seen", "held-out loss", "against random",
+    "against the full set", "ROUGE-L", "exact match",
+)  # fmt: skip
+FULL, RANDOM, UNTRAINED = "full set", "random", "untrained"
+EXPLANATION = """
+All arms of both tables train for the same number of steps, of {steps}. Losses are nats per response token of the
+held-out samples: mean ± standard deviation over {seeds} seeds. Differences are paired by seed, with their 95 % interval
+(Student's t, {degrees} degrees of freedom); "lower" and "higher" where it leaves zero out. The interval speaks of seeds
+(adapter, order, and the draw where it is random), not of other held-out samples. ROUGE-L and exact match are of greedy
+answers to held-out prompts, cut at a number of tokens: beside each other they say something, alone little.
+"""
+
+
+@dataclass(frozen=True)
+class Result:
+    """
+    One run.
+
+    Args:
+        budget: Whether samples were selected at equal `"samples"` or `"tokens"`; empty where nothing is selected.
+        samples: Number selected.
+        tokens: Their response tokens.
+        epochs: How often each of them was trained on.
+        loss: Held-out nats per response token.
+        exact_match, rouge_l: Of generations, from 0 to 1; NaN without generations.
+        seconds: Training and evaluation.
+    """
+
+    arm: str
+    budget: str
+    seed: int
+    samples: int
+    tokens: int
+    epochs: float
+    loss: float
+    exact_match: float
+    rouge_l: float
+    seconds: float
+
+    @property
+    def name(self) -> str:
+        budget = f", equal {self.budget}" if self.budget else ""
+        return f"{self.arm}{budget}, seed {self.seed}" if self.arm != UNTRAINED else self.arm
+
+
+def difference(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
+    """Mean of the differences of pairs, and half the width of its 95 % interval (NaN for a single pair)."""
+    differences = np.subtract(ours, theirs)
+    count = len(differences)
+    if count < 2:
+        return float(differences.mean()), math.nan
+    return float(differences.mean()), float(student.ppf(0.975, count - 1) * differences.std(ddof=1) / math.sqrt(count))
+
+
+def verdict(ours: Sequence[float], theirs: Sequence[float]) -> str:
+    """A difference in words."""
+    mean, half = difference(ours, theirs)
+    if math.isnan(half):
+        return f"{mean:+.4f}"
+    word = "lower" if mean + half < 0 else "higher" if mean - half > 0 else "not shown"
+    return f"{mean:+.4f} ± {half:.4f} ({word})"
+
+
+def losses_of(results: Sequence[Result], arm: str, budget: str) -> list[float]:
+    """Those of an arm's runs, by seed; the full set's belong to both budgets."""
+    found = [result for result in results if result.arm == arm and result.budget in ("", budget)]
+    return [result.loss for result in sorted(found, key=lambda result: result.seed)]
+
+
+def rows(results: Sequence[Result], budget: str) -> list[list[str]]:
+    """One row an arm, lowest loss first."""
+    table = []
+    arms = dict.fromkeys(result.arm for result in results if result.budget in ("", budget) and result.arm != UNTRAINED)
+    for arm in sorted(arms, key=lambda arm: float(np.mean(losses_of(results, arm, budget)))):
+        ours = [result for result in results if result.arm == arm and result.budget in ("", budget)]
+        losses = losses_of(results, arm, budget)
+        table.append(
+            [
+                arm,
+                f"{np.mean([result.samples for result in ours]):,.0f}",
+                f"{np.mean([result.tokens for result in ours]):,.0f}",
+                f"{np.mean([result.epochs for result in ours]):.1f}",
+                spread(losses, 4),
+                *("" if arm == other else paired(results, arm, other, budget) for other in (RANDOM, FULL)),
+                spread([result.rouge_l for result in ours], 3),
+                f"{np.mean([result.exact_match for result in ours]):.3f}",
+            ]
+        )
+    return table
+
+
+def paired(results: Sequence[Result], arm: str, other: str, budget: str) -> str:
+    """What an arm differs by from another one, over the seeds that both have."""
+    ours, theirs = losses_of(results, arm, budget), losses_of(results, other, budget)
+    count = min(len(ours), len(theirs))
+    return verdict(ours[:count], theirs[:count]) if count else ""
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    """Mean ± standard deviation."""
+    if len(values) < 2:
+        return f"{np.mean(values):.{digits}f}"
+    return f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=1):.{digits}f}"
+
+
+def markdown_table(results: Sequence[Result], budget: str) -> str:
+    lines = [COLUMNS, ["---", *["---:"] * (len(COLUMNS) - 1)], *rows(results, budget)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def text_tables(results: Sequence[Result]) -> str:
+    """Both tables, in columns."""
+    parts = []
+    for budget, title in TITLES.items():
+        lines = [list(COLUMNS), *rows(results, budget)]
+        widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS))]
+        parts.append(f"{title}; untrained {untrained_loss(results):.4f}")
+        parts += ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+        parts.append("")
+    return "\n".join(parts)
+
+
+def untrained_loss(results: Sequence[Result]) -> float:
+    return next((result.loss for result in results if result.arm == UNTRAINED), math.nan)
+
+
+def report(results: Sequence[Result], facts: dict[str, Any]) -> str:
+    """The page."""
+    seeds = len({result.seed for result in results if result.arm != UNTRAINED})
+    minutes = sum(result.seconds for result in results) / 60
+    lines = [
+        "# Does it help to select?\n",
+        f"- model: {facts['model']}, LoRA",
+        f"- pool: {facts['pool']}",
+        f"- measured: {datetime.date.today().isoformat()}, {machine()}, miwv_trainer {__version__}",
+        f"- training and evaluation: {minutes:.0f} min",
+        f"- command: `{facts['command']}`",
+        EXPLANATION.format(steps=facts["steps"], seeds=seeds, degrees=max(seeds - 1, 0)),
+        "![held-out loss of each arm](comparison.png)\n",
+    ]
+    for budget, title in TITLES.items():
+        lines += [
+            f"## {title}\n",
+            f"Untrained: {untrained_loss(results):.4f}.\n",
+            markdown_table(results, budget) + "\n",
+        ]
+    return "\n".join(lines)
+
+
+def machine() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{torch.get_num_threads()} core(s) of a {platform.machine()} processor, torch {torch.__version__}"
+
+
+def draw(results: Sequence[Result], path: Path) -> None:
+    """Each seed's held-out loss as a dot, each arm's mean as a bar, one panel a budget."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    axes = figure.subplots(1, len(TITLES), sharex=True)
+    for panel, (budget, title) in zip(axes, TITLES.items(), strict=True):
+        arms = [row[0] for row in rows(results, budget)][::-1]
+        baseline = losses_of(results, RANDOM, budget)
+        for height, arm in enumerate(arms):
+            losses = losses_of(results, arm, budget)
+            colour = "#c2410c" if arm.startswith("MIWV") else "#475569"
+            panel.plot(losses, [height] * len(losses), "o", color=colour, alpha=0.6, markersize=5)
+            panel.plot([np.mean(losses)], [height], "|", color=colour, markersize=18, markeredgewidth=2)
+        if baseline:
+            panel.axvline(float(np.mean(baseline)), color="#94a3b8", linewidth=1, linestyle="--", zorder=0)
+        panel.set_yticks(range(len(arms)), arms)
+        panel.set_title(title, fontsize=10)
+        panel.set_xlabel("held-out loss (nats per response token)")
+        panel.spines[["top", "right"]].set_visible(False)
+    with atomic_path(path) as target:
+        figure.savefig(target, dpi=150, format="png")

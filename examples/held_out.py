@@ -1,0 +1,83 @@
+"""What a model makes of held-out samples: its loss on their responses, and what it writes itself."""
+
+from typing import Any
+
+import datasets
+import evaluate
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from miwv_trainer import MIWVConfig
+from miwv_trainer.distributed import World
+from miwv_trainer.layout import context_length
+from miwv_trainer.metrics import metric_path
+from miwv_trainer.packing import plan_zero_shot
+from miwv_trainer.rendering import pool_from_tokenized
+from miwv_trainer.scoring import no_trace, score_batches
+
+TOKENS_PER_BATCH = 4096
+
+
+def held_out_loss(
+    model: Any, held_out: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, show_progress: bool = False
+) -> float:
+    """Mean negative log-likelihood per response token, over all response tokens; of tokenised samples."""
+    pool = pool_from_tokenized(held_out, tokenizer, with_texts=False)
+    context = context_length(model, MIWVConfig())
+    batches = plan_zero_shot(pool, context, TOKENS_PER_BATCH)
+    world = World(0, 1, model.device)
+    with no_trace(model):
+        losses = score_batches(
+            model, pool, batches, context=context, world=world, show_progress=show_progress
+        ).zero_shot
+    scored = np.isfinite(losses)
+    metric = evaluate.load(metric_path("response_loss"))
+    return metric.compute(predictions=losses[scored], references=pool.response_tokens[scored])["response_loss"]
+
+
+def generation_scores(
+    model: Any, held_out: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int
+) -> dict[str, float]:
+    """
+    Greedy generations of at most `max_new_tokens` tokens beside the held-out responses: exact match and ROUGE-L.
+
+    Args:
+        held_out: Tokenised samples; prompts and references are read from their tokens.
+    """
+    pool = pool_from_tokenized(held_out, tokenizer, with_texts=False)
+    prompts = [np.concatenate([pool.preamble, pool.prompt(index)]) for index in range(len(pool))]
+    responses = [pool.sample(index)[pool.response_mask(index)] for index in range(len(pool))]
+    written = _generate(model, prompts, tokenizer, max_new_tokens)
+    texts = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in written]
+    references = [[tokenizer.decode(ids, skip_special_tokens=True).strip()] for ids in responses]
+    found: dict[str, float] = {}
+    for name in ("exact_match", "rouge_l"):
+        found |= evaluate.load(metric_path(name)).compute(predictions=texts, references=references)
+    return found
+
+
+@torch.no_grad()
+def _generate(
+    model: Any, prompts: list[np.ndarray], tokenizer: PreTrainedTokenizerBase, max_new_tokens: int
+) -> torch.Tensor:
+    """`(samples, max_new_tokens)` at most: what follows each prompt."""
+    longest = max(map(len, prompts))
+    ids = torch.full((len(prompts), longest), tokenizer.pad_token_id)
+    for row, prompt in zip(ids, prompts, strict=True):
+        row[longest - len(prompt) :] = torch.as_tensor(prompt)
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    mask = (torch.arange(longest) >= longest - lengths[:, None]).long()
+    was_training = model.training
+    model.eval()
+    try:
+        written = model.generate(
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    finally:
+        model.train(was_training)
+    return written[:, longest:]
