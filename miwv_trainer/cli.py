@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import importlib.util
 import json
 import logging
 import sys
@@ -16,14 +17,17 @@ import torch
 import transformers
 from accelerate import PartialState
 
+from miwv_trainer.charts import charts_of
 from miwv_trainer.config import SELECTION_FIELDS, MIWVConfig
 from miwv_trainer.distributed import World
+from miwv_trainer.drawing import write_pictures
 from miwv_trainer.exemplars import find_exemplars
 from miwv_trainer.fingerprints import Moment
 from miwv_trainer.layout import check_layout
 from miwv_trainer.loading import load_model, load_rows
 from miwv_trainer.options import OPTIONS, make_parser
 from miwv_trainer.outcome import no_candidate
+from miwv_trainer.page import write_page
 from miwv_trainer.pool import group_numbers, with_groups
 from miwv_trainer.rendering import instruction_text, pool_from_rows
 from miwv_trainer.report import round_summary, score_table
@@ -32,6 +36,7 @@ from miwv_trainer.scores import Measured, seed_of_draw
 from miwv_trainer.selection import Choice, choose
 from miwv_trainer.store import Store, StoredRound, write_text
 
+REPORT = "report"
 SELECTED = "selected.jsonl"
 
 
@@ -156,13 +161,21 @@ def _typed(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def report(arguments: argparse.Namespace) -> None:
-    """`miwv report`: the rounds of a run as text."""
+    """`miwv report`: the rounds of a run as text, as a page and as pictures."""
     rounds = _rounds(arguments.run_folder)
-    texts = None
+    rows = None
     if arguments.dataset is not None:
-        texts = [instruction_text(row) or "" for row in _scored_rows(arguments.dataset, rounds[-1])]
+        rows = list(_scored_rows(arguments.dataset, rounds[-1]))
+    texts = [instruction_text(row) or "" for row in rows] if rows is not None else None
     print(round_summary(rounds))
     print(score_table(rounds[-1], texts))
+    folder = Path(arguments.run_folder) / REPORT
+    charts = charts_of(rounds)
+    print(f"page: {write_page(folder / 'index.html', rounds, charts, rows)}")
+    if importlib.util.find_spec("matplotlib") is None:
+        print("pictures: none; install matplotlib for them (`pip install 'miwv-trainer[report]'`)")
+    else:
+        print(f"pictures: {', '.join(path.name for path in write_pictures(charts, folder))}")
 
 
 def write_selected(path: Path, rows: datasets.Dataset, selection: np.ndarray) -> Path:

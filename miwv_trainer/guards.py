@@ -5,6 +5,7 @@ samples crowd its top. Each guard is off by default.
 """
 
 import math
+from collections.abc import Iterator
 from decimal import Decimal
 
 import numpy as np
@@ -12,34 +13,40 @@ import numpy as np
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.scores import Measured
 
+OFF = {"min_response_tokens": 0, "min_similarity": -1.0, "loss_band": [0.0, 1.0], "quantile_band": [0.0, 1.0]}
+
 
 def allowed(scores: np.ndarray, measured: Measured, config: MIWVConfig) -> tuple[np.ndarray, dict[str, int]]:
+    """`(N,)` which samples have a score and pass the guards, and how many of those with a score each leaves out."""
+    may = ~np.isnan(scores)
+    left_out: dict[str, int] = {}
+    for guard, those in guarded(scores, measured, config):
+        left_out[guard] = int(those.sum())
+        may = may & ~those
+    return may, left_out
+
+
+def guarded(scores: np.ndarray, measured: Measured, config: MIWVConfig) -> Iterator[tuple[str, np.ndarray]]:
     """
-    `(N,)` which samples have a score and pass the guards, and how many of those with a score each guard leaves out.
+    Each guard with the `(N,)` mask of the samples that it leaves out.
 
     Guards apply one after the other; the quantiles of `loss_band` and `quantile_band` are of the samples that are left
     by then. A sample counts under the first guard that leaves it out.
     """
     may = ~np.isnan(scores)
-    left_out: dict[str, int] = {}
-
-    def keep(those: np.ndarray, guard: str) -> None:
-        nonlocal may
-        left_out[guard] = int((may & ~those).sum())
-        may = may & those
-
-    if config.min_response_tokens > 0:
-        keep(
-            measured.response_tokens >= config.min_response_tokens, f"min_response_tokens={config.min_response_tokens}"
-        )
-    if config.min_similarity > -1:
-        keep(measured.similarity >= config.min_similarity, f"min_similarity={config.min_similarity}")
+    for name, values in (("min_response_tokens", measured.response_tokens), ("min_similarity", measured.similarity)):
+        least = getattr(config, name)
+        if least > OFF[name]:
+            left_out = may & ~(values >= least)
+            may = may & ~left_out
+            yield f"{name}={least}", left_out
     for name, values in (("loss_band", measured.zero_shot_loss), ("quantile_band", scores)):
         band = getattr(config, name)
-        if band != [0.0, 1.0] and may.any():
+        if band != OFF[name] and may.any():
             low, high = _ends_of_band(values[may], band)
-            keep((values >= low) & (values <= high), f"{name}={band}")
-    return may, left_out
+            left_out = may & ~((values >= low) & (values <= high))
+            may = may & ~left_out
+            yield f"{name}={band}", left_out
 
 
 def _ends_of_band(scores: np.ndarray, band: list[float]) -> tuple[float, float]:
