@@ -39,6 +39,7 @@ setup(
         "datasets>=5.2",
         "evaluate>=0.4.6",
         "filelock>=3.16",
+        "huggingface_hub>=1.0",
         "jinja2>=3.1",
         "numpy>=2.0",
         "psutil>=6.0",

@@ -83,8 +83,7 @@ def charts_of(rounds: Sequence[StoredRound]) -> list[Chart]:
             charts.append(against_similarity(current))
     if len(rounds) > 1:
         charts.append(overlaps(rounds))
-        if has(rounds[-2], "score") and has(current, "score"):
-            charts.append(movement(rounds[-2], current))
+        charts.append(movement(rounds[-2], current))
     if any(each.summary["seconds"] for each in rounds):
         charts.append(costs(rounds))
     return charts
@@ -97,17 +96,23 @@ def has(current: StoredRound, column: str) -> bool:
 
 def score_name(current: StoredRound) -> str:
     """What samples were ranked by, as charts and tables call it."""
-    name = current.summary["config"]["score"]
+    name = current.summary["config"].get("score", "miwv")
     return "MIWV" if name == "miwv" else name.replace("_", " ").replace("miwv", "MIWV")
+
+
+def scores_of(current: StoredRound) -> np.ndarray:
+    """`(N,)` what samples were ranked by; rounds of an older version hold MIWV only."""
+    scores = current.column("score")
+    return current.column("miwv") if np.isnan(scores).all() else scores
 
 
 def threshold(current: StoredRound) -> float:
     """The lowest score that is selected."""
-    return float(current.column("score")[current.selection].min())
+    return float(scores_of(current)[current.selection].min())
 
 
 def distribution(current: StoredRound) -> Chart:
-    scores = current.column("score")
+    scores = scores_of(current)
     known = np.isfinite(scores)
     is_selected = current.column("selected") & known
     low, high = _ends(scores[known])
@@ -187,7 +192,7 @@ def overlaps(rounds: Sequence[StoredRound]) -> Chart:
 
 
 def movement(before: StoredRound, now: StoredRound) -> Chart:
-    x, y = before.column("score"), now.column("score")
+    x, y = scores_of(before), scores_of(now)
     known = np.isfinite(x) & np.isfinite(y)
     low, high = _ends(np.concatenate([x[known], y[known]]))
     then, later = before.column("selected"), now.column("selected")
@@ -266,4 +271,4 @@ def _beyond(values: np.ndarray, low: float, high: float) -> str:
 
 def _unit(current: StoredRound) -> str:
     units = {"longest": " (response tokens)", "random": ""}
-    return units.get(current.summary["config"]["score"], f" ({LOSS})")
+    return units.get(current.summary["config"].get("score", "miwv"), f" ({LOSS})")

@@ -22,10 +22,11 @@ from miwv_trainer.config import SELECTION_FIELDS, MIWVConfig
 from miwv_trainer.distributed import World
 from miwv_trainer.drawing import write_pictures
 from miwv_trainer.exemplars import find_exemplars
+from miwv_trainer.export import Origin, check_token, push, write_dataset, write_jsonl, write_parquet
 from miwv_trainer.fingerprints import Moment
 from miwv_trainer.layout import check_layout
 from miwv_trainer.loading import load_model, load_rows
-from miwv_trainer.options import OPTIONS, make_parser
+from miwv_trainer.options import OPTIONS, make_parser, option_of
 from miwv_trainer.outcome import no_candidate
 from miwv_trainer.page import write_page
 from miwv_trainer.pool import group_numbers, with_groups
@@ -34,10 +35,10 @@ from miwv_trainer.report import round_summary, score_table
 from miwv_trainer.rounds import check_model, measured_of, run_round
 from miwv_trainer.scores import Measured, seed_of_draw
 from miwv_trainer.selection import Choice, choose
-from miwv_trainer.store import Store, StoredRound, write_text
+from miwv_trainer.store import Store, StoredRound
 
 REPORT = "report"
-SELECTED = "selected.jsonl"
+WRITTEN = {"jsonl": "selected.jsonl", "parquet": "selected.parquet", "dataset": "selected"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -76,10 +77,10 @@ def score(arguments: argparse.Namespace) -> None:
         if world.is_main:
             store.claim()
     exemplars = find_exemplars(model, pool, config, store, world, reuse=False)
-    notes = {"rows": rows_fingerprint(rows, len(rows))}
+    notes = {"rows": rows_fingerprint(rows, len(rows)), "scored_with": _scored_with(arguments, tokenizer)}
     finished = run_round(model, pool, exemplars, config, store, world, Moment(), notes)
     if world.is_main:
-        selected = write_selected(store.output / SELECTED, rows, finished.selection)
+        selected = write_jsonl(store.output / WRITTEN["jsonl"], rows, finished.selection)
         print(score_table(finished, pool.texts))
         print(round_summary([finished]))
         print(f"scores: {finished.folder / 'scores.parquet'}\nselected samples: {selected}")
@@ -102,6 +103,7 @@ def _as_typed(message: str) -> str:
 
 def select(arguments: argparse.Namespace) -> None:
     """`miwv select`: another fraction of scores that exist, or with other guards."""
+    _check_export(arguments)
     latest = _rounds(arguments.scores)[-1]
     config = _selecting_config(arguments, latest)
     rows = _scored_rows(arguments.dataset, latest) if arguments.dataset is not None else None
@@ -109,12 +111,38 @@ def select(arguments: argparse.Namespace) -> None:
     if rows is None:
         print("\n".join(map(str, choice.selection.tolist())))
         return
-    path = write_selected(Path(arguments.scores) / SELECTED, rows, choice.selection)
-    threshold = choice.scores[choice.selection].min()
+    threshold = float(choice.scores[choice.selection].min())
+    path = _write_choice(arguments, rows, choice, Origin(latest, arguments.dataset, config, threshold))
     named = "MIWV" if config.score == "miwv" else config.score
     print(f"{len(choice.selection)} of {len(choice.scores)} samples, {named} {threshold:.4f} and above: {path}")
     for guard, count in choice.left_out.items():
         print(f"{guard} leaves out {count}")
+    if arguments.push_to_hub is not None:
+        print(f"pushed: {push(path, arguments.push_to_hub, arguments.private)}")
+
+
+def _write_choice(arguments: argparse.Namespace, rows: datasets.Dataset, choice: Choice, origin: Origin) -> Path:
+    """In the format that was asked for, where it was asked for or beside the scores."""
+    kind = arguments.format or ("jsonl" if arguments.push_to_hub is None else "dataset")
+    path = Path(arguments.to or Path(arguments.scores) / WRITTEN[kind])
+    if kind == "dataset":
+        name = arguments.push_to_hub or str(path)
+        return write_dataset(path, rows, choice.selection, origin, name)
+    return (write_jsonl if kind == "jsonl" else write_parquet)(path, rows, choice.selection)
+
+
+def _check_export(arguments: argparse.Namespace) -> None:
+    """Raises `ValueError` where what was typed does not go together, before anything is written."""
+    if arguments.dataset is None:
+        for option in ("format", "to", "push_to_hub"):
+            if getattr(arguments, option) is not None:
+                raise ValueError(f"`{option_of(option)}` writes the samples themselves: give the pool as `--dataset`.")
+    if arguments.push_to_hub is not None:
+        if arguments.format not in (None, "dataset"):
+            raise ValueError(f"`--push-to-hub` uploads a dataset folder: leave `--format {arguments.format}` out.")
+        check_token(arguments.push_to_hub)
+    elif arguments.private:
+        raise ValueError("`--private` says how a dataset is pushed: give `--push-to-hub NAME`, or leave it out.")
 
 
 def _selecting_config(arguments: argparse.Namespace, scored: StoredRound) -> MIWVConfig:
@@ -178,11 +206,12 @@ def report(arguments: argparse.Namespace) -> None:
         print(f"pictures: {', '.join(path.name for path in write_pictures(charts, folder))}")
 
 
-def write_selected(path: Path, rows: datasets.Dataset, selection: np.ndarray) -> Path:
-    """Writes the chosen samples as they came, one JSON object a line, in pool order."""
-    lines = [json.dumps(rows[int(index)], ensure_ascii=False, default=str) for index in selection]
-    write_text(path, "".join(line + "\n" for line in lines))
-    return path
+def _scored_with(arguments: argparse.Namespace, tokenizer: Any) -> dict[str, str]:
+    """Names for people; what tells rounds apart are the fingerprints."""
+    template = tokenizer.chat_template
+    digest = None if template is None else hashlib.sha256(str(template).encode()).hexdigest()[:16]
+    named = "Alpaca's, the tokenizer has none" if digest is None else f"the tokenizer's, sha256 {digest}"
+    return {"model": arguments.model, "dataset": arguments.dataset, "chat_template": named}
 
 
 def rows_fingerprint(rows: datasets.Dataset, count: int) -> str:

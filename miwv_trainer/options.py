@@ -100,6 +100,14 @@ def make_parser(score: Command, select: Command, report: Command) -> argparse.Ar
     selecting.add_argument("--scores", required=True, metavar="OUTPUT", help="the folder `miwv score` wrote to")
     selecting.add_argument("--fraction", type=float, required=True, help="share that is selected")
     selecting.add_argument("--dataset", help="the pool that was scored; without it, indices are printed")
+    selecting.add_argument(
+        "--format",
+        choices=["jsonl", "parquet", "dataset"],
+        help="of what is written: a file of JSON Lines or Parquet, or a folder with a dataset card (default: jsonl)",
+    )
+    selecting.add_argument("--to", metavar="PATH", help="where it is written (default: `selected` beside the scores)")
+    selecting.add_argument("--push-to-hub", metavar="NAME", help="upload it as this dataset of the Hugging Face Hub")
+    selecting.add_argument("--private", action="store_true", help="make that dataset private")
     _add_selection_options(selecting)
 
     reporting = commands.add_parser("report", help="show the rounds of a run")

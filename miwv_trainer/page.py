@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from miwv_trainer import __version__
-from miwv_trainer.charts import Chart, score_name, threshold
+from miwv_trainer.charts import Chart, score_name, scores_of, threshold
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.drawing import legend, to_svg
 from miwv_trainer.guards import guarded, length_bands, ranking
@@ -27,8 +27,12 @@ TEXT_BYTES = {"selected": 2_000_000, "others": 4_000_000}
 LONGEST_TEXT = 4000
 DECIMALS = {"similarity": 3, "zero_shot_loss": 4, "one_shot_loss": 4, "miwv": 4, "score": 4}
 SELECTED, BELOW = "selected", "below the threshold"
-PASSING_OVER = {"length_bands": 1, "selection_budget": "samples", "group_column": None, "diversity": "none",
-                "max_selected_similarity": 1.0}  # fmt: skip
+GUARDS = (
+    "min_response_tokens", "min_similarity", "loss_band", "quantile_band", "length_bands", "selection_budget",
+    "group_column", "diversity", "max_selected_similarity",
+)  # fmt: skip
+PASSING_OVER = GUARDS[4:]
+"""Those that may leave a sample of higher score out for one of lower."""
 
 
 def write_page(
@@ -78,10 +82,8 @@ def facts(current: StoredRound) -> dict[str, str]:
         "embedder": config["embedder"],
         "arithmetic": summary["fingerprint"].get("model", {}).get("dtype", "no model was forwarded"),
     }
-    differing = {name: value for name, value in config.items() if name in PASSING_OVER and value != PASSING_OVER[name]}
-    guards = {name: config[name] for name in ("min_response_tokens", "min_similarity", "loss_band", "quantile_band")}
     default = MIWVConfig()
-    differing |= {name: value for name, value in guards.items() if value != getattr(default, name)}
+    differing = {name: config[name] for name in GUARDS if name in config and config[name] != getattr(default, name)}
     if differing:
         found["guards"] = ", ".join(f"{name}={value}" for name, value in differing.items())
     return found
@@ -105,7 +107,7 @@ def table(rounds: Sequence[StoredRound], rows: Sequence[Mapping[str, Any]] | Non
         columns[name] = [value if np.isfinite(value) else None for value in values.tolist()]
     chosen = [[each.number for each, those in zip(rounds, flags, strict=True) if those] for flags in _selected(rounds)]
     columns["rounds"] = [" ".join(map(str, numbers)) for numbers in chosen]
-    if columns["score"] == columns["miwv"]:
+    if columns["score"] == columns["miwv"] or not any(score is not None for score in columns["score"]):
         del columns["score"]
     if not any(age > 0 for age in columns["age"]):
         del columns["age"]
@@ -128,7 +130,7 @@ def reasons(current: StoredRound) -> tuple[list[str], np.ndarray]:
     0 for all others.
     """
     config = MIWVConfig(**_known_fields(current.summary["config"]))
-    scores, measured = current.column("score"), measured_of(current)
+    scores, measured = scores_of(current), measured_of(current)
     why = np.full(len(scores), "", dtype=object)
     why[np.isnan(scores)] = "no finite loss, or no room for an example in the context"
     why[(current.column("response_tokens") == 0) & np.isnan(scores)] = "no response"
@@ -193,14 +195,14 @@ def _selected(rounds: Sequence[StoredRound]) -> list[list[bool]]:
 
 
 def _passing_over(config: MIWVConfig) -> list[str]:
-    """What may pass over a sample of higher score than one that is selected."""
-    return [name for name, off in PASSING_OVER.items() if getattr(config, name) != off]
+    """What of a configuration may have passed over a sample."""
+    default = MIWVConfig()
+    return [name for name in PASSING_OVER if getattr(config, name) != getattr(default, name)]
 
 
 def _known_fields(described: Mapping[str, Any]) -> dict[str, Any]:
     """What of a stored configuration says what was selected."""
-    names = ("score", "min_response_tokens", "min_similarity", "loss_band", "quantile_band", *PASSING_OVER)
-    return {name: described[name] for name in names if name in described}
+    return {name: described[name] for name in ("score", *GUARDS) if name in described}
 
 
 def _definitions(found: Mapping[str, str]) -> str:

@@ -167,7 +167,7 @@ def test_a_better_sample_that_was_not_taken_was_passed_over(tmp_path: Path) -> N
 
 def test_guards_are_told(tmp_path: Path) -> None:
     told = facts(a_round(tmp_path, [4.0, 3.0, 2.0, 1.0], [0, 1], length_bands=2, min_similarity=0.1))
-    assert told["guards"] == "length_bands=2, min_similarity=0.1"
+    assert told["guards"] == "min_similarity=0.1, length_bands=2"
     assert told["threshold"] == "MIWV 3.0000 and above"
     assert "guards" not in facts(a_round(tmp_path / "plain", [4.0, 3.0], [0]))
 
@@ -219,9 +219,7 @@ def test_texts_are_cut_to_a_budget_of_bytes() -> None:
     for budget in (100, 200, 300):
         length, cut = shortened(texts, np.arange(3), budget)
         assert len(as_json(cut).encode()) <= budget
-        longer = [
-            [text if len(text) <= length + 1 else text[: length + 1] + "…" for text in column] for column in texts
-        ]
+        ends = [[text[: length + 1] + "…" * (len(text) > length + 1) for text in column] for column in texts]
         assert len(as_json(ends).encode()) > budget
     assert shortened(texts, np.array([1]), 40)[1][0][0] == texts[0][0]
 
