@@ -179,7 +179,7 @@ def check_token(name: str) -> None:
 def push(folder: Path, name: str, private: bool) -> str:
     """Uploads a folder as a dataset of the hub, made where there is none. Returns its address."""
     api = huggingface_hub.HfApi(library_name="miwv_trainer", library_version=__version__)
-    made = api.create_repo(name, repo_type="dataset", private=private, exist_ok=True)
+    made = api.create_repo(name, repo_type="dataset", private=private or None, exist_ok=True)
     api.upload_folder(
         repo_id=made.repo_id, folder_path=folder, repo_type="dataset", commit_message="Samples chosen by miwv_trainer"
     )

@@ -218,7 +218,7 @@ def test_the_folder_is_uploaded_through_huggingface_hub(
     assert "pushed: " in done.stdout and "datasets/me/mine" in done.stdout and "hf_secret" not in done.stdout
     assert all(token == "Bearer hf_secret" for _, token in handler.asked)
     made = next(line["value"] for line in handler.committed if line["key"] == "create")
-    assert made["type"] == "dataset" and made["private"] is True
+    assert made["type"] == "dataset" and made["visibility"] == "private"
     uploaded = {line["value"]["path"] for line in handler.committed if line["key"] == "file"}
     assert uploaded == {"README.md", "selection.json", "data/train-00000-of-00001.parquet"}
     assert 'load_dataset("me/mine", split="train")' in (tmp_path / "a" / "README.md").read_text()
