@@ -18,6 +18,7 @@ from transformers.trainer_callback import ExportableState
 
 from miwv_trainer.batches import check_batches, log_last_batch
 from miwv_trainer.config import MIWVConfig, embeds_text
+from miwv_trainer.console import Console
 from miwv_trainer.distributed import World
 from miwv_trainer.exemplars import find_exemplars
 from miwv_trainer.fingerprints import Exemplars, Moment, exemplar_fingerprint, run_fingerprint
@@ -76,6 +77,7 @@ class MIWVCallback(TrainerCallback, ExportableState):
         self.pool = pool
         self.rounds: list[StoredRound] = []
         self.log: Callable[[dict[str, float]], None] | None = None
+        self._console = Console(shows=False)
         self._exemplars: Exemplars | None = None
         self._store: Store | None = None
         self._epoch = 0
@@ -97,7 +99,8 @@ class MIWVCallback(TrainerCallback, ExportableState):
             raise ValueError(NOT_REBUILT)
         model, dataloader = kwargs["model"], kwargs["train_dataloader"]
         check_parallelism(args, model)
-        world = World.current(args.device, model)
+        world = World.current(args.device, model, args.disable_tqdm)
+        self._console = Console.of(args)
         _check_dataloader(dataloader, self.sampler)
         with preserved_rng():
             if self.pool is None:
@@ -161,7 +164,7 @@ class MIWVCallback(TrainerCallback, ExportableState):
     def _rescore(self, args: TrainingArguments, parts: Mapping[str, Any], place: Place) -> None:
         model = parts["model"]
         with preserved_rng(), evaluating(parts["optimizer"]):
-            self._score(model, World.current(args.device, model), place)
+            self._score(model, World.current(args.device, model, args.disable_tqdm), place)
 
     @property
     def _pace(self) -> Pace:
@@ -250,7 +253,7 @@ class MIWVCallback(TrainerCallback, ExportableState):
         previous = self.rounds[-1] if self.rounds else None
         current = run_round(model, self.pool, self._exemplars, self.config, self._store, world, moment, notes, previous)
         if world.is_main:
-            logger.info(round_line(current, previous))
+            self._console.tell(round_line(current, previous))
             logger.info(
                 "Round %d takes effect at position %d of epoch %d, %d steps after scoring.",
                 current.number, place.position, place.epoch, place.global_step - step,

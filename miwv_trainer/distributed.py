@@ -106,6 +106,7 @@ class World:
         device: Where this process computes.
         sharded: Whether parameters are split over ranks, so that each forward waits for all of them.
         group: What messages travel over; None in a world of one.
+        quiet: Whether no progress is shown, not even by rank 0.
     """
 
     rank: int
@@ -113,9 +114,10 @@ class World:
     device: torch.device
     sharded: bool = False
     group: dist.ProcessGroup | None = None
+    quiet: bool = False
 
     @classmethod
-    def current(cls, device: torch.device, model: nn.Module | None = None) -> "World":
+    def current(cls, device: torch.device, model: nn.Module | None = None, quiet: bool = False) -> "World":
         """
         The running process group, or a world of one. On all ranks alike: the first call makes the group of messages.
 
@@ -123,13 +125,17 @@ class World:
             model: What will be forwarded, wrapped as it is; without it, a world in which nothing is sharded.
         """
         if not (dist.is_available() and dist.is_initialized()):
-            return cls(0, 1, device)
+            return cls(0, 1, device, quiet=quiet)
         sharded = model is not None and is_sharded(model)
-        return cls(dist.get_rank(), dist.get_world_size(), device, sharded, _message_group())
+        return cls(dist.get_rank(), dist.get_world_size(), device, sharded, _message_group(), quiet)
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
+
+    @property
+    def shows_progress(self) -> bool:
+        return self.is_main and not self.quiet
 
     def deal(self, work: Sequence[T]) -> list[T]:
         """

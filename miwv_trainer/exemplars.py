@@ -55,7 +55,7 @@ def find_exemplars(
         if world.is_main:
             assert embeddings is not None
             indices, similarities = found = nearest_exemplars(
-                embeddings, pool, context, config.allow_identical_exemplars, show_progress=True, device=world.device
+                embeddings, pool, context, config.allow_identical_exemplars, world.shows_progress, world.device
             )
             store.write_exemplars(indices, similarities, fingerprint)
     return Exemplars(*world.share(found))
@@ -102,9 +102,11 @@ def _embed(model: nn.Module, pool: Pool, config: MIWVConfig, context: int, world
         budget = choose_budget(model, config, world, int(pool.prompt_tokens.sum()))
         batches = plan_prompts(pool, context, budget.tokens_per_batch)
         with no_trace(model), uncompiled(model):
-            return prompt_embeddings(model, pool, batches, context=context, world=world, show_progress=world.is_main)
+            return prompt_embeddings(
+                model, pool, batches, context=context, world=world, show_progress=world.shows_progress
+            )
     embeddings: Embeddings = np.empty((0, 0), dtype=np.float32)
     with world.together("embedding the instructions"):
         if world.is_main:
-            embeddings = embed_texts(config.embedder, pool.texts, show_progress=True)
+            embeddings = embed_texts(config.embedder, pool.texts, show_progress=world.shows_progress)
     return embeddings

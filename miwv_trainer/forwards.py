@@ -3,7 +3,7 @@
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -36,7 +36,9 @@ def forwarded(
     largest_first = sorted(batches, key=lambda batch: -batch.tokens)
     share = _Share(deque(world.deal(largest_first)), forward, halves, world.sharded)
     description = doing[0].upper() + doing[1:]
-    with tqdm(total=len(share.pending), desc=description, disable=not show_progress) as progress:
+    with tqdm(
+        total=share.tokens, desc=description, unit=" tokens", unit_scale=True, disable=not show_progress
+    ) as progress:
         turn = Turn(has_more=True)
         while turn.has_more:
             finished = None
@@ -48,8 +50,8 @@ def forwarded(
                 turn.has_more = bool(share.pending)
             if finished is not None:
                 yield finished
-                progress.total = progress.n + 1 + len(share.pending)
-                progress.update()
+                progress.total = progress.n + finished[0].tokens + share.tokens
+                progress.update(finished[0].tokens)
 
 
 @dataclass
@@ -66,20 +68,33 @@ class _Share:
     halves: Callable[[Any], list[Any]]
     is_sharded: bool
     most_tokens: float = float("inf")
+    tokens: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.tokens = sum(batch.tokens for batch in self.pending)
 
     def forward_next(self) -> tuple[Any, Any] | None:
         """The next batch with what `forward` makes of it; None where memory ran out and half of it may fit."""
-        batch = self.pending.popleft()
+        batch = self._take()
         while batch.tokens > self.most_tokens and (parts := self.halves(batch)):
-            self.pending.extendleft(reversed(parts))
-            batch = self.pending.popleft()
+            self._put_back(parts)
+            batch = self._take()
         result = _unless_out_of_memory(self.forward, batch, self.halves, self.is_sharded)
         if result is not None:
             return batch, result
         self.most_tokens = batch.tokens // 2
         logger.warning("Out of memory on %d tokens: going on with %d a forward.", batch.tokens, self.most_tokens)
-        self.pending.appendleft(batch)
+        self._put_back([batch])
         return None
+
+    def _take(self) -> Any:
+        batch = self.pending.popleft()
+        self.tokens -= batch.tokens
+        return batch
+
+    def _put_back(self, batches: list[Any]) -> None:
+        self.pending.extendleft(reversed(batches))
+        self.tokens += sum(batch.tokens for batch in batches)
 
 
 def _unless_out_of_memory(

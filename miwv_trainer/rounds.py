@@ -247,7 +247,7 @@ def _score(model: nn.Module, work: _Work, store: Store, world: World, identity: 
     if world.is_main:
         logger.info(cost_line(moment.number, int(work.is_scored.sum()), tokens, pool, config, work.previous))
     refined = score_refined(
-        model, pool, behind, config, layout, world, world.is_main, journal=journal, ranking=work.ranking
+        model, pool, behind, config, layout, world, world.shows_progress, journal=journal, ranking=work.ranking
     )
     refined = replace(refined, seconds=refined.seconds + refined_earlier)
     journal.close()
