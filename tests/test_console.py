@@ -45,7 +45,7 @@ def written(tmp_path: Path, capfd: pytest.CaptureFixture[str], embedder: str = "
 def test_a_line_a_round_and_bars_with_rates(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     text = written(tmp_path, capfd, disable_tqdm=False)
     assert len(LINE.findall(text)) == 2
-    for bar in ("Scoring the pool", "Embedding the prompts", "Finding exemplars"):
+    for bar in ("Scoring the pool", "Embedding the prompts with the model", "Finding exemplars"):
         assert f"{bar}: " in text
     assert re.search(r"Scoring the pool: 100%\|.*\[\d\d:\d\d<\d\d:\d\d, +[\d.]+[kM]? tokens/s\]", text)
 
