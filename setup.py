@@ -17,6 +17,7 @@ EXTRAS = {
     "deepspeed": ["deepspeed>=0.19.8"],
     "gguf": ["gguf>=0.19"],
     "metrics": ["rouge-score>=0.1.2"],
+    "docs": ["mkdocs-material>=9.6"],
     "report": ["matplotlib>=3.10"],
     "test": ["pytest>=9", "pytest-timeout>=2.4", "schedulefree>=1.4", "ruff>=0.17", "mypy>=2.4", "pre-commit>=4"],
 }
