@@ -305,7 +305,7 @@ def facts_of(setting: Setting) -> dict[str, str]:
         "model": Path(arguments.model or default_model()).name,
         "pool": f"{name}: {len(pool)} samples with {pool.response_tokens.sum():,} response tokens, "
         f"{len(setting.held_out)} held out",
-        "steps": f"{setting.steps} of {arguments.batch_size} samples",
+        "steps": f"{setting.steps} steps of {arguments.batch_size} samples",
         "command": " ".join(["python examples/compare.py", *options]),
     }
 

@@ -22,7 +22,7 @@ COLUMNS = (
 )  # fmt: skip
 FULL, RANDOM, UNTRAINED = "full set", "random", "untrained"
 EXPLANATION = """
-All arms of both tables train for the same number of steps, of {steps}. Losses are nats per response token of the
+All arms of both tables train for the same {steps}. Losses are nats per response token of the
 held-out samples: mean ± standard deviation over {seeds} seeds. Differences are paired by seed, with their 95 % interval
 (Student's t, {degrees} degrees of freedom); "lower" and "higher" where it leaves zero out. The interval speaks of seeds
 (adapter, order, and the draw where it is random), not of other held-out samples. ROUGE-L and exact match are of greedy
@@ -169,7 +169,7 @@ def report(results: Sequence[Result], facts: dict[str, Any]) -> str:
 def machine() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f"{torch.get_num_threads()} core(s) of a {platform.machine()} processor, torch {torch.__version__}"
+    return f"{torch.get_num_threads()} CPU thread(s), {platform.machine()}, torch {torch.__version__}"
 
 
 def draw(results: Sequence[Result], path: Path) -> None:

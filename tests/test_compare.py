@@ -159,8 +159,8 @@ def test_rows_are_sorted_by_loss_and_compared_over_the_seeds_that_both_have() ->
 def test_the_page_counts_seeds_and_degrees_of_freedom() -> None:
     results = [result("untrained", "", 0, 9.0)]
     results += [result(arm, "samples", seed, 1.0 + seed) for seed in range(3) for arm in ("random", "longest")]
-    facts = {"model": "M", "pool": "P", "steps": "9 of 8 samples", "command": "C"}
+    facts = {"model": "M", "pool": "P", "steps": "9 steps of 8 samples", "command": "C"}
     page = report(results, facts)
-    assert "over 3 seeds" in page and "2 degrees of freedom" in page and "9 of 8 samples" in page
+    assert "over 3 seeds" in page and "2 degrees of freedom" in page and "the same 9 steps of 8 samples" in page
     assert "| random | 10 | 100 | 2.0 | 2.0000 ± 1.0000 |  |" in markdown_table(results, "samples")
     assert np.isnan(difference([1.0], [2.0])[1])
