@@ -32,7 +32,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["miwv_trainer", "miwv_trainer.*"]),
-    package_data={"miwv_trainer": ["py.typed", "templates/*.html"]},
+    package_data={"miwv_trainer": ["py.typed", "templates/*"]},
     install_requires=[
         "torch>=2.9",
         "transformers>=5.23,<6",

@@ -2,7 +2,6 @@
 
 import argparse
 import hashlib
-import importlib.util
 import json
 import logging
 import sys
@@ -17,10 +16,9 @@ import torch
 import transformers
 from accelerate import PartialState
 
-from miwv_trainer.charts import charts_of
 from miwv_trainer.config import SELECTION_FIELDS, MIWVConfig
 from miwv_trainer.distributed import World
-from miwv_trainer.drawing import write_pictures
+from miwv_trainer.drawing import write_pngs
 from miwv_trainer.exemplars import find_exemplars
 from miwv_trainer.export import Origin, check_token, push, write_dataset, write_jsonl, write_parquet
 from miwv_trainer.fingerprints import Moment
@@ -30,14 +28,14 @@ from miwv_trainer.options import OPTIONS, make_parser, option_of
 from miwv_trainer.outcome import no_candidate
 from miwv_trainer.page import write_page
 from miwv_trainer.pool import group_numbers, with_groups
-from miwv_trainer.rendering import instruction_text, pool_from_rows
+from miwv_trainer.rendering import pool_from_rows
 from miwv_trainer.report import round_summary, score_table
 from miwv_trainer.rounds import check_model, measured_of, run_round
 from miwv_trainer.scores import Measured, seed_of_draw
 from miwv_trainer.selection import Choice, choose
 from miwv_trainer.store import Store, StoredRound
+from miwv_trainer.texts import prompts_and_responses
 
-REPORT = "report"
 WRITTEN = {"jsonl": "selected.jsonl", "parquet": "selected.parquet", "dataset": "selected"}
 
 
@@ -77,7 +75,7 @@ def score(arguments: argparse.Namespace) -> None:
         if world.is_main:
             store.claim()
     exemplars = find_exemplars(model, pool, config, store, world, reuse=False)
-    notes = {"rows": rows_fingerprint(rows, len(rows)), "scored_with": _scored_with(arguments, tokenizer)}
+    notes = {"rows": rows_fingerprint(rows, len(rows)), **_scored_with(arguments, tokenizer)}
     finished = run_round(model, pool, exemplars, config, store, world, Moment(), notes)
     if world.is_main:
         selected = write_jsonl(store.output / WRITTEN["jsonl"], rows, finished.selection)
@@ -191,19 +189,17 @@ def _typed(arguments: argparse.Namespace) -> dict[str, Any]:
 def report(arguments: argparse.Namespace) -> None:
     """`miwv report`: the rounds of a run as text, as a page and as pictures."""
     rounds = _rounds(arguments.run_folder)
-    rows = None
+    texts = None
     if arguments.dataset is not None:
-        rows = list(_scored_rows(arguments.dataset, rounds[-1]))
-    texts = [instruction_text(row) or "" for row in rows] if rows is not None else None
+        texts = prompts_and_responses(_scored_rows(arguments.dataset, rounds[-1]))
     print(round_summary(rounds))
-    print(score_table(rounds[-1], texts))
-    folder = Path(arguments.run_folder) / REPORT
-    charts = charts_of(rounds)
-    print(f"page: {write_page(folder / 'index.html', rounds, charts, rows)}")
-    if importlib.util.find_spec("matplotlib") is None:
-        print("pictures: none; install matplotlib for them (`pip install 'miwv-trainer[report]'`)")
-    else:
-        print(f"pictures: {', '.join(path.name for path in write_pictures(charts, folder))}")
+    print(score_table(rounds[-1], texts[0] if texts is not None else None))
+    page, charts = write_page(Path(arguments.run_folder), rounds, texts)
+    print(f"page: {page}")
+    try:
+        write_pngs(charts, page.parent)
+    except ImportError:
+        print("The charts as PNG files need matplotlib: pip install 'miwv-trainer[report]'.")
 
 
 def _scored_with(arguments: argparse.Namespace, tokenizer: Any) -> dict[str, str]:
@@ -211,7 +207,7 @@ def _scored_with(arguments: argparse.Namespace, tokenizer: Any) -> dict[str, str
     template = tokenizer.chat_template
     digest = None if template is None else hashlib.sha256(str(template).encode()).hexdigest()[:16]
     named = "Alpaca's, the tokenizer has none" if digest is None else f"the tokenizer's, sha256 {digest}"
-    return {"model": arguments.model, "dataset": arguments.dataset, "chat_template": named}
+    return {"model_name": arguments.model, "dataset": arguments.dataset, "chat_template": named}
 
 
 def rows_fingerprint(rows: datasets.Dataset, count: int) -> str:

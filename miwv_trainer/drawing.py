@@ -1,195 +1,192 @@
-"""Charts as SVG, in colours that the page sets for light and dark, and as PNG files by matplotlib (extra `report`)."""
+"""Draws charts: as SVG for the page, and with matplotlib as PNG."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from miwv_trainer.charts import Bars, Chart, Line, Mark, Points, Rule
+from miwv_trainer.charts import Axis, Bars, Cells, Chart, Line, Points
 from miwv_trainer.store import atomic_path
 
-WIDTH, HEIGHT = 640, 380
-LEFT, RIGHT, TOP, BOTTOM = 66, 14, 12, 50
-COLOURS = ("#94a3b8", "#c2410c", "#0e7490", "#4d7c0f")
-"""Of the marks of a chart, in their order; the page has the same, and lighter ones on dark."""
+WIDTH, HEIGHT = 460, 320
+LEFT, RIGHT, TOP, BOTTOM = 62, 14, 34, 52
+SHADES = 5
+COLOURS = {"plain": "#8294b4", "selected": "#d9480f", "third": "#5b3fa8", "line": "#444b59", "threshold": "#d9480f"}
+Place = Callable[[float], float]
 
 
-@dataclass(frozen=True)
-class Axis:
-    """Values from `low` to `high`, drawn from `start` to `end`."""
+def svg(chart: Chart) -> str:
+    """The chart as an `<svg>` element without colours of its own: classes name the tones."""
+    x, y = _places(chart)
+    parts = [
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(chart.title)}: {escape(chart.caption)}">'
+    ]
+    parts += [_grid(chart, x, y)]
+    for layer in chart.layers:
+        match layer:
+            case Bars():
+                parts.append(_bars(layer, x, y))
+            case Points():
+                spots = "".join(f"M{x(a):.1f} {y(b):.1f}h0" for a, b in zip(layer.x, layer.y, strict=True))
+                parts.append(f'<path class="dots {layer.tone}" d="{spots}"/>')
+            case Cells():
+                parts += _cells(layer, x, y)
+            case Line():
+                ends = f'x1="{x(layer.x[0]):.1f}" y1="{y(layer.y[0]):.1f}" x2="{x(layer.x[1]):.1f}" '
+                parts.append(f'<line class="{layer.tone}" {ends}y2="{y(layer.y[1]):.1f}"/>')
+    return "".join([*parts, _legend(chart), "</svg>"])
 
-    low: float
-    high: float
-    start: float
-    end: float
-    is_log: bool = False
 
-    def place(self, values: np.ndarray | float) -> np.ndarray:
-        scale: Callable[..., np.ndarray] = np.log10 if self.is_log else np.asarray
-        low, high = scale(self.low), scale(self.high)
-        return self.start + (scale(values) - low) / (high - low) * (self.end - self.start)
+def ticks(axis: Axis, count: int = 6) -> list[tuple[float, str]]:
+    """Positions of at most about `count` round numbers on an axis, and their labels."""
+    if axis.ticks:
+        return list(axis.ticks)
+    if axis.is_log:
+        low, high = math.floor(math.log10(axis.low)), math.ceil(math.log10(axis.high))
+        steps = (1, 2, 5) if axis.high / axis.low <= 300 else (1,)
+        values = [step * 10**power for power in range(low, high + 1) for step in steps]
+        return [(value, f"{value:,}") for value in values if axis.low <= value <= axis.high]
+    rough = (axis.high - axis.low) / count
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = power * next(factor for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
+    digits = max(0, -math.floor(math.log10(step) + 1e-9))
+    first, last = math.ceil(axis.low / step - 1e-9), math.floor(axis.high / step + 1e-9)
+    return [(number * step, f"{number * step + 0.0:,.{digits}f}") for number in range(first, last + 1)]
 
 
-def to_svg(chart: Chart) -> str:
-    """A chart as an SVG element, `WIDTH` by `HEIGHT`; its text is escaped."""
-    x, y = axes_of(chart)
-    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(chart.title)}">']
-    parts += [_tick(x, at, True) for at in ticks(x, chart.whole_x)] + [_tick(y, at, False) for at in ticks(y)]
-    parts += [_svg_mark(mark, number, x, y) for number, mark in enumerate(chart.marks)]
-    middle = (x.start + x.end) / 2, (y.start + y.end) / 2
-    parts.append(f'<text class="label" x="{middle[0]:.0f}" y="{HEIGHT - 8}">{escape(chart.x_label)}</text>')
-    turned = f'transform="translate(14 {middle[1]:.0f}) rotate(-90)"'
-    parts.append(f'<text class="label" {turned}>{escape(chart.y_label)}</text></svg>')
+def _places(chart: Chart) -> tuple[Place, Place]:
+    """Functions from the chart's numbers to places in the picture."""
+
+    def scaled(axis: Axis, start: float, end: float) -> Place:
+        change: Callable[[float], float] = math.log if axis.is_log else float
+        low, high = change(axis.low), change(axis.high)
+        return lambda value: start + (change(value) - low) / (high - low) * (end - start)
+
+    return scaled(chart.x, LEFT, WIDTH - RIGHT), scaled(chart.y, HEIGHT - BOTTOM, TOP)
+
+
+def _grid(chart: Chart, x: Place, y: Place) -> str:
+    base, end = HEIGHT - BOTTOM, WIDTH - RIGHT
+    parts = []
+    for value, text in ticks(chart.y):
+        parts.append(f'<path class="grid" d="M{LEFT} {y(value):.1f}H{end}"/>')
+        parts.append(f'<text x="{LEFT - 7}" y="{y(value) + 4:.1f}" text-anchor="end">{escape(text)}</text>')
+    for value, text in ticks(chart.x):
+        parts.append(f'<path class="grid" d="M{x(value):.1f} {base}v4"/>')
+        parts.append(f'<text x="{x(value):.1f}" y="{base + 18}" text-anchor="middle">{escape(text)}</text>')
+    middle = (LEFT + end) / 2
+    parts.append(f'<path class="axis" d="M{LEFT} {base}H{end}"/>')
+    parts.append(
+        f'<text class="label" x="{middle}" y="{HEIGHT - 10}" text-anchor="middle">{escape(chart.x.label)}</text>'
+    )
+    turned = f"translate(14 {(TOP + base) / 2}) rotate(-90)"
+    parts.append(f'<text class="label" transform="{turned}" text-anchor="middle">{escape(chart.y.label)}</text>')
     return "".join(parts)
 
 
-def legend(chart: Chart) -> str:
-    """The names of a chart's marks beside their colours, as HTML."""
-    entries = [
-        f'<li class="{"rule" if isinstance(mark, Rule) else f"m{number}"}">{escape(mark.name)}</li>'
-        for number, mark in enumerate(chart.marks)
-    ]
-    return f'<ul class="legend">{"".join(entries)}</ul>'
+def _bars(layer: Bars, x: Place, y: Place) -> str:
+    shapes, texts = [], []
+    for left, right, bottom, top in zip(layer.left, layer.right, layer.bottom, layer.top, strict=True):
+        if top != bottom:
+            width, height = max(0.5, x(right) - x(left) - 1), y(bottom) - y(top)
+            shapes.append(f"M{x(left) + 0.5:.1f} {y(bottom):.1f}v{-height:.2f}h{width:.1f}v{height:.2f}z")
+    for place, text in enumerate(layer.values):
+        middle = (x(layer.left[place]) + x(layer.right[place])) / 2
+        texts.append(f'<text x="{middle:.1f}" y="{y(layer.top[place]) - 5:.1f}" text-anchor="middle">{text}</text>')
+    return f'<path class="bars {layer.tone}" d="{"".join(shapes)}"/>' + "".join(texts)
 
 
-def axes_of(chart: Chart) -> tuple[Axis, Axis]:
-    """What a chart's axes show: all of its marks, bars from zero."""
-    across = [part for mark in chart.marks for part in _extent(mark, 0)]
-    along = [part for mark in chart.marks for part in _extent(mark, 1)]
-    x_low, x_high = _room(across, chart.log_x)
-    y_low, y_high = _room([*along, np.array(chart.y_shows)])
-    if chart.marks and isinstance(chart.marks[0], Bars):
-        y_low = 0.0
-    return Axis(x_low, x_high, LEFT, WIDTH - RIGHT, chart.log_x), Axis(y_low, y_high, HEIGHT - BOTTOM, TOP)
+def _cells(layer: Cells, x: Place, y: Place) -> list[str]:
+    """One path for each shade; a shade is a step of the logarithm of the count."""
+    shades = shades_of(layer.counts)
+    columns, rows = [x(edge) for edge in layer.x_edges], [y(edge) for edge in layer.y_edges]
+    parts = []
+    for shade in range(1, SHADES + 1):
+        shape = "".join(
+            f"M{columns[i]:.1f} {rows[j + 1]:.1f}h{columns[i + 1] - columns[i]:.1f}v{rows[j] - rows[j + 1]:.1f}"
+            f"h{columns[i] - columns[i + 1]:.1f}z"
+            for i, j in np.argwhere(shades == shade)
+        )
+        if shape:
+            parts.append(f'<path class="cells shade{shade}" d="{shape}"/>')
+    return parts
 
 
-def ticks(axis: Axis, whole: bool = False) -> list[float]:
-    """At most nine round values of an axis: 1, 2 or 5 times a power of ten, or such multiples of one."""
-    if axis.is_log:
-        powers = range(math.floor(math.log10(axis.low)), math.ceil(math.log10(axis.high)) + 1)
-        candidates = [float(digit * 10**power) for power in powers for digit in (1, 2, 5)]
-        return [at for at in candidates if axis.low <= at <= axis.high]
-    rough = (axis.high - axis.low) / 6
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(digit * power for digit in (1, 2, 5, 10) if digit * power >= rough)
-    step = max(1.0, round(step)) if whole else step
-    first = math.ceil(axis.low / step - 1e-9)
-    last = math.floor(axis.high / step + 1e-9)
-    return [round(number * step, 12) for number in range(first, last + 1)]
+def shades_of(counts: np.ndarray) -> np.ndarray:
+    """Whole numbers from 1 to SHADES by the logarithm of the counts, 0 where the count is 0."""
+    share = np.log1p(counts) / max(np.log1p(counts.max(initial=0)), 1e-9)
+    return np.where(counts > 0, np.clip(np.ceil(share * SHADES), 1, SHADES), 0).astype(np.int64)
 
 
-def write_pictures(charts: Sequence[Chart], folder: Path) -> list[Path]:
+def _legend(chart: Chart) -> str:
+    """Labels of the layers above the picture, one behind the other."""
+    parts, at = [], float(LEFT)
+    for tone, label, is_line in _labels(chart):
+        if is_line:
+            parts.append(f'<path class="key {tone}" d="M{at:.0f} 14h16"/>')
+        else:
+            parts.append(f'<rect class="bars {tone}" x="{at + 3:.0f}" y="9" width="10" height="10" rx="2"/>')
+        parts.append(f'<text x="{at + 21:.0f}" y="18">{escape(label)}</text>')
+        at += 36 + 6.6 * len(label)
+    return "".join(parts)
+
+
+def _labels(chart: Chart) -> Iterable[tuple[str, str, bool]]:
+    for layer in chart.layers:
+        if layer.label:
+            yield ("plain" if isinstance(layer, Cells) else layer.tone), layer.label, isinstance(layer, Line)
+
+
+def write_pngs(charts: Iterable[Chart], folder: Path) -> list[Path]:
     """
-    Each chart as `FOLDER/KEY.png`.
+    Writes each chart to `folder` as a PNG.
 
     Raises:
-        ModuleNotFoundError: without matplotlib.
+        ImportError: matplotlib is not installed.
     """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for chart in charts:
-        figure = Figure(figsize=(7, 4.2), layout="constrained")
-        panel = figure.subplots()
-        for number, mark in enumerate(chart.marks):
-            _plot(panel, mark, COLOURS[number % len(COLOURS)])
-        x, y = axes_of(chart)
-        panel.set(title=chart.title, xlabel=chart.x_label, ylabel=chart.y_label)
-        panel.set_xscale("log" if chart.log_x else "linear")
-        panel.set(xlim=(x.low, x.high), ylim=(y.low, y.high))
-        panel.set_xticks(ticks(x, chart.whole_x), [number_text(at) for at in ticks(x, chart.whole_x)], minor=False)
-        panel.tick_params(which="minor", bottom=False, labelbottom=False)
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.legend(frameon=False, fontsize=8)
-        with atomic_path(folder / f"{chart.key}.png") as path:
-            figure.savefig(path, dpi=150, format="png")
-        paths.append(folder / f"{chart.key}.png")
+        figure = Figure(figsize=(7.2, 5), dpi=150, layout="constrained")
+        FigureCanvasAgg(figure)
+        _draw(chart, figure.add_subplot())
+        with atomic_path(folder / f"{chart.name}.png") as path:
+            figure.savefig(path, format="png")
+        paths.append(folder / f"{chart.name}.png")
     return paths
 
 
-def _plot(panel: Any, mark: Mark, colour: str) -> None:
-    if isinstance(mark, Bars):
-        panel.stairs(mark.heights, mark.edges, fill=True, color=colour, label=mark.name)
-    elif isinstance(mark, Points):
-        panel.plot(mark.x, mark.y, ".", color=colour, markersize=4, alpha=0.6, label=mark.name)
-    elif isinstance(mark, Line):
-        panel.plot(mark.x, mark.y, "o-", color=colour, label=mark.name)
-    elif mark.along == "x":
-        panel.axvline(mark.at, color="black", linewidth=1, linestyle="--", label=mark.name)
-    elif mark.along == "y":
-        panel.axhline(mark.at, color="black", linewidth=1, linestyle="--", label=mark.name)
-    else:
-        panel.axline((0, 0), slope=1, color="black", linewidth=1, linestyle="--", label=mark.name)
-
-
-def number_text(value: float) -> str:
-    """A tick's number: as short as it is exact, thousands apart."""
-    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.6g}"
-
-
-def _extent(mark: Mark, side: int) -> list[np.ndarray]:
-    if isinstance(mark, Bars):
-        return [mark.edges if side == 0 else np.append(mark.heights, 0)]
-    if isinstance(mark, Rule):
-        wanted = {"x": 0, "y": 1, "diagonal": None}[mark.along]
-        return [np.array([mark.at])] if wanted == side else []
-    return [mark.x if side == 0 else mark.y]
-
-
-def _room(parts: Sequence[np.ndarray], is_log: bool = False) -> tuple[float, float]:
-    """From the least to the greatest value, and a little beside them."""
-    values = np.concatenate([np.asarray(part, dtype=np.float64).ravel() for part in parts])
-    low, high = float(values.min()), float(values.max())
-    if is_log:
-        low, high = max(low, 1.0), max(high, 2.0)
-        return low / 1.15, high * 1.15
-    margin = 0.03 * (high - low) or 0.5
-    return low - margin, high + margin
-
-
-def _tick(axis: Axis, at: float, is_across: bool) -> str:
-    place, text = float(axis.place(at)), number_text(at)
-    if is_across:
-        line = f'<line class="grid" x1="{place:.1f}" x2="{place:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
-        return line + f'<text class="tick" x="{place:.1f}" y="{HEIGHT - BOTTOM + 16}">{text}</text>'
-    line = f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{place:.1f}" y2="{place:.1f}"/>'
-    return line + f'<text class="tick left" x="{LEFT - 8}" y="{place + 4:.1f}">{text}</text>'
-
-
-def _svg_mark(mark: Mark, number: int, x: Axis, y: Axis) -> str:
-    if isinstance(mark, Rule):
-        ends = _rule_ends(mark, x, y)
-        return '<line class="rule" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>'.format(*ends)
-    if isinstance(mark, Bars):
-        left, right, top = x.place(mark.edges[:-1]), x.place(mark.edges[1:]), y.place(mark.heights)
-        floor = y.place(0.0)
-        bars = [
-            f"M{a:.1f} {floor:.1f}V{b:.1f}H{c:.1f}V{floor:.1f}z"
-            for a, b, c, height in zip(left, top, right, mark.heights, strict=True)
-            if height
-        ]
-        return f'<path class="bars m{number}" d="{"".join(bars)}"/>'
-    places = zip(x.place(mark.x), y.place(mark.y), strict=True)
-    if isinstance(mark, Line):
-        corners = " ".join(f"{a:.1f},{b:.1f}" for a, b in places)
-        dots = "".join(f'<circle cx="{a}" cy="{b}" r="4"/>' for a, b in (c.split(",") for c in corners.split()))
-        return f'<g class="line m{number}"><polyline points="{corners}"/>{dots}</g>'
-    # A dot is a stroke of no length with round ends: a tenth of the characters of a circle.
-    dots = "".join(f"M{a:.1f} {b:.1f}h0" for a, b in places)
-    return f'<path class="points m{number}" d="{dots}"/>'
-
-
-def _rule_ends(rule: Rule, x: Axis, y: Axis) -> tuple[float, float, float, float]:
-    if rule.along == "x":
-        at = float(x.place(rule.at))
-        return at, y.start, at, y.end
-    if rule.along == "y":
-        at = float(y.place(rule.at))
-        return x.start, at, x.end, at
-    low, high = max(x.low, y.low), min(x.high, y.high)
-    return float(x.place(low)), float(y.place(low)), float(x.place(high)), float(y.place(high))
+def _draw(chart: Chart, axes: Any) -> None:
+    for layer in chart.layers:
+        colour = "#8294b4" if isinstance(layer, Cells) else COLOURS[layer.tone]
+        named = {"label": layer.label} if layer.label else {}
+        match layer:
+            case Bars():
+                sizes = {"height": layer.top - layer.bottom, "width": layer.right - layer.left}
+                drawn = axes.bar(layer.left, bottom=layer.bottom, align="edge", color=colour, **sizes, **named)
+                if layer.values:
+                    axes.bar_label(drawn, labels=layer.values)
+            case Points():
+                axes.scatter(layer.x, layer.y, s=6, color=colour, linewidths=0, **named)
+            case Cells():
+                shades = np.ma.masked_equal(shades_of(layer.counts), 0)
+                axes.pcolormesh(layer.x_edges, layer.y_edges, shades.T, cmap="Blues", vmin=-1, vmax=SHADES + 1)
+                axes.scatter([], [], marker="s", color=colour, **named)
+            case Line():
+                axes.plot(layer.x, layer.y, color=colour, linewidth=1.2, linestyle="--", **named)
+    for axis, side in ((chart.x, "x"), (chart.y, "y")):
+        axes.set(**{f"{side}label": axis.label, f"{side}lim": (axis.low, axis.high)})
+        if axis.is_log:
+            axes.set(**{f"{side}scale": "log"})
+        marks = ticks(axis)
+        axes.set(**{f"{side}ticks": [value for value, _ in marks], f"{side}ticklabels": [text for _, text in marks]})
+    axes.set_title(chart.title, loc="left")
+    axes.minorticks_off()
+    axes.spines[["top", "right"]].set_visible(False)
+    if any(layer.label for layer in chart.layers):
+        axes.legend(frameon=False, fontsize="small")

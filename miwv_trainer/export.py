@@ -54,7 +54,6 @@ class Origin:
     def facts(self) -> dict[str, Any]:
         """What was scored, with what, and how it was selected; what is not known is left out."""
         summary = self.scored.summary
-        told = summary.get("scored_with", {})
         model = summary["fingerprint"].get("model") or {}
         default = MIWVConfig()
         chosen = {name: getattr(self.config, name) for name in SELECTION_FIELDS if name != "score"}
@@ -63,10 +62,10 @@ class Origin:
             "dataset": self.dataset,
             "samples scored": len(self.scored.scores),
             "fingerprint of the pool": summary["fingerprint"]["pool"],
-            "model": told.get("model"),
+            "model": summary.get("model_name"),
             "configuration of the model": model.get("config"),
             "arithmetic": model.get("dtype"),
-            "chat template": told.get("chat_template"),
+            "chat template": summary.get("chat_template"),
             "embedder": summary["fingerprint"]["embedder"],
             "round": f"{self.scored.number}, after step {summary['global_step']}",
             "score": self.config.score,

@@ -13,11 +13,13 @@ import numpy as np
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.scores import Measured
 
-OFF = {"min_response_tokens": 0, "min_similarity": -1.0, "loss_band": [0.0, 1.0], "quantile_band": [0.0, 1.0]}
-
 
 def allowed(scores: np.ndarray, measured: Measured, config: MIWVConfig) -> tuple[np.ndarray, dict[str, int]]:
-    """`(N,)` which samples have a score and pass the guards, and how many of those with a score each leaves out."""
+    """
+    `(N,)` which samples have a score and pass the guards, and how many of those with a score each guard leaves out.
+
+    A sample counts under the first guard that leaves it out.
+    """
     may = ~np.isnan(scores)
     left_out: dict[str, int] = {}
     for guard, those in guarded(scores, measured, config):
@@ -28,25 +30,25 @@ def allowed(scores: np.ndarray, measured: Measured, config: MIWVConfig) -> tuple
 
 def guarded(scores: np.ndarray, measured: Measured, config: MIWVConfig) -> Iterator[tuple[str, np.ndarray]]:
     """
-    Each guard with the `(N,)` mask of the samples that it leaves out.
+    Each guard's name, and `(N,)` which samples it is the first to leave out.
 
     Guards apply one after the other; the quantiles of `loss_band` and `quantile_band` are of the samples that are left
-    by then. A sample counts under the first guard that leaves it out.
+    by then.
     """
     may = ~np.isnan(scores)
     for name, values in (("min_response_tokens", measured.response_tokens), ("min_similarity", measured.similarity)):
         least = getattr(config, name)
-        if least > OFF[name]:
-            left_out = may & ~(values >= least)
-            may = may & ~left_out
-            yield f"{name}={least}", left_out
+        if least > (0 if name == "min_response_tokens" else -1):
+            keep = values >= least
+            yield f"{name}={least}", may & ~keep
+            may = may & keep
     for name, values in (("loss_band", measured.zero_shot_loss), ("quantile_band", scores)):
         band = getattr(config, name)
-        if band != OFF[name] and may.any():
+        if band != [0.0, 1.0] and may.any():
             low, high = _ends_of_band(values[may], band)
-            left_out = may & ~((values >= low) & (values <= high))
-            may = may & ~left_out
-            yield f"{name}={band}", left_out
+            keep = (values >= low) & (values <= high)
+            yield f"{name}={band}", may & ~keep
+            may = may & keep
 
 
 def _ends_of_band(scores: np.ndarray, band: list[float]) -> tuple[float, float]:

@@ -1,10 +1,9 @@
-"""A run as one HTML file: charts, rounds and every sample, with nothing loaded from elsewhere.
+"""The page of a report: one HTML file that asks nothing of any other, and runs nothing that a dataset holds."""
 
-Texts of the pool reach the page as JSON and are shown as text only; a content security policy forbids the rest.
-"""
-
-import json
-from collections.abc import Mapping, Sequence
+import base64
+import hashlib
+import re
+from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -12,220 +11,243 @@ from typing import Any
 
 import numpy as np
 
-from miwv_trainer import __version__
-from miwv_trainer.charts import Chart, score_name, scores_of, threshold
+from miwv_trainer.charts import Chart, charts_of, moved, threshold_in_miwv
 from miwv_trainer.config import MIWVConfig
-from miwv_trainer.drawing import legend, to_svg
-from miwv_trainer.guards import guarded, length_bands, ranking
-from miwv_trainer.rendering import conversation, instruction_text
-from miwv_trainer.rounds import measured_of
+from miwv_trainer.drawing import svg
+from miwv_trainer.reasons import SELECTED, Reasons, config_of, reasons_of
 from miwv_trainer.selection import overlap
 from miwv_trainer.store import StoredRound, write_text
+from miwv_trainer.texts import CUT, as_json, encodable, packed, shortened, sizes_of
 
-TEXT_BYTES = {"selected": 2_000_000, "others": 4_000_000}
-"""Of prompts and responses as JSON: beyond it the texts of these samples are cut, all at the same length."""
-LONGEST_TEXT = 4000
-DECIMALS = {"similarity": 3, "zero_shot_loss": 4, "one_shot_loss": 4, "miwv": 4, "score": 4}
-SELECTED, BELOW = "selected", "below the threshold"
-GUARDS = (
-    "min_response_tokens", "min_similarity", "loss_band", "quantile_band", "length_bands", "selection_budget",
-    "group_column", "diversity", "max_selected_similarity",
-)  # fmt: skip
-PASSING_OVER = GUARDS[4:]
-"""Those that may leave a sample of higher score out for one of lower."""
+FOLDER, PAGE = "report", "index.html"
+BYTES = 9_600_000
+BYTES_OF_ROUNDS = 12_000_000  # before they are packed
+RATIO = 3  # about how many bytes of text go into one, packed
+ROWS = 60_000
+DIGITS = 3
+PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}")
+Texts = tuple[Sequence[str], Sequence[str]]
 
 
-def write_page(
-    path: Path, rounds: Sequence[StoredRound], charts: Sequence[Chart], rows: Sequence[Mapping[str, Any]] | None
-) -> Path:
+def write_page(output: Path, rounds: Sequence[StoredRound], texts: Texts | None = None) -> tuple[Path, list[Chart]]:
     """
-    Writes the page of a run's last round.
+    Writes `report/index.html` under `output`. Returns its path and the charts that are on it.
 
     Args:
-        rounds: All rounds of the run, ascending.
-        charts: What is drawn.
-        rows: The pool's samples as they came, in pool order; without them samples are numbers.
+        texts: The pool's prompts and responses, in pool order.
     """
+    charts, missing = charts_of(rounds)
+    path = output / FOLDER / PAGE
+    write_text(path, page(rounds, charts, missing, texts))
+    return path, charts
+
+
+def page(rounds: Sequence[StoredRound], charts: Sequence[Chart], missing: Sequence[str], texts: Texts | None) -> str:
     current = rounds[-1]
-    rest = (files("miwv_trainer") / "templates" / "report.html").read_text(encoding="utf-8")
-    parts = {  # in the template's order, so that no text is searched for the mark of another
-        "TITLE": escape(f"{score_name(current)} of {len(current.scores):,} samples"),
-        "FACTS": _definitions(facts(current)),
-        "ROUNDS": _rounds_table(rounds),
-        "CHARTS": "".join(map(_figure, charts)),
-        "VERSION": escape(__version__),
-        "DATA": as_json(table(rounds, rows)),
+    style, script = _template("report.css"), _template("report.js")
+    parts = {
+        "policy": f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; base-uri 'none'; "
+        "form-action 'none'",
+        "style": style,
+        "script": script,
+        "subtitle": escape(_subtitle(current)),
+        "figures": _figures(current),
+        "settings": _settings(current),
+        "charts": "".join(_figure(chart) for chart in charts),
+        "missing": "".join(f'<p class="note">{escape(sentence)}</p>' for sentence in missing),
+        "rounds": _rounds_table(rounds),
     }
-    page = ""
-    for name, text in parts.items():
-        before, rest = rest.split(f"<!--{name}-->")
-        page += before + text
-    write_text(path, page + rest)
-    return path
+    used = sum(len(part.encode()) for part in parts.values())
+    data, notes = _data(rounds, texts, BYTES - used)
+    parts["notes"] = " ".join(escape(note) for note in notes)
+    parts["data"] = data
+    return PLACEHOLDER.sub(lambda found: parts[found[1]], _template("report.html"))
 
 
-def as_json(value: Any) -> str:
-    """JSON that may stand in a `script` element: no character in it can end the element or begin a comment."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+def _template(name: str) -> str:
+    return (files("miwv_trainer") / "templates" / name).read_text(encoding="utf-8")
 
 
-def facts(current: StoredRound) -> dict[str, str]:
-    """What was scored and how, in words."""
+def _hash(text: str) -> str:
+    """What a content security policy calls an inline style or script by."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _subtitle(current: StoredRound) -> str:
+    summary, fingerprint = current.summary, current.summary["fingerprint"]
+    config = fingerprint.get("model") or {}
+    parts = [summary.get("dataset"), summary.get("model_name"), config.get("dtype"), f"layout {summary['layout']}"]
+    return " · ".join(str(part) for part in parts if part)
+
+
+def _figures(current: StoredRound) -> str:
+    """The numbers that matter most, as tiles."""
     summary = current.summary
-    config = summary["config"]
-    found = {
-        "selected": f"{summary['number_selected']:,} of {summary['samples']:,} samples, fraction {summary['fraction']}",
-        "threshold": f"{score_name(current)} {threshold(current):.4f} and above",
-        "round": f"{current.number}, after step {summary['global_step']:,}",
-        "layout": summary["layout"],
-        "embedder": config["embedder"],
-        "arithmetic": summary["fingerprint"].get("model", {}).get("dtype", "no model was forwarded"),
-    }
-    default = MIWVConfig()
-    differing = {name: config[name] for name in GUARDS if name in config and config[name] != getattr(default, name)}
-    if differing:
-        found["guards"] = ", ".join(f"{name}={value}" for name, value in differing.items())
-    return found
+    miwv = current.column("miwv")
+    miwv = miwv[np.isfinite(miwv)]
+    count, samples = summary["number_selected"], summary["samples"]
+    limit = threshold_in_miwv(current)
+    tiles = [
+        (f"{count:,}", f"of {samples:,} samples selected ({count / samples:.1%})"),
+        (_number(limit), "MIWV at the threshold") if limit is not None else (config_of(current).score, "ranked by"),
+    ]
+    if len(miwv):
+        tiles += [
+            (_number(float(np.median(miwv))), "median MIWV"),
+            (f"{(miwv > 0).mean():.0%}", "have a MIWV above 0"),
+        ]
+    tiles.append((f"{summary.get('unscorable', 0):,}", "could not be scored"))
+    tiles.append((_duration(summary["seconds"]), f"for {summary['tokens_forwarded']:,} tokens"))
+    return "".join(f"<li><b>{escape(value)}</b> <span>{escape(what)}</span></li>" for value, what in tiles)
 
 
-def table(rounds: Sequence[StoredRound], rows: Sequence[Mapping[str, Any]] | None) -> dict[str, Any]:
-    """The samples of the last round, a list a column."""
-    current = rounds[-1]
-    why, ranks = reasons(current)
-    names = sorted(set(why), key=why.index)
-    columns: dict[str, list[Any]] = {
-        "exemplar": current.column("exemplar").tolist(),
-        "prompt_tokens": current.column("prompt_tokens").tolist(),
-        "response_tokens": current.column("response_tokens").tolist(),
-        "age": current.column("age").tolist(),
-        "rank": ranks.tolist(),
-        "reason": [names.index(reason) for reason in why],
-    }
-    for name, decimals in DECIMALS.items():
-        values = np.round(current.column(name).astype(np.float64), decimals)
-        columns[name] = [value if np.isfinite(value) else None for value in values.tolist()]
-    chosen = [[each.number for each, those in zip(rounds, flags, strict=True) if those] for flags in _selected(rounds)]
-    columns["rounds"] = [" ".join(map(str, numbers)) for numbers in chosen]
-    if columns["score"] == columns["miwv"] or not any(score is not None for score in columns["score"]):
-        del columns["score"]
-    if not any(age > 0 for age in columns["age"]):
-        del columns["age"]
-    if len(rounds) == 1:
-        del columns["rounds"]
-    data: dict[str, Any] = {"reasons": names, "score": score_name(current), "columns": columns, "cut": {}}
-    if rows is not None:
-        prompts = [instruction_text(row) or "" for row in rows]
-        responses = [response_text(row) for row in rows]
-        texts: list[list[str]] = [prompts, responses]
-        for name, those in (("selected", current.column("selected")), ("others", ~current.column("selected"))):
-            data["cut"][name], texts = shortened(texts, np.flatnonzero(those), TEXT_BYTES[name])
-        columns["prompt"], columns["response"] = texts
-    return data
-
-
-def reasons(current: StoredRound) -> tuple[list[str], np.ndarray]:
-    """
-    Why each sample was selected or not, and its `(N,)` rank by score among those that the guards let through, from 1;
-    0 for all others.
-    """
-    config = MIWVConfig(**_known_fields(current.summary["config"]))
-    scores, measured = scores_of(current), measured_of(current)
-    why = np.full(len(scores), "", dtype=object)
-    why[np.isnan(scores)] = "no finite loss, or no room for an example in the context"
-    why[(current.column("response_tokens") == 0) & np.isnan(scores)] = "no response"
-    why[(current.column("prompt_tokens") == 0) & np.isnan(scores)] = "no prompt"
-    may = ~np.isnan(scores)
-    for guard, those in guarded(scores, measured, config):
-        why[those] = f"left out by {guard}"
-        may &= ~those
-    ranked = ranking(scores, length_bands(may, measured.response_tokens, 1))
-    ranks = np.zeros(len(scores), dtype=np.int64)
-    ranks[ranked] = np.arange(1, len(ranked) + 1)
-    is_selected = current.column("selected")
-    last = ranks[is_selected].max(initial=0)
-    how = ", ".join(f"{name}={getattr(config, name)}" for name in _passing_over(config))
-    why[may] = np.where(ranks[may] > last, BELOW, f"passed over by {how}" if how else BELOW)
-    why[is_selected] = SELECTED
-    return why.tolist(), ranks
-
-
-def response_text(row: Mapping[str, Any]) -> str:
-    """What the assistant says in a sample, all turns together."""
-    messages, given = conversation(row)
-    return "\n\n".join(message["content"] for message in messages[given:] if message["role"] == "assistant")
-
-
-def shortened(columns: Sequence[Sequence[str]], those: np.ndarray, budget: int) -> tuple[int, list[list[str]]]:
-    """
-    Texts cut at a number of characters, the greatest at which all of `those` take at most `budget` bytes as JSON.
-
-    Args:
-        columns: Lists of N texts.
-        those: Indices of the samples whose texts are meant; the others stay as they are.
-
-    Returns:
-        That number, 0 where nothing is cut, and the texts, an ellipsis where one is cut.
-    """
-    meant = [[column[index] for index in those] for column in columns]
-    longest = max((len(text) for column in meant for text in column), default=0)
-    if longest <= LONGEST_TEXT and _bytes(meant, longest) <= budget:
-        return 0, [list(column) for column in columns]
-    low, high = 1, min(longest, LONGEST_TEXT)
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if _bytes(meant, middle) <= budget else (low, middle - 1)
-    cut = [list(column) for column in columns]
-    for column in cut:
-        for index in those:
-            column[index] = _cut(column[index], low)
-    return low, cut
-
-
-def _cut(text: str, length: int) -> str:
-    return text if len(text) <= length else text[:length] + "…"
-
-
-def _bytes(columns: Sequence[Sequence[str]], length: int) -> int:
-    return len(as_json([[_cut(text, length) for text in column] for column in columns]).encode())
-
-
-def _selected(rounds: Sequence[StoredRound]) -> list[list[bool]]:
-    return np.stack([each.column("selected") for each in rounds], axis=1).tolist()
-
-
-def _passing_over(config: MIWVConfig) -> list[str]:
-    """What of a configuration may have passed over a sample."""
-    default = MIWVConfig()
-    return [name for name in PASSING_OVER if getattr(config, name) != getattr(default, name)]
-
-
-def _known_fields(described: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a stored configuration says what was selected."""
-    return {name: described[name] for name in ("score", *GUARDS) if name in described}
-
-
-def _definitions(found: Mapping[str, str]) -> str:
-    return "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(str(text))}</dd></div>" for name, text in found.items())
-
-
-def _rounds_table(rounds: Sequence[StoredRound]) -> str:
-    head = ("round", "step", "selected", "of them in the round before", "tokens forwarded", "seconds", "samples/s")
-    lines = ["<tr>" + "".join(f'<th scope="col">{name}</th>' for name in head) + "</tr>"]
-    for position, current in enumerate(rounds):
-        summary = current.summary
-        kept = "" if position == 0 else f"{overlap(current.selection, rounds[position - 1].selection):.0%}"
-        seconds = summary["seconds"]
-        cells = [
-            str(current.number), f"{summary['global_step']:,}", f"{summary['number_selected']:,}", kept,
-            f"{summary['tokens_forwarded']:,}", f"{seconds:,.0f}",
-            f"{summary['samples_per_second']:,.1f}" if summary["samples_per_second"] else "",
-        ]  # fmt: skip
-        lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+def _settings(current: StoredRound) -> str:
+    """What the last round was scored and selected with, guards that are off left out."""
+    summary, config = current.summary, config_of(current)
+    fingerprint, given = summary["fingerprint"], summary.get("config", {})
+    found: dict[str, Any] = {
+        "score": config.score, "fraction": f"{config.fraction:g} of the {config.selection_budget}",
+        "model": summary.get("model_name"), "model configuration": (fingerprint.get("model") or {}).get("config"),
+        "dtype": (fingerprint.get("model") or {}).get("dtype"), "layout": summary["layout"],
+        "dataset": summary.get("dataset"), "embedder": given.get("embedder"), "context": fingerprint.get("context"),
+        "processes": summary.get("processes"), "rescore_strategy": given.get("rescore_strategy"),
+    }  # fmt: skip
+    plain = MIWVConfig().to_dict()
+    for name, value in config.to_dict().items():
+        if name not in ("fraction", "score", "selection_budget", "sampler_seed") and value != plain[name]:
+            found[name] = value
+    for guard, count in (summary.get("left_out") or {}).items():
+        found[f"left out by {guard}"] = f"{count:,}"
+    lines = (f"<div><dt>{escape(name)}</dt><dd>{escape(str(value))}</dd></div>" for name, value in found.items()
+             if value is not None)  # fmt: skip
     return "".join(lines)
 
 
 def _figure(chart: Chart) -> str:
-    caption = f"<p>{escape(chart.caption)}</p>" if chart.caption else ""
-    title = f"<figcaption><h3>{escape(chart.title)}</h3>{legend(chart)}</figcaption>"
-    return f'<figure id="{chart.key}">{title}{to_svg(chart)}{caption}</figure>'
+    caption = f"<figcaption>{escape(chart.caption)}</figcaption>"
+    return f'<figure id="chart-{chart.name}"><h3>{escape(chart.title)}</h3>{svg(chart)}{caption}</figure>'
+
+
+def _rounds_table(rounds: Sequence[StoredRound]) -> str:
+    lines = []
+    for place, current in enumerate(rounds):
+        summary = current.summary
+        cells = [
+            f"{summary['global_step']:,}", f"{summary['number_selected']:,}",
+            f"{summary.get('scored', summary['samples']):,}", f"{summary['tokens_forwarded']:,}",
+            f"{summary['seconds']:,.1f}", f"{summary['samples_per_second']:,.1f}",
+        ]  # fmt: skip
+        if place:
+            before = rounds[place - 1]
+            _, entered, left = moved(before, current)
+            cells += [f"{overlap(current.selection, before.selection):.0%}", f"{entered:,}", f"{left:,}"]
+        else:
+            cells += ["–", "–", "–"]
+        line = "".join(f"<td>{cell}</td>" for cell in cells)
+        lines.append(f'<tr><th scope="row">{current.number}</th>{line}</tr>')
+    return "".join(lines)
+
+
+def _data(rounds: Sequence[StoredRound], texts: Texts | None, room: int) -> tuple[str, list[str]]:
+    """The table's columns and texts, packed into at most `room` bytes, and what was left out of them."""
+    notes = []
+    found = [reasons_of(current) for current in rounds]
+    count, last = len(rounds[-1].scores), rounds[-1]
+    rows = _rows_shown(last, found[-1])
+    if len(rows) < count:
+        notes.append(f"The table holds {len(rows):,} of {count:,} samples: the selected, and those of highest rank.")
+    shared = {
+        "index": rows.tolist(),
+        "exemplar": last.column("exemplar")[rows].tolist(),
+        "similarity": _numbers(last.column("similarity")[rows]),
+        "promptTokens": last.column("prompt_tokens")[rows].tolist(),
+        "responseTokens": last.column("response_tokens")[rows].tolist(),
+    }
+    of_rounds: list[bytes] = []
+    for current, reasons in zip(reversed(rounds), reversed(found), strict=True):
+        columns = as_json(_columns(current, reasons, rows))
+        if of_rounds and sum(map(len, of_rounds)) + len(columns) > BYTES_OF_ROUNDS:
+            notes.append(f"The table holds the last {len(of_rounds)} of {len(rounds)} rounds, to keep the page small.")
+            break
+        of_rounds.append(columns)
+    start = b'{"shared":' + as_json(shared) + b',"rounds":[' + b",".join(reversed(of_rounds)) + b'],"texts":'
+    if texts is None:
+        notes.append("Texts are not shown, because the report was made without --dataset.")
+        return packed(start + b"null}"), notes
+    matters = _matters(rounds[-len(of_rounds) :])[rows]
+    shown = [side[index] for side in texts for index in rows.tolist()]
+    data, note = _with_texts(start, shown, np.tile(matters, 2), room)
+    return data, [*notes, *note]
+
+
+def _with_texts(start: bytes, texts: list[str], matters: np.ndarray, room: int) -> tuple[str, list[str]]:
+    """The data with as much of the texts, prompts before responses, as fits; and how long they may be."""
+    texts = [encodable(text) for text in texts]
+    half, sizes, without = len(texts) // 2, sizes_of(texts), len(packed(start))
+    budget = RATIO * room
+    while True:
+        cut, long, short = shortened(texts, sizes, matters, budget)
+        data = packed(start + as_json({"prompt": cut[:half], "response": cut[half:]}) + b"}")
+        if len(data) <= room or budget == 0:
+            break
+        budget = int(budget * 0.96 * max(0, room - without) / (len(data) - without))
+    if not any(text.endswith(CUT) for text in cut):
+        return data, []
+    return data, [
+        f"Long texts are cut, so that the page stays below 10 MB: at {long:,} bytes those of selected samples and of "
+        f"their exemplars, at {short:,} bytes all others. They end in{CUT}; the search sees what is shown."
+    ]
+
+
+def _matters(rounds: Sequence[StoredRound]) -> np.ndarray:
+    """`(N,)` which samples were selected in one of the rounds, or are the exemplar of one that was."""
+    selected = np.any([current.column("selected").astype(bool) for current in rounds], axis=0)
+    exemplars = rounds[-1].column("exemplar")[selected]
+    selected[exemplars[exemplars >= 0]] = True
+    return selected
+
+
+def _rows_shown(current: StoredRound, reasons: Reasons) -> np.ndarray:
+    """`(n,)` ascending indices of the samples in the table: all, or the selected and those of highest rank."""
+    ranks = np.where(reasons.ranks > 0, reasons.ranks, len(reasons.ranks) + 1)
+    return np.sort(np.lexsort((ranks, ~current.column("selected").astype(bool)))[:ROWS])
+
+
+def _columns(current: StoredRound, reasons: Reasons, rows: np.ndarray) -> dict[str, Any]:
+    score = config_of(current).score
+    ages = current.column("age")
+    has_own_score = score not in ("miwv", "low_miwv", "zero_shot_loss", "one_shot_loss", "longest")
+    return {
+        "number": current.number,
+        "score": "MIWV" if score == "miwv" else score,
+        "ranked": reasons.ranked,
+        "numberSelected": int(current.column("selected").sum()),
+        "phrases": reasons.phrases,
+        "selected": reasons.phrases.index(SELECTED),
+        "reason": reasons.codes[rows].tolist(),
+        "rank": reasons.ranks[rows].tolist(),
+        "zeroShot": _numbers(current.column("zero_shot_loss")[rows]),
+        "oneShot": _numbers(current.column("one_shot_loss")[rows]),
+        "miwv": _numbers(current.column("miwv")[rows]),
+        "ownScore": _numbers(reasons.scores[rows]) if has_own_score else None,
+        "age": ages[rows].tolist() if (ages > 0).any() else None,
+    }
+
+
+def _numbers(values: np.ndarray) -> list[float | None] | None:
+    """Rounded, None where there is no number, and None altogether where there is not one."""
+    is_known = np.isfinite(values)
+    if not is_known.any():
+        return None
+    rounded = np.round(values.astype(np.float64), DIGITS).tolist()
+    return [value if known else None for value, known in zip(rounded, is_known.tolist(), strict=True)]
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}".replace("-", "−")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
