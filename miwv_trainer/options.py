@@ -6,6 +6,7 @@ from dataclasses import fields
 from typing import Any, get_args, get_origin, get_type_hints
 
 from miwv_trainer.config import CHOICES, DEFAULT_EMBEDDER, SELECTION_FIELDS, Layout, MIWVConfig
+from miwv_trainer.export import FORMATS
 from miwv_trainer.loading import DTYPES
 
 DEFAULT_OUTPUT = "miwv-output"
@@ -100,14 +101,7 @@ def make_parser(score: Command, select: Command, report: Command) -> argparse.Ar
     selecting.add_argument("--scores", required=True, metavar="OUTPUT", help="the folder `miwv score` wrote to")
     selecting.add_argument("--fraction", type=float, required=True, help="share that is selected")
     selecting.add_argument("--dataset", help="the pool that was scored; without it, indices are printed")
-    selecting.add_argument(
-        "--format",
-        choices=["jsonl", "parquet", "dataset"],
-        help="of what is written: a file of JSON Lines or Parquet, or a folder with a dataset card (default: jsonl)",
-    )
-    selecting.add_argument("--to", metavar="PATH", help="where it is written (default: `selected` beside the scores)")
-    selecting.add_argument("--push-to-hub", metavar="NAME", help="upload it as this dataset of the Hugging Face Hub")
-    selecting.add_argument("--private", action="store_true", help="make that dataset private")
+    _add_writing_options(selecting)
     _add_selection_options(selecting)
 
     reporting = commands.add_parser("report", help="show the rounds of a run")
@@ -115,6 +109,24 @@ def make_parser(score: Command, select: Command, report: Command) -> argparse.Ar
     reporting.add_argument("--run", dest="run_folder", required=True, metavar="OUTPUT", help="the folder of the run")
     reporting.add_argument("--dataset", help="the pool that was scored, to show its prompts")
     return parser
+
+
+def _add_writing_options(parser: argparse.ArgumentParser) -> None:
+    options = parser.add_argument_group("what is written")
+    options.add_argument(
+        "--format",
+        choices=FORMATS,
+        help="JSON Lines, Parquet, or a folder with a dataset card that `load_dataset` reads (default: jsonl; dataset "
+        "with --push-to-hub)",
+    )
+    options.add_argument(
+        "--to",
+        metavar="PATH",
+        help="file or folder to write (default: selected.jsonl, selected.parquet or selected/ in OUTPUT)",
+    )
+    options.add_argument("--with-scores", action="store_true", help="add each sample's number, losses and MIWV")
+    options.add_argument("--push-to-hub", metavar="USER/NAME", help="upload the folder as a dataset")
+    options.add_argument("--private", action="store_true", help="a dataset that --push-to-hub makes is private")
 
 
 def _add_selection_options(parser: argparse.ArgumentParser) -> None:

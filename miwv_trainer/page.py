@@ -76,7 +76,7 @@ def _hash(text: str) -> str:
 def _subtitle(current: StoredRound) -> str:
     summary, fingerprint = current.summary, current.summary["fingerprint"]
     config = fingerprint.get("model") or {}
-    parts = [summary.get("dataset"), summary.get("model_name"), config.get("dtype"), f"layout {summary['layout']}"]
+    parts = [summary.get("dataset"), summary.get("model"), config.get("dtype"), f"layout {summary['layout']}"]
     return " · ".join(str(part) for part in parts if part)
 
 
@@ -107,7 +107,7 @@ def _settings(current: StoredRound) -> str:
     fingerprint, given = summary["fingerprint"], summary.get("config", {})
     found: dict[str, Any] = {
         "score": config.score, "fraction": f"{config.fraction:g} of the {config.selection_budget}",
-        "model": summary.get("model_name"), "model configuration": (fingerprint.get("model") or {}).get("config"),
+        "model": summary.get("model"), "model configuration": (fingerprint.get("model") or {}).get("config"),
         "dtype": (fingerprint.get("model") or {}).get("dtype"), "layout": summary["layout"],
         "dataset": summary.get("dataset"), "embedder": given.get("embedder"), "context": fingerprint.get("context"),
         "processes": summary.get("processes"), "rescore_strategy": given.get("rescore_strategy"),

@@ -170,6 +170,7 @@ def run_round(
     epoch = number_selected(config.fraction, len(pool))
     cost = Cost.of(scored.refined, scored.layout, seconds, work.is_scored, pool, choice, epoch)
     described = {**identity, **_summary(work, choice), **cost.described(), "processes": world.size, **(notes or {})}
+    described["model"] = _name(model)
     described["statistics"] = statistics(choice, measured, work.is_scored, cost, previous)
     finished: Any = None
     with world.together("writing the round"):
@@ -230,6 +231,11 @@ def _check_guards(may: np.ndarray, pool: Pool, exemplars: Exemplars, config: MIW
     is_left, left_out = allowed(alike, known, config.without_bands())
     if not is_left.any():
         raise ValueError(no_candidate(left_out))
+
+
+def _name(model: Any) -> str:
+    """What the model was loaded by; empty where it was made here."""
+    return model.config.name_or_path
 
 
 def _nothing_scored(pool: Pool) -> _Scored:

@@ -16,7 +16,7 @@ PURE = (
 
 # What people type and look at; beside the rooms, since nothing imports them.
 ENTRANCES = (
-    *("__init__", "__main__", "cli", "options", "report", "export"),
+    *("__init__", "__main__", "cli", "options", "report", "card", "export"),
     *("reasons", "charts", "drawing", "texts", "page"),
 )
 
