@@ -20,6 +20,8 @@ EXTRAS = {
     "docs": ["mkdocs-material>=9.6"],
     "report": ["matplotlib>=3.10"],
     "test": [
+        "ipykernel>=6.29",
+        "nbclient>=0.10",
         "pytest>=9",
         "pytest-timeout>=2.4",
         "pytest-xdist>=3.6",

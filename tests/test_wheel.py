@@ -77,7 +77,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
         metadata = archive.read(next(name for name in archive.namelist() if name.endswith("METADATA"))).decode()
         entry = archive.read(next(name for name in archive.namelist() if name.endswith("entry_points.txt"))).decode()
     tree = {path.relative_to(ROOT).as_posix() for path in PACKAGE.rglob("*.py")}
-    assert names == tree | {"miwv_trainer/py.typed"}
+    templates = {path.relative_to(ROOT).as_posix() for path in (PACKAGE / "templates").iterdir()}
+    assert templates and names == tree | templates | {"miwv_trainer/py.typed"}
     assert {f"miwv_trainer/metrics/{path.name}" for path in (PACKAGE / "metrics").glob("*.py")} <= names
     assert "miwv = miwv_trainer.cli:main" in entry
     required = [line for line in re.findall(r"^Requires-Dist: (.+)$", metadata, re.MULTILINE) if "extra ==" not in line]
