@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -183,7 +182,6 @@ def random_model(config: LlamaConfig, dtype: str, device: torch.device) -> PreTr
 
 def _default_model() -> Path:
     """The quickstart's SmolLM2-135M-Instruct."""
-    sys.path.insert(0, str(ROOT / "examples"))
     from quickstart import default_model
 
     return default_model()

@@ -20,6 +20,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from held_out import held_out_loss
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
     DataCollatorForSeq2Seq,
@@ -36,12 +37,9 @@ from miwv_trainer import MIWVConfig, tokenize
 from miwv_trainer.distributed import World
 from miwv_trainer.exemplars import find_exemplars
 from miwv_trainer.fingerprints import Moment
-from miwv_trainer.layout import context_length
-from miwv_trainer.packing import plan_zero_shot
 from miwv_trainer.pool import Pool
 from miwv_trainer.rendering import pool_from_rows, pool_from_tokenized
 from miwv_trainer.rounds import measured_of, run_round
-from miwv_trainer.scoring import no_trace, score_batches
 from miwv_trainer.selection import choose
 from miwv_trainer.store import Store, StoredRound
 
@@ -170,16 +168,6 @@ def train(
     )
     trainer.train()
     return trainer.model
-
-
-def held_out_loss(model: Any, held_out: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> float:
-    """Mean negative log-likelihood per response token, over all response tokens."""
-    pool = pool_from_tokenized(held_out, tokenizer, with_texts=False)
-    context = context_length(model, MIWVConfig())
-    batches = plan_zero_shot(pool, context, 4096)
-    with no_trace(model):
-        losses = score_batches(model, pool, batches, context=context, world=World(0, 1, model.device)).zero_shot
-    return float(np.average(losses, weights=pool.response_tokens))
 
 
 def read(results: Path) -> Iterator[dict[str, Any]]:
