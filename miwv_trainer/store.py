@@ -160,7 +160,7 @@ class Store:
         if fingerprint is not None:
             check_fingerprint(folder, summary["fingerprint"], fingerprint)
         with _told(folder / "scores.parquet"):
-            scores = pq.read_table(folder / "scores.parquet", schema=SCORES)
+            scores = pq.read_table(folder / "scores.parquet", schema=SCORES, partitioning=None)
         return StoredRound(number, folder, scores, summary)
 
     def set_aside(self, first: int = 0) -> Path | None:
@@ -217,7 +217,7 @@ class Store:
         if not path.is_file():
             return None
         with _told(path):
-            table = pq.read_table(path)
+            table = pq.read_table(path, partitioning=None)
         described = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
         _check_described(path, described, fingerprint)
         return table["exemplar"].to_numpy(), table["similarity"].to_numpy()
