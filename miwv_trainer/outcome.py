@@ -117,15 +117,14 @@ def statistics(
         found["share_above_zero"] = float((miwv > 0).mean())
     if previous is not None:
         found["overlap"] = overlap(choice.selection, previous.selection)
-        correlation = rank_correlation(choice.scores[is_scored], previous.column("score")[is_scored])
+        correlation = _rank_correlation(choice.scores[is_scored], previous.column("score")[is_scored])
         if correlation is not None:
             found["rank_correlation"] = correlation
     found |= {"selected": len(choice.selection), "unscorable": int(np.isnan(choice.scores).sum())}
     return found | {"scored": cost.scored, "tokens": cost.tokens, "seconds": cost.seconds, "epochs": cost.epochs}
 
 
-def rank_correlation(now: np.ndarray, before: np.ndarray) -> float | None:
-    """Spearman's, of two `(N,)` arrays of scores where both are known; None of fewer than three or of equal ones."""
+def _rank_correlation(now: np.ndarray, before: np.ndarray) -> float | None:
     known = np.isfinite(now) & np.isfinite(before)
     if known.sum() < 3 or np.ptp(now[known]) == 0 or np.ptp(before[known]) == 0:
         return None
