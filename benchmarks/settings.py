@@ -20,15 +20,12 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from adapter import adapter_trainer
 from held_out import held_out_loss
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from transformers import (
-    DataCollatorForSeq2Seq,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    Trainer,
-    TrainingArguments,
-    set_seed,
 )
 
 from benchmarks.cases import parser_of, read_model, read_pool
@@ -145,26 +142,15 @@ def train(
     seed: int,
     arguments: argparse.Namespace,
 ) -> PeftModel:
-    set_seed(seed)
-    lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
-    trainer = Trainer(
-        model=get_peft_model(model, lora),
-        args=TrainingArguments(
-            output_dir=str(Path(arguments.output) / "trainer"),
-            num_train_epochs=arguments.epochs,
-            per_device_train_batch_size=8,
-            learning_rate=arguments.learning_rate,
-            save_strategy="no",
-            logging_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            train_sampling_strategy="group_by_length",
-            use_cpu=not torch.cuda.is_available(),
-            seed=seed,
-        ),
-        train_dataset=selected,
-        data_collator=DataCollatorForSeq2Seq(tokenizer),
-        processing_class=tokenizer,
+    trainer = adapter_trainer(
+        model,
+        tokenizer,
+        selected,
+        Path(arguments.output) / "trainer",
+        seed,
+        num_train_epochs=arguments.epochs,
+        per_device_train_batch_size=8,
+        learning_rate=arguments.learning_rate,
     )
     trainer.train()
     return trainer.model

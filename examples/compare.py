@@ -24,18 +24,15 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from adapter import adapter_trainer
 from comparison import Result, draw, report, text_tables
 from held_out import generation_scores, held_out_loss
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from quickstart import default_model, split_rows
 from transformers import (
-    DataCollatorForSeq2Seq,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
-    Trainer,
-    TrainingArguments,
-    set_seed,
 )
 
 from miwv_trainer import MIWVConfig, attach, tokenize
@@ -266,26 +263,15 @@ def train(setting: Setting, arm: str, budget: str, selection: np.ndarray, seed: 
     if rescores:  # round 0 is the same for all seeds
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(scores_folder(setting, budget), folder)
-    set_seed(seed)
-    lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
-    trainer = Trainer(
-        model=get_peft_model(setting.model, lora),
-        args=TrainingArguments(
-            output_dir=str(folder),
-            max_steps=setting.steps,
-            per_device_train_batch_size=arguments.batch_size,
-            learning_rate=arguments.learning_rate,
-            save_strategy="no",
-            logging_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            train_sampling_strategy="group_by_length",
-            use_cpu=not torch.cuda.is_available(),
-            seed=seed,
-        ),
-        train_dataset=setting.samples if rescores else setting.samples.select(selection),
-        data_collator=DataCollatorForSeq2Seq(setting.tokenizer),
-        processing_class=setting.tokenizer,
+    trainer = adapter_trainer(
+        setting.model,
+        setting.tokenizer,
+        setting.samples if rescores else setting.samples.select(selection),
+        folder,
+        seed,
+        max_steps=setting.steps,
+        per_device_train_batch_size=arguments.batch_size,
+        learning_rate=arguments.learning_rate,
     )
     trainer.remove_callback(PrinterCallback)
     if rescores:

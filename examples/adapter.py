@@ -1,0 +1,46 @@
+"""A Trainer that trains a LoRA adapter on tokenised samples and writes nothing: for comparing what it trains on."""
+
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import (
+    DataCollatorForSeq2Seq,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+
+def adapter_trainer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    samples: datasets.Dataset,
+    folder: Path,
+    seed: int,
+    **arguments: Any,
+) -> Trainer:
+    """`seed` is that of the adapter and of the order; further arguments are those of `TrainingArguments`."""
+    set_seed(seed)
+    lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+    return Trainer(
+        model=get_peft_model(model, lora),
+        args=TrainingArguments(
+            output_dir=str(folder),
+            save_strategy="no",
+            logging_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            train_sampling_strategy="group_by_length",
+            use_cpu=not torch.cuda.is_available(),
+            seed=seed,
+            **arguments,
+        ),
+        train_dataset=samples,
+        data_collator=DataCollatorForSeq2Seq(tokenizer),
+        processing_class=tokenizer,
+    )
