@@ -11,6 +11,8 @@ import pyarrow.compute as pc
 from miwv_trainer.pool import IGNORED_LABEL, Pool, Samples, TokenizedSample, check_count, check_map_style, join, stack
 
 RESPONSE_COLUMNS = ("labels", "completion_mask", "assistant_masks")
+POSITIONS = "position_ids"  # read only to see samples that share a line
+PACKED = "several samples share a line, so none can be chosen by itself. Set `packing=False`."
 ROWS_READ_AT_ONCE = 10_000
 
 
@@ -23,13 +25,13 @@ def read_tokenized(dataset: Any) -> Pool:
 
     Raises:
         TypeError: the dataset is not map-style.
-        ValueError: it lacks a column, has fewer than two samples, or its columns differ in length.
+        ValueError: it lacks a column, has fewer than two samples, is packed, or its columns differ in length.
     """
     check_map_style(dataset)
     check_count(len(dataset))
     columns = _columns(dataset)
     _check_columns(columns)
-    wanted = [name for name in ("input_ids", "attention_mask", *RESPONSE_COLUMNS) if name in columns]
+    wanted = [name for name in ("input_ids", "attention_mask", POSITIONS, *RESPONSE_COLUMNS) if name in columns]
     if isinstance(dataset, datasets.Dataset) and dataset.format["type"] != "custom":
         return join(_read_arrow(dataset, wanted))
     rows = (dataset[index] for index in range(len(dataset)))
@@ -53,10 +55,7 @@ def _columns(dataset: Any) -> list[str]:
 def _check_columns(columns: list[str]) -> None:
     found = ", ".join(columns) or "none"
     if "seq_lengths" in columns:
-        raise ValueError(
-            "The pool is packed (column `seq_lengths`): several samples share a line, so none can be chosen by "
-            "itself. Set `packing=False`."
-        )
+        raise ValueError(f"The pool is packed (column `seq_lengths`): {PACKED}")
     if "input_ids" not in columns:
         raise ValueError(
             f"The pool has no `input_ids` (columns: {found}): tokenise it before it goes to the Trainer, with "
@@ -91,11 +90,13 @@ def _whole_columns(lists: dict[str, Any]) -> Samples | None:
         return None
     arrays = {name: numbers.to_numpy(zero_copy_only=False) for name, numbers in values.items()}
     ids, is_response = arrays["input_ids"], _response(arrays)
+    ends = np.cumsum(lengths["input_ids"])
+    if _shares_a_line(arrays.get("attention_mask"), arrays.get(POSITIONS), ends[:-1]):
+        return None
     if "attention_mask" not in arrays:
         return Samples(ids, is_response, lengths["input_ids"])
     is_kept = arrays["attention_mask"] != 0
     kept_before = np.concatenate([[0], np.cumsum(is_kept)])
-    ends = np.cumsum(lengths["input_ids"])
     kept = np.diff(kept_before[np.concatenate([[0], ends])])
     return Samples(ids[is_kept], is_response[is_kept], kept)
 
@@ -104,6 +105,23 @@ def _cells(lists: dict[str, Any], row: int) -> dict[str, Any]:
     # `ListScalar.values` is a view of the child array, None where the list itself is null.
     cells = {name: column[row].values for name, column in lists.items()}
     return {name: None if cell is None else cell.to_numpy(zero_copy_only=False) for name, cell in cells.items()}
+
+
+def _shares_a_line(mask: np.ndarray | None, positions: np.ndarray | None, starts: np.ndarray | None = None) -> bool:
+    """
+    Whether a mask numbers the samples of a line, or positions fall within one, `starts` being those of further lines.
+
+    The first is how LLaMA-Factory packs "neatly", the second how it, TRL and transformers do. Padding may stand
+    anywhere, so that positions are looked at between two tokens that are kept.
+    """
+    if mask is not None and mask.max(initial=0) > 1:
+        return True
+    if positions is None:
+        return False
+    falls = np.diff(positions) < 0
+    if starts is not None:
+        falls[starts[(starts > 0) & (starts <= len(falls))] - 1] = False
+    return bool(falls.any() if mask is None else (falls & (mask[1:] != 0) & (mask[:-1] != 0)).any())
 
 
 def _check_lists(arrays: dict[str, Any]) -> None:
@@ -116,7 +134,8 @@ def _check_lists(arrays: dict[str, Any]) -> None:
 
 
 def _sequence(index: int, row: dict[str, Any]) -> TokenizedSample:
-    arrays = {name: _vector(index, name, value) for name, value in row.items()}
+    positions = np.asarray(row.get(POSITIONS))
+    arrays = {name: _vector(index, name, value) for name, value in row.items() if name != POSITIONS}
     if "input_ids" not in arrays:
         raise ValueError(f"Sample {index} of the pool has no `input_ids`.")
     ids = arrays["input_ids"]
@@ -128,6 +147,9 @@ def _sequence(index: int, row: dict[str, Any]) -> TokenizedSample:
             )
     if not any(name in arrays for name in RESPONSE_COLUMNS):
         raise ValueError(f"Sample {index} of the pool has no `labels`.")
+    is_flat = positions.shape == ids.shape and positions.dtype.kind in "iu"  # vision models number in three rows
+    if _shares_a_line(arrays.get("attention_mask"), positions if is_flat else None):
+        raise ValueError(f"Sample {index} of the pool is packed: {PACKED}")
     is_response = _response(arrays)
     if "attention_mask" in arrays:
         kept = arrays["attention_mask"] != 0

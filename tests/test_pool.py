@@ -392,6 +392,41 @@ def test_a_packed_dataset_is_refused():
         pool_from(datasets.Dataset.from_list(rows))
 
 
+PACKED_ROWS = {
+    "positions begin again": {"position_ids": [0, 1, 0, 1, 2]},
+    "positions begin again, no padding": {"position_ids": [0, 1, 2, 0, 1], "attention_mask": [1] * 5},
+    "the mask numbers the samples": {"attention_mask": [1, 1, 2, 2, 0]},
+}
+
+
+@pytest.mark.parametrize("build", [MapStyle, datasets.Dataset.from_list])
+@pytest.mark.parametrize("columns", PACKED_ROWS.values(), ids=PACKED_ROWS)
+def test_samples_that_share_a_line_are_refused(build, columns):
+    """As LLaMA-Factory packs: no `seq_lengths`, and samples in one line all the same."""
+    alone = {name: [int(name == "attention_mask")] * 5 for name in columns}
+    alone |= {"position_ids": [0, 1, 2, 3, 4]} if "position_ids" in columns else {}
+    row = {"input_ids": [5, 6, 7, 8, 9], "labels": [-100, 6, -100, 8, 9]}
+    with pytest.raises(ValueError, match="Sample 1 of the pool is packed: several samples share a line.*`packing=Fal"):
+        pool_from(build([{**row, **alone}, {**row, **columns}, {**row, **alone}]))
+    assert len(pool_from(build([{**row, **alone}] * 3))) == 3
+
+
+@pytest.mark.parametrize("build", [MapStyle, datasets.Dataset.from_list])
+def test_positions_of_padding_do_not_count_as_packing(build):
+    """Tokenizers may pad on either side, and number what they pad as they like."""
+    left = {"input_ids": [0, 0, 7, 8, 9], "attention_mask": [0, 0, 1, 1, 1], "position_ids": [1, 1, 0, 1, 2]}
+    right = {"input_ids": [7, 8, 9, 0, 0], "attention_mask": [1, 1, 1, 0, 0], "position_ids": [0, 1, 2, 0, 0]}
+    labels = {"labels": [-100, -100, -100, 8, 9]}, {"labels": [-100, 8, 9, -100, -100]}
+    pool = pool_from(build([{**row, **more} for row, more in zip((left, right), labels, strict=True)]))
+    assert as_lists(pool) == ([[7, 8, 9], [7, 8, 9]], [[0, 1, 1], [0, 1, 1]])
+
+
+def test_positions_in_three_rows_are_no_packing():
+    """Vision models number height, width and time."""
+    rows = [{**row, "position_ids": [[3, 2, 1, 0, 0][: len(row["input_ids"])]] * 3} for row in labelled_rows()]
+    assert len(pool_from(MapStyle(rows))) == len(pool_from(datasets.Dataset.from_list(rows))) == 3
+
+
 def test_a_dataset_that_is_not_tokenized_is_refused_with_what_to_do():
     rows = datasets.Dataset.from_dict({"instruction": ["a", "b"], "output": ["c", "d"]})
     words = r"no `input_ids` \(columns: instruction, output\).*miwv_trainer.tokenize.*SFTTrainer"
