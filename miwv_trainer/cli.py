@@ -40,6 +40,7 @@ from miwv_trainer.options import OPTIONS, make_parser, option_of
 from miwv_trainer.outcome import no_candidate
 from miwv_trainer.page import write_page
 from miwv_trainer.pool import group_numbers, with_groups
+from miwv_trainer.reasons import config_of
 from miwv_trainer.rendering import pool_from_rows
 from miwv_trainer.report import round_summary, score_table
 from miwv_trainer.rounds import check_model, measured_of, run_round
@@ -120,7 +121,7 @@ def select(arguments: argparse.Namespace) -> None:
     """`miwv select`: another fraction of scores that exist, or with other guards."""
     kind, target = _destination(arguments)
     latest = _rounds(arguments.scores)[-1]
-    config = _selecting_config(arguments, latest)
+    config = config_of(latest, **_typed(arguments), fraction=arguments.fraction)
     rows = _scored_rows(arguments.dataset, latest) if arguments.dataset is not None else None
     choice = _chosen(config, latest, rows, Store(arguments.scores))
     if rows is None:
@@ -159,16 +160,6 @@ def _destination(arguments: argparse.Namespace) -> tuple[str, Path]:
     if pushed is not None:
         check_hub(pushed)
     return kind, target
-
-
-def _selecting_config(arguments: argparse.Namespace, scored: StoredRound) -> MIWVConfig:
-    """What the round was selected by, except for what was typed."""
-    before = scored.summary["config"]
-    typed = _typed(arguments)
-    kept = {name: before[name] for name in SELECTION_FIELDS if name in before}
-    if "preset" in typed:
-        kept = {}
-    return MIWVConfig(**{**kept, **typed, "fraction": arguments.fraction, "sampler_seed": before.get("sampler_seed")})
 
 
 def _chosen(config: MIWVConfig, scored: StoredRound, rows: datasets.Dataset | None, store: Store) -> Choice:

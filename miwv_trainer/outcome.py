@@ -83,7 +83,7 @@ def cost_line(
 ) -> str:
     """What a round is going to cost, by the rate and the selection of the one before."""
     rate = previous.summary["tokens_per_second"] if previous is not None else 0
-    time = f"about {_duration(tokens / rate)} at the {rate:.0f} tokens a second of before" if rate else "no rate yet"
+    time = f"about {duration(tokens / rate)} at the {rate:.0f} tokens a second of before" if rate else "no rate yet"
     selection = previous.selection if previous is not None else None
     size = number_selected(config.fraction, len(pool))
     epochs = _in_epochs(tokens, pool, selection, size)
@@ -93,9 +93,10 @@ def cost_line(
     )
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float, digits: int = 0) -> str:
+    """Seconds (with `digits` decimals), minutes or hours, as people say them."""
     if seconds < 120:
-        return f"{seconds:.0f} s"
+        return f"{seconds:.{digits}f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 

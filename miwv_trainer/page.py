@@ -14,6 +14,7 @@ import numpy as np
 from miwv_trainer.charts import Chart, charts_of, moved, threshold_in_miwv
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.drawing import svg
+from miwv_trainer.outcome import duration
 from miwv_trainer.reasons import SELECTED, Reasons, config_of, reasons_of
 from miwv_trainer.selection import overlap
 from miwv_trainer.store import StoredRound, write_text
@@ -97,7 +98,7 @@ def _figures(current: StoredRound) -> str:
             (f"{(miwv > 0).mean():.0%}", "have a MIWV above 0"),
         ]
     tiles.append((f"{summary.get('unscorable', 0):,}", "could not be scored"))
-    tiles.append((_duration(summary["seconds"]), f"for {summary['tokens_forwarded']:,} tokens"))
+    tiles.append((duration(summary["seconds"], digits=1), f"for {summary['tokens_forwarded']:,} tokens"))
     return "".join(f"<li><b>{escape(value)}</b> <span>{escape(what)}</span></li>" for value, what in tiles)
 
 
@@ -245,9 +246,3 @@ def _numbers(values: np.ndarray) -> list[float | None] | None:
 
 def _number(value: float) -> str:
     return f"{value:.3f}".replace("-", "−")
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,10 +1,11 @@
 """Why each sample of a round was selected or was not, from what the round has stored."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from miwv_trainer.config import SELECTION_FIELDS, MIWVConfig
+from miwv_trainer.config import PRESETS, SELECTION_FIELDS, MIWVConfig
 from miwv_trainer.guards import guarded, length_bands, ranking
 from miwv_trainer.rounds import measured_of
 from miwv_trainer.scores import score_samples, seed_of_draw
@@ -34,11 +35,15 @@ class Reasons:
         return int((self.ranks > 0).sum())
 
 
-def config_of(current: StoredRound) -> MIWVConfig:
-    """What the round was selected by."""
+def config_of(current: StoredRound, **changes: Any) -> MIWVConfig:
+    """What the round was selected by, but for the changes. A `preset` among them replaces the round's own."""
     stored = current.summary.get("config", {})
     kept = {name: stored[name] for name in SELECTION_FIELDS if name in stored}
-    return MIWVConfig(**kept, fraction=current.summary["fraction"], sampler_seed=stored.get("sampler_seed"))
+    if "preset" in changes:
+        earlier = PRESETS[stored.get("preset", "none")]
+        kept = {name: value for name, value in kept.items() if earlier.get(name) != value}
+    others = {"fraction": current.summary["fraction"], "sampler_seed": stored.get("sampler_seed")}
+    return MIWVConfig(**{**kept, **others, **changes})
 
 
 def reasons_of(current: StoredRound) -> Reasons:

@@ -87,7 +87,7 @@ def test_select_keeps_the_guards_of_the_run_but_for_what_is_typed(inputs: Path, 
     assert select("--fraction", "0.1", "--score", "low_miwv") == sorted(lowest[:3].tolist())
     everything = np.argsort(-found["miwv"], kind="stable")
     assert select("--fraction", "0.1", "--min-response-tokens", "0") == sorted(everything[:3].tolist())
-    assert select("--fraction", "0.1", "--preset", "paper") == sorted(everything[:3].tolist())
+    assert select("--fraction", "0.1", "--preset", "paper") == sorted(kept[:3].tolist())
     in_groups = select("--fraction", "0.2", "--group-column", "task")
     assert sorted(ROWS[index]["task"] for index in in_groups) == ["a"] * 3 + ["b"] * 3
     low, high = np.quantile(found["miwv"][may], [0.2, 0.8])

@@ -1,5 +1,6 @@
 """Why a sample was selected or was not, on pools small enough to tell by hand."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from miwv_trainer.config import MIWVConfig
-from miwv_trainer.reasons import reasons_of
+from miwv_trainer.reasons import config_of, reasons_of
 from miwv_trainer.rounds import measured_of
 from miwv_trainer.scores import seed_of_draw
 from miwv_trainer.selection import choose
@@ -106,3 +107,14 @@ def test_ranks_are_in_the_order_in_which_a_round_chooses(config: dict[str, Any],
     assert phrases.count("selected") == count
     for guard, left_out in choice.left_out.items():
         assert phrases.count(f"left out by {guard}") == left_out
+
+
+def test_a_preset_takes_the_place_of_the_earlier_one_and_leaves_what_was_asked_for(tmp_path: Path) -> None:
+    config = MIWVConfig(preset="guarded", min_response_tokens=3, group_column="source")
+    current = write_round(tmp_path, pool([0.9, 0.8, 0.7, 0.6]), [0, 1], **asdict(config))
+    as_it_was, plain, paper = config_of(current), MIWVConfig(), config_of(current, preset="paper", fraction=0.75)
+    assert as_it_was.selection_budget == "tokens" and as_it_was.loss_band == [0.0, 0.7]
+    assert (paper.min_response_tokens, paper.group_column, paper.fraction) == (3, "source", 0.75)
+    for name in ("selection_budget", "loss_band", "max_selected_similarity"):
+        assert getattr(paper, name) == getattr(plain, name)
+    assert paper.allow_identical_exemplars
