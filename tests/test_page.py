@@ -207,6 +207,34 @@ def test_a_pool_of_55185_samples_stays_below_10_megabytes(tmp_path: Path, browse
     assert re.search(r"at [\d,]+ bytes those of selected samples", browser.value("document.body.textContent"))
 
 
+def test_a_pool_too_large_for_the_table_keeps_the_selected_and_the_highest(tmp_path: Path, browser: Browser) -> None:
+    count, lowest = 70_000, 7
+    columns = made_columns(count)
+    columns["miwv"][lowest] = columns["score"][lowest] = columns["miwv"].min() - 1
+    columns["one_shot_loss"][lowest] = columns["zero_shot_loss"][lowest] + columns["miwv"][lowest]
+    chosen = np.append(highest(columns["miwv"], 699), lowest)  # below the threshold, as a stored selection may be
+    order = np.argsort(-columns["miwv"], kind="stable")
+    kept = {*order[:59_999].tolist(), lowest}
+    left_out = order[65_000]
+    lonely = next(index for index in chosen.tolist() if index + 1 not in kept)  # its exemplar is the sample after it
+    prompts = [f"What is {index} and one?" for index in range(count)]
+    answers = [f"{index + 1}." for index in range(count)]
+    path, _ = write_page(tmp_path, [write_round(tmp_path, columns, chosen)], (prompts, answers))
+    assert path.stat().st_size < 10_000_000
+    browser.show(path.as_uri() + "#sort=miwv")
+    text = browser.value("document.body.textContent")
+    assert "The table holds 60,000 of 70,000 samples: the selected, and those of highest rank." in text
+    assert browser.texts("#status")[0].startswith("60,000 of 60,000 samples.")
+    browser.show(path.as_uri() + f"#open={lowest}")
+    assert browser.texts("tr.full pre")[:2] == [prompts[lowest], answers[lowest]]
+    assert browser.texts("#where") == ["page 1,200 of 1,200"]
+    assert 0 < browser.value("document.querySelector('tr.full').getBoundingClientRect().top") < 800
+    browser.show(path.as_uri() + f"#q=What is {left_out} and")
+    assert column(browser, "MIWV") == []
+    browser.show(path.as_uri() + f"#open={lonely}")
+    assert f"sample {lonely + 1} is not on this page" in browser.value("document.body.textContent")
+
+
 def test_texts_that_matter_are_cut_last() -> None:
     given = ["é" * 400, "<b>" * 200, "short", "\n" * 300]
     cut, long, short = shortened(given, sizes_of(given), np.asarray([True, False, False, False]), 600)

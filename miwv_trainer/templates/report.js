@@ -63,6 +63,7 @@ function readAddress() {
   const given = new URLSearchParams(location.hash.slice(1));
   const read = Object.fromEntries(Object.entries(DEFAULTS).map(([name, value]) => [name, given.get(name) ?? value]));
   if (given.has("sort") && !given.has("dir")) read.dir = TEXT_OR_RANK.has(read.sort) ? "asc" : "desc";
+  if (given.has("open") && !given.has("page")) read.page = ""; // the one that the sample is on, see render()
   return read;
 }
 
@@ -211,7 +212,10 @@ function render() {
 
   const shown = chosen(round, columns);
   const pages = Math.max(1, Math.ceil(shown.length / PAGE));
-  const page = Math.min(pages, Math.max(1, Number.parseInt(state.page, 10) || 1));
+  const opened = shown.findIndex((place) => String(shared.index[place]) === state.open);
+  const asked = state.page === "" ? Math.floor(opened / PAGE) + 1 : Number.parseInt(state.page, 10);
+  const page = Math.min(pages, Math.max(1, asked || 1));
+  state.page = String(page);
   renderHead(columns);
   const rows = shown.slice((page - 1) * PAGE, page * PAGE).flatMap((place) => renderSample(round, columns, place));
   document.querySelector("#samples tbody").replaceChildren(...rows);
@@ -235,8 +239,13 @@ element("round").onchange = (event) => change({ round: event.target.value, reaso
 element("controls").onsubmit = (event) => event.preventDefault();
 addEventListener("hashchange", () => {
   state = readAddress();
-  if (shared) render();
+  if (shared) renderAt();
 });
+
+function renderAt() {
+  render();
+  document.querySelector("#samples tr.full")?.scrollIntoView({ block: "center" });
+}
 
 // The data are JSON, compressed, in base64.
 async function unpacked(text) {
@@ -251,6 +260,6 @@ async function start() {
   }
   ({ shared, rounds, texts } = await unpacked(element("data").textContent.trim()));
   places = new Map(shared.index.map((index, place) => [index, place]));
-  render();
+  renderAt();
 }
 start();
