@@ -135,7 +135,7 @@ def _rank_correlation(now: np.ndarray, before: np.ndarray) -> float | None:
 def round_line(current: StoredRound, previous: StoredRound | None = None) -> str:
     """One line about a round, for the log."""
     summary = current.summary
-    line = f"Round {current.number}: "
+    line = f"Round {current.number}{', read from disk' if current.was_there else ''}: "
     if summary["layout"] == "none":
         line += f"nothing to forward for this score, selected {summary['number_selected']} of {summary['samples']}"
     else:

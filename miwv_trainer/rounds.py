@@ -162,7 +162,7 @@ def run_round(
         if before is not None:
             if world.is_main:
                 logger.info("Round %d was finished before and is read from %s.", moment.number, before.folder)
-            return before
+            return replace(before, was_there=True)
         scored = _score(model, work, store, world, identity) if config.needs_forwards else _nothing_scored(pool)
     seconds = time.perf_counter() - started + scored.earlier_seconds
     measured = work.merged(scored.refined.losses)

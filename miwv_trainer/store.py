@@ -52,12 +52,18 @@ SCORES = pa.schema(
 
 @dataclass(frozen=True)
 class StoredRound:
-    """A finished round as it lies on disk: `scores.parquet` and `round.json`."""
+    """
+    A finished round as it lies on disk: `scores.parquet` and `round.json`.
+
+    Args:
+        was_there: Whether an earlier process finished it, so that it was not scored again.
+    """
 
     number: int
     folder: Path
     scores: pa.Table
     summary: dict[str, Any]
+    was_there: bool = False
 
     def column(self, name: str) -> np.ndarray:
         """One column of the scores as an array; nulls become NaN (or -1 in `exemplar` and `age`)."""

@@ -480,6 +480,8 @@ def test_a_line_about_a_round_says_what_was_scored_and_selected_and_how_much_sta
     assert round_line(first).startswith(f"Round 0: scored {COUNT - 1} of {COUNT} samples in ")
     assert round_line(first).endswith(" a second), selected 6.")
     assert round_line(second, first).endswith(f", selected 6, {round(100 * kept / 6)}% of them as in round 0.")
+    again = run_round(tiny_model(seed=1), pool, exemplars, CONFIG, store, WORLD, Moment(1))
+    assert round_line(again, first) == round_line(second, first).replace("Round 1:", "Round 1, read from disk:")
 
 
 def test_a_prompt_tuned_model_is_refused(model) -> None:
