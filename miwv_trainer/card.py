@@ -11,6 +11,7 @@ from huggingface_hub import DatasetCardData
 
 from miwv_trainer import __version__
 from miwv_trainer.config import SELECTION_FIELDS, MIWVConfig
+from miwv_trainer.outcome import threshold_words
 from miwv_trainer.selection import Choice
 from miwv_trainer.store import StoredRound
 
@@ -52,7 +53,9 @@ def dataset_card(origin: Origin, loaded_as: str) -> str:
     """
     The README.md of a folder that `datasets.load_dataset` reads, with its YAML header.
 
-    Names of models and datasets stay; of absolute paths only the last part does, because a card is published.
+    Names of models and datasets stay; of absolute paths only the last part does, because a card is published. The
+    header lists no `configs`: of a folder that does, `load_dataset` gives what it cached under the folder's name,
+    whatever the files now hold.
 
     Args:
         origin: Where the selection comes from.
@@ -63,7 +66,6 @@ def dataset_card(origin: Origin, loaded_as: str) -> str:
         size_categories=size_category(len(origin.choice.selection)),
         task_categories=["text-generation"],
         tags=[TAG, "miwv", "data-selection", "instruction-tuning"],
-        configs=[{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*.parquet"}]}],
     )
     rows = "\n".join(f"| {name} | {_cell(value)} |" for name, value in _described(origin).items())
     return CARD.format(
@@ -111,18 +113,13 @@ as a solved example, minus its loss without ([Jiang et al., AAAI 2026]({paper}))
 
 
 def _title(origin: Origin) -> str:
-    count, score = len(origin.choice.selection), _score_name(origin.config)
-    return f"{count} samples of {Path(_published(origin.dataset)).name} by {score}"
-
-
-def _score_name(config: MIWVConfig) -> str:
-    return "MIWV" if config.score == "miwv" else config.score
+    score = "MIWV" if origin.config.score == "miwv" else origin.config.score
+    return f"{len(origin.choice.selection)} samples of {Path(_published(origin.dataset)).name} by {score}"
 
 
 def _described(origin: Origin) -> dict[str, str]:
     summary, config, choice = origin.scored.summary, origin.config, origin.choice
     fingerprint = summary["fingerprint"]
-    threshold = choice.scores[choice.selection].min()
     share = "its samples" if config.selection_budget == "samples" else "its response tokens"
     return {
         "pool": f"{_published(origin.dataset)}: {summary['samples']} samples, {summary['unscorable']} without a score",
@@ -132,7 +129,7 @@ def _described(origin: Origin) -> dict[str, str]:
         "embedder": f"{_published(fingerprint['embedder'])}",
         "context": f"{fingerprint['context']} tokens",
         "scores": f"round {origin.scored.number}, after {summary['global_step']} steps of training",
-        "selected": f"{len(choice.selection)}, {_score_name(config)} {threshold:.4f} and above",
+        "selected": f"{len(choice.selection)}, {threshold_words(choice, config)}",
         "fraction": f"{config.fraction} of {share}",
         "guards": _guards(config),
         "left out": ", ".join(f"{count} by {guard}" for guard, count in choice.left_out.items()) or "none",
@@ -166,9 +163,10 @@ def _guards(config: MIWVConfig) -> str:
 
 
 def _published(argument: str) -> str:
-    """An argument without the folders of an absolute path."""
-    is_path = argument.startswith("~") or Path(argument).is_absolute()
-    return Path(argument).name if is_path else argument
+    """An argument without the folders of an absolute path, which may stand behind `--option=`."""
+    option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+    is_path = value.startswith("~") or Path(value).is_absolute()
+    return option + equals + (Path(value).name if is_path else value)
 
 
 def _cell(value: str) -> str:

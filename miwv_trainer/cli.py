@@ -37,7 +37,7 @@ from miwv_trainer.fingerprints import Moment
 from miwv_trainer.layout import check_layout
 from miwv_trainer.loading import load_model, load_rows
 from miwv_trainer.options import OPTIONS, make_parser, option_of
-from miwv_trainer.outcome import no_candidate
+from miwv_trainer.outcome import no_candidate, threshold_words
 from miwv_trainer.page import write_page
 from miwv_trainer.pool import group_numbers, with_groups
 from miwv_trainer.reasons import config_of
@@ -133,9 +133,7 @@ def select(arguments: argparse.Namespace) -> None:
         write_folder(target, rows, origin, arguments.push_to_hub)
     else:
         {"jsonl": write_jsonl, "parquet": write_parquet}[kind](target, rows, choice.selection)
-    threshold = choice.scores[choice.selection].min()
-    named = "MIWV" if config.score == "miwv" else config.score
-    print(f"{len(choice.selection)} of {len(choice.scores)} samples, {named} {threshold:.4f} and above: {target}")
+    print(f"{len(choice.selection)} of {len(choice.scores)} samples, {threshold_words(choice, config)}: {target}")
     for guard, count in choice.left_out.items():
         print(f"{guard} leaves out {count}")
     if arguments.push_to_hub is not None:

@@ -154,6 +154,24 @@ def round_line(current: StoredRound, previous: StoredRound | None = None) -> str
     return line + "."
 
 
+def threshold_words(choice: Choice, config: MIWVConfig) -> str:
+    """
+    How far down the ranking a selection reaches, such as "MIWV 0.1150 and above".
+
+    "and above" only where no sample that passes the guards ranks higher and is left: diversity, groups, bands of length
+    and near-duplicates pass some over.
+    """
+    is_lowest_first = config.score == "low_miwv"
+    name = "MIWV" if config.score in ("miwv", "low_miwv") else config.score
+    score = choice.scores[choice.selection].min()
+    value = f"{-score if is_lowest_first else score:.4f}"
+    is_left = choice.cells >= 0
+    is_left[choice.selection] = False
+    if (choice.scores[is_left] > score).any():
+        return f"{'highest' if is_lowest_first else 'lowest'} {name} {value}"
+    return f"{name} {value} and {'below' if is_lowest_first else 'above'}"
+
+
 def log_left_out(number: int, choice: Choice) -> None:
     """One line a guard."""
     for guard, count in choice.left_out.items():

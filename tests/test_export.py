@@ -134,7 +134,6 @@ def test_the_card_says_what_was_scored_and_with_what(output: Path, pool: Path, t
     card = DatasetCard.load(tmp_path / "chosen" / "README.md")
     assert card.data.size_categories == "n<1K"
     assert {"miwv_trainer", "miwv"} <= set(card.data.tags)
-    assert card.data.configs[0]["data_files"] == [{"split": "train", "path": "data/train-*.parquet"}]
     summary = json.loads((output / "miwv" / "round-000" / "round.json").read_text())
     cells = dict(re.findall(r"^\| (.+?) \| (.+) \|$", card.text, re.MULTILINE))
     threshold = min(scores(output)["miwv"][index] for index in highest(output))
@@ -197,6 +196,58 @@ def test_losses_that_are_not_known_are_nulls(pool: Path, output: Path, tmp_path:
     assert pq.read_table(tmp_path / "selected.parquet")["miwv"].null_count == 6
     assert select(tmp_path, pool, "--format", "dataset") == 0
     assert "tiny-model; nothing was forwarded" in (tmp_path / "selected" / "README.md").read_text()
+
+
+@pytest.mark.usefixtures("empty_cache")
+def test_another_selection_under_the_same_name_is_loaded_and_not_the_cached_one(
+    output: Path, pool: Path, tmp_path: Path
+) -> None:
+    """`load_dataset` keeps what it has loaded, by the folder's name and, if the card lists no configs, its files."""
+    for folder in ("a", "b"):
+        for fraction, count in (("0.3", 6), ("0.1", 2), ("0.3", 6)):
+            to = ("--format", "dataset", "--to", tmp_path / folder / "selected")
+            assert select(output, pool, *to, "--fraction", fraction) == 0
+            found = datasets.load_dataset(str(tmp_path / folder / "selected"), split="train")
+            assert found.to_list() == [typed_rows()[index] for index in highest(output, count)]
+
+
+def test_a_path_behind_an_equals_sign_is_not_published_either(output: Path, pool: Path, tmp_path: Path) -> None:
+    words = [
+        f"--scores={output}",
+        f"--dataset={pool}",
+        "--fraction=0.3",
+        "--format=dataset",
+        f"--to={tmp_path / 'x=y'}",
+    ]
+    assert main(["select", *words]) == 0
+    text = (tmp_path / "x=y" / "README.md").read_text()
+    assert "miwv select --scores=O --dataset=pool.parquet --fraction=0.3 --format=dataset --to=x=y" in text
+    assert "secret-folder" not in text and str(tmp_path) not in text
+
+
+def test_the_threshold_is_said_in_the_scores_own_direction(
+    output: Path, pool: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = scores(output)
+    may = sorted(found["miwv"][index] for index in range(COUNT) if found["response_tokens"][index] >= 8)
+    assert select(output, pool, "--score", "low_miwv") == 0
+    assert f"6 of 20 samples, MIWV {may[5]:.4f} and below: " in capsys.readouterr().out
+    assert select(output, pool, "--score", "longest") == 0
+    longest = sorted(found["response_tokens"])[-6]
+    assert f"6 of 20 samples, longest {longest:.4f} and above: " in capsys.readouterr().out
+
+
+def test_no_threshold_is_claimed_where_samples_above_it_are_passed_over(
+    output: Path, pool: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = scores(output)
+    assert select(output, pool, "--max-selected-similarity", "0.3") == 0
+    said = capsys.readouterr().out
+    chosen = [json.loads(line)["rating"] for line in (output / "selected.jsonl").read_text().splitlines()]
+    lowest = min(found["miwv"][index] for index in chosen)
+    left = [found["miwv"][i] for i in range(COUNT) if found["response_tokens"][i] >= 8 and i not in chosen]
+    assert max(left) > lowest
+    assert f"6 of 20 samples, lowest MIWV {lowest:.4f}: " in said
 
 
 def test_an_earlier_selection_is_replaced_as_a_whole(
