@@ -16,7 +16,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ import datasets
 import numpy as np
 import torch
 from adapter import adapter_trainer
-from comparison import Result, draw, report, text_tables
+from comparison import Result, draw, read_results, report, text_tables
 from held_out import generation_scores, held_out_loss
 from peft import PeftModel
 from quickstart import default_model, split_rows
@@ -57,7 +57,7 @@ ARMS: dict[str, dict[str, Any]] = {
 }
 BUDGETS = ("samples", "tokens")
 UNTRAINED = "untrained"
-MAY_DIFFER = ("output", "seeds", "generations")
+MAY_DIFFER = ("output", "seeds")
 
 
 @dataclass(frozen=True)
@@ -83,21 +83,23 @@ def main() -> None:
     started = time.perf_counter()
     output = Path(arguments.output)
     described = {name: value for name, value in vars(arguments).items() if name not in MAY_DIFFER}
-    results = read_results(output / "results.json", described)
     setting = prepare(arguments)
+    held_out = pool_from_tokenized(setting.held_out, setting.tokenizer)
+    data = {"pool": setting.pool.fingerprint, "held_out": held_out.fingerprint}
+    results = read_results(output / "results.json", described, data)
     planned = list(runs(arguments.seeds))
     done = {(result.arm, result.budget, result.seed) for result in results}
     left = [run for run in planned if run not in done]
     print(
-        f"Pool: {len(setting.pool)} samples, held out: {len(setting.held_out)}; {setting.steps} steps of "
-        f"{arguments.batch_size} samples an arm; {len(left)} of {len(planned)} runs to go."
+        f"Pool: {len(setting.pool)} samples, held out: {len(held_out)}, {limits(setting)}; {setting.steps} steps of up "
+        f"to {arguments.batch_size} samples an arm; {len(left)} of {len(planned)} runs to go."
     )
     scored = score_pool(setting) if left else {}
     begun = time.perf_counter()
     for number, (arm, budget, seed) in enumerate(left, start=1):
         result = run(setting, scored, arm, budget, seed)
         results.append(result)
-        lines = {"settings": described, "results": [vars(each) for each in results]}
+        lines = {"settings": described, "data": data, "results": [vars(each) for each in results]}
         write_text(output / "results.json", json.dumps(lines, indent=1) + "\n")
         minutes = (time.perf_counter() - begun) / number * (len(left) - number) / 60
         print(
@@ -112,6 +114,17 @@ def main() -> None:
     print(f"\n{output / 'comparison.md'}\n{output / 'comparison.png'}\n{time.perf_counter() - started:.0f} s")
 
 
+def at_least(least: int) -> Callable[[str], int]:
+    """For argparse: a whole number that is not smaller."""
+
+    def number(typed: str) -> int:
+        if not typed.isdecimal() or int(typed) < least:
+            raise argparse.ArgumentTypeError(f"must be a whole number from {least} on, but got {typed}")
+        return int(typed)
+
+    return number
+
+
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -119,37 +132,29 @@ def make_parser() -> argparse.ArgumentParser:
     add("--dataset", help="hub name or file (default: Python's documentation strings)")
     add("--output", default="comparison", help="folder to write to (default: %(default)s)")
     add("--fraction", type=float, default=0.1, help="share that is selected (default: %(default)s)")
-    add("--max-samples", type=int, default=240, help="of the pool and held out together; 0: all (default: %(default)s)")
-    add("--held-out", type=int, default=40, help="samples, of a dataset of your own (default: %(default)s)")
-    add("--longest", type=int, default=128, help="longest sample in tokens; 0: any (default: %(default)s)")
+    add(
+        "--max-samples",
+        type=at_least(0),
+        default=240,
+        help="of pool and held out together; 0: all (default: %(default)s)",
+    )
+    add("--held-out", type=at_least(1), default=40, help="samples, of a dataset of your own (default: %(default)s)")
+    add("--longest", type=at_least(0), default=128, help="longest sample in tokens; 0: any (default: %(default)s)")
     add("--embedder", default="tfidf", help="what finds exemplars (default: %(default)s)")
     add("--epochs", type=float, default=3, help="over the selection, at equal samples (default: %(default)s)")
-    add("--batch-size", type=int, default=8, help="samples a step (default: %(default)s)")
+    add("--batch-size", type=at_least(1), default=8, help="samples a step (default: %(default)s)")
     add("--learning-rate", type=float, default=5e-4, help="(default: %(default)s)")
-    add("--seeds", type=int, default=3, help="runs of each arm (default: %(default)s)")
-    add("--rescores", type=int, default=1, help='rounds after the first, of "MIWV rescored" (default: %(default)s)')
+    add("--seeds", type=at_least(1), default=3, help="runs of each arm (default: %(default)s)")
+    add(
+        "--rescores",
+        type=at_least(1),
+        default=1,
+        help='rounds after the first, "MIWV rescored" (default: %(default)s)',
+    )
     add("--refine", action="store_true", help="score samples near the threshold again in float32, as `attach` does")
-    add("--generations", type=int, default=16, help="held-out prompts to answer (default: %(default)s)")
-    add("--max-new-tokens", type=int, default=48, help="of an answer (default: %(default)s)")
+    add("--generations", type=at_least(0), default=16, help="held-out prompts to answer (default: %(default)s)")
+    add("--max-new-tokens", type=at_least(1), default=48, help="of an answer (default: %(default)s)")
     return parser
-
-
-def read_results(path: Path, described: dict[str, Any]) -> list[Result]:
-    """
-    What an earlier call has trained.
-
-    Raises:
-        SystemExit: with other settings.
-    """
-    if not path.is_file():
-        return []
-    found = json.loads(path.read_text(encoding="utf-8"))
-    for name, value in described.items():
-        before = found["settings"].get(name)
-        if before != value:
-            option = "--" + name.replace("_", "-")
-            raise SystemExit(f"{path} was made with {option} {before}, not {value}: give that, or another --output.")
-    return [Result(**line) for line in found["results"]]
 
 
 def prepare(arguments: argparse.Namespace) -> Setting:
@@ -172,18 +177,27 @@ def parts(
     if arguments.dataset is None:
         return split_rows(None, tokenizer, arguments.max_samples, arguments.longest)
     rows = load_rows(arguments.dataset)
+    kind = f"samples of at most {arguments.longest} tokens" if arguments.longest else "samples"
     if arguments.longest:
         lengths = pool_from_rows(rows, tokenizer).lengths
         rows = rows.select(np.flatnonzero(lengths <= arguments.longest))
     rows = rows.shuffle(seed=0)
-    if arguments.max_samples:
-        rows = rows.select(range(min(arguments.max_samples, len(rows))))
-    if len(rows) < arguments.held_out + 2:
+    part = rows.select(range(min(arguments.max_samples or len(rows), len(rows))))
+    if len(part) < arguments.held_out + 2:
         raise SystemExit(
-            f"{arguments.dataset} has {len(rows)} samples of at most {arguments.longest} tokens: {arguments.held_out} "
-            "are held out, and a pool needs two more. Give a larger --longest or a smaller --held-out."
+            f"{arguments.dataset} has {len(rows)} {kind}, of which --max-samples {arguments.max_samples or 'all'} are "
+            f"taken: {arguments.held_out} are held out, and a pool needs two more. Give a larger --longest or "
+            "--max-samples, or a smaller --held-out."
         )
-    return rows.select(range(arguments.held_out, len(rows))), rows.select(range(arguments.held_out))
+    return part.select(range(arguments.held_out, len(part))), part.select(range(arguments.held_out))
+
+
+def limits(setting: Setting) -> str:
+    """Which part of the dataset is compared on."""
+    arguments = setting.arguments
+    found = [f"none longer than {arguments.longest} tokens"] if arguments.longest else []
+    found += [f"{arguments.max_samples} at most in all"] if arguments.max_samples else []
+    return ", ".join(found) or "all that there are"
 
 
 def runs(seeds: int) -> Iterator[tuple[str, str, int]]:
@@ -248,12 +262,18 @@ def run(setting: Setting, scored: dict[str, StoredRound], arm: str, budget: str,
         seed=seed,
         samples=len(selection),
         tokens=tokens,
-        epochs=setting.steps * setting.arguments.batch_size / len(selection),
+        epochs=times_seen(len(selection), setting.steps, setting.arguments.batch_size),
         loss=loss,
         exact_match=written["exact_match"],
         rouge_l=written["rougeL"],
         seconds=time.perf_counter() - started,
     )
+
+
+def times_seen(count: int, steps: int, batch_size: int) -> float:
+    """How often each of `count` samples is trained on: the Trainer ends an epoch with what is left, a smaller batch."""
+    whole, rest = divmod(steps, math.ceil(count / batch_size))
+    return whole + rest * batch_size / count
 
 
 def train(setting: Setting, arm: str, budget: str, selection: np.ndarray, seed: int) -> PeftModel:
@@ -290,10 +310,18 @@ def facts_of(setting: Setting) -> dict[str, str]:
     return {
         "model": Path(arguments.model or default_model()).name,
         "pool": f"{name}: {len(pool)} samples with {pool.response_tokens.sum():,} response tokens, "
-        f"{len(setting.held_out)} held out",
-        "steps": f"{setting.steps} steps of {arguments.batch_size} samples",
+        f"{len(setting.held_out)} held out, {limits(setting)}",
+        "steps": f"{setting.steps} steps of up to {arguments.batch_size} samples",
+        "late": str(setting.steps - last_change(setting)),
         "command": " ".join(["python examples/compare.py", *options]),
     }
+
+
+def last_change(setting: Setting) -> int:
+    """The step from which on "MIWV rescored" trains on its last selection."""
+    stores = [Store(folder) for folder in setting.output.glob("trained/MIWV-rescored-*")]
+    latest = [store.read_round(max(store.rounds())) for store in stores]
+    return max((last.summary["takes_effect"]["global_step"] for last in latest if last.number), default=setting.steps)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The results of `compare.py` as tables, a plot and a page."""
 
 import datetime
+import json
 import math
 import platform
 from collections.abc import Sequence
@@ -22,8 +23,10 @@ COLUMNS = (
 )  # fmt: skip
 FULL, RANDOM, UNTRAINED = "full set", "random", "untrained"
 EXPLANATION = """
-All arms of both tables train for the same {steps}. Losses are nats per response token of the
-held-out samples: mean ± standard deviation over {seeds} seeds. Differences are paired by seed, with their 95 % interval
+All arms of both tables train for the same {steps}: an epoch ends with a smaller batch where the
+selection is no multiple, so that small selections see fewer samples in as many steps than the full set does. "MIWV
+rescored" trains on its last selection for the last {late} of them. Losses are nats per response token of the held-out
+samples: mean ± standard deviation over {seeds} seeds. Differences are paired by seed, with their 95 % interval
 (Student's t, {degrees} degrees of freedom); "lower" and "higher" where it leaves zero out. The interval speaks of seeds
 (adapter, order, and the draw where it is random), not of other held-out samples. ROUGE-L and exact match are of greedy
 answers to held-out prompts, cut at a number of tokens: beside each other they say something, alone little.
@@ -39,7 +42,7 @@ class Result:
         budget: Whether samples were selected at equal `"samples"` or `"tokens"`; empty where nothing is selected.
         samples: Number selected.
         tokens: Their response tokens.
-        epochs: How often each of them was trained on.
+        epochs: How often each of them was trained on, on average.
         loss: Held-out nats per response token.
         exact_match, rouge_l: Of generations, from 0 to 1; NaN without generations.
         seconds: Training and evaluation.
@@ -60,6 +63,30 @@ class Result:
     def name(self) -> str:
         budget = f", equal {self.budget}" if self.budget else ""
         return f"{self.arm}{budget}, seed {self.seed}" if self.arm != UNTRAINED else self.arm
+
+
+def read_results(path: Path, described: dict[str, Any], data: dict[str, str]) -> list[Result]:
+    """
+    What an earlier call has trained.
+
+    Args:
+        described: The options that decide the results.
+        data: Fingerprints of the pool and of the held-out samples.
+
+    Raises:
+        SystemExit: with other settings or samples.
+    """
+    if not path.is_file():
+        return []
+    found = json.loads(path.read_text(encoding="utf-8"))
+    for name, value in described.items():
+        before = found["settings"].get(name)
+        if before != value:
+            option = "--" + name.replace("_", "-")
+            raise SystemExit(f"{path} was made with {option} {before}, not {value}: give that, or another --output.")
+    if found.get("data") != data:
+        raise SystemExit(f"{path} was made with other samples, though of the same name: give another --output.")
+    return [Result(**line) for line in found["results"]]
 
 
 def difference(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
@@ -122,8 +149,16 @@ def spread(values: Sequence[float], digits: int) -> str:
     return f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=1):.{digits}f}"
 
 
+def table(results: Sequence[Result], budget: str) -> list[list[str]]:
+    """A head and the rows; without what is said of generations where there are none."""
+    lines = [list(COLUMNS), *rows(results, budget)]
+    has_generations = not all(math.isnan(result.rouge_l) for result in results)
+    return lines if has_generations else [line[:-2] for line in lines]
+
+
 def markdown_table(results: Sequence[Result], budget: str) -> str:
-    lines = [COLUMNS, ["---", *["---:"] * (len(COLUMNS) - 1)], *rows(results, budget)]
+    head, *others = table(results, budget)
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *others]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -131,8 +166,8 @@ def text_tables(results: Sequence[Result]) -> str:
     """Both tables, in columns."""
     parts = []
     for budget, title in TITLES.items():
-        lines = [list(COLUMNS), *rows(results, budget)]
-        widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS))]
+        lines = table(results, budget)
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         parts.append(f"{title}; untrained {untrained_loss(results):.4f}")
         parts += ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
         parts.append("")
@@ -154,7 +189,7 @@ def report(results: Sequence[Result], facts: dict[str, Any]) -> str:
         f"- measured: {datetime.date.today().isoformat()}, {machine()}, miwv_trainer {__version__}",
         f"- training and evaluation: {minutes:.0f} min",
         f"- command: `{facts['command']}`",
-        EXPLANATION.format(steps=facts["steps"], seeds=seeds, degrees=max(seeds - 1, 0)),
+        EXPLANATION.format(steps=facts["steps"], late=facts["late"], seeds=seeds, degrees=max(seeds - 1, 0)),
         "![held-out loss of each arm](comparison.png)\n",
     ]
     for budget, title in TITLES.items():

@@ -12,14 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from miwv_trainer import tokenize
 from tests.launched import ROOT
-from tests.tiny import instruction_rows, save_tiny, tiny_tokenizer
+from tests.tiny import instruction_rows, save_tiny, tiny_dataset, tiny_model, tiny_tokenizer
 
 EXAMPLES = ROOT / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
 import compare  # noqa: E402
-from comparison import Result, difference, markdown_table, paired, report, rows, verdict  # noqa: E402
+from adapter import adapter_trainer  # noqa: E402
+from comparison import Result, difference, markdown_table, paired, read_results, report, rows, verdict  # noqa: E402
 
 ARMS = list(compare.ARMS)
 SAMPLES, HELD_OUT, SEEDS = 40, 8, 2
@@ -118,12 +120,58 @@ def test_a_killed_comparison_goes_on_and_ends_the_same(
 def test_other_settings_in_the_same_folder_are_refused(command: list[str], finished: tuple[Path, str]) -> None:
     described = vars(compare.make_parser().parse_args([*command[2:], "--fraction", "0.5"]))
     with pytest.raises(SystemExit, match=r"was made with --fraction 0\.25, not 0\.5: give that, or another --output"):
-        compare.read_results(finished[0] / "results.json", {"fraction": described["fraction"]})
+        read_results(finished[0] / "results.json", {"fraction": described["fraction"]}, {})
+
+
+def test_other_samples_under_the_same_name_are_refused(finished: tuple[Path, str]) -> None:
+    path = finished[0] / "results.json"
+    data = json.loads(path.read_text())["data"]
+    assert len(read_results(path, {}, data)) == 27
+    for name in ("pool", "held_out"):
+        with pytest.raises(SystemExit, match="made with other samples, though of the same name: give another --output"):
+            read_results(path, {}, {**data, name: "0" * 64})
+
+
+@pytest.mark.parametrize(
+    ("count", "steps", "expected"),
+    [
+        (10, 5, 2.8),  # batches of 8, 2, 8, 2, 8
+        (3, 5, 5.0),  # all of them five times
+        (16, 5, 2.5),
+        (200, 5, 0.2),
+        (8, 5, 5.0),
+    ],
+)
+def test_how_often_samples_are_seen_counts_the_smaller_batches(count: int, steps: int, expected: float) -> None:
+    assert compare.times_seen(count, steps, 8) == pytest.approx(expected)
+
+
+def test_what_a_trainer_trains_on_in_so_many_steps(command: list[str], tmp_path: Path) -> None:
+    """The same, counted where the batches go into the model."""
+    tokenizer = tiny_tokenizer()
+    samples = tokenize(tiny_dataset(10), tokenizer)
+    trainer = adapter_trainer(tiny_model(), tokenizer, samples, tmp_path, 0, max_steps=5, per_device_train_batch_size=8)
+    counts = []
+    trainer.model.register_forward_pre_hook(
+        lambda model, args, given: counts.append(len(given["input_ids"])), with_kwargs=True
+    )
+    trainer.train()
+    assert counts == [8, 2, 8, 2, 8] and sum(counts) / 10 == compare.times_seen(10, 5, 8)
+
+
+@pytest.mark.parametrize("option", ["--seeds", "--held-out", "--batch-size", "--rescores"])
+def test_numbers_that_make_no_comparison_are_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        compare.make_parser().parse_args([option, "0"])
+    assert f"argument {option}: must be a whole number from 1 on, but got 0" in capsys.readouterr().err
 
 
 def test_too_few_samples_are_refused(command: list[str]) -> None:
     arguments = compare.make_parser().parse_args([*command[2:], "--longest", "1"])
-    with pytest.raises(SystemExit, match="has 0 samples of at most 1 tokens: 8 are held out, and a pool needs two"):
+    with pytest.raises(
+        SystemExit,
+        match="has 0 samples of at most 1 tokens, of which --max-samples all are taken: 8 are held",
+    ):
         compare.parts(arguments, tiny_tokenizer())
 
 
@@ -159,8 +207,19 @@ def test_rows_are_sorted_by_loss_and_compared_over_the_seeds_that_both_have() ->
 def test_the_page_counts_seeds_and_degrees_of_freedom() -> None:
     results = [result("untrained", "", 0, 9.0)]
     results += [result(arm, "samples", seed, 1.0 + seed) for seed in range(3) for arm in ("random", "longest")]
-    facts = {"model": "M", "pool": "P", "steps": "9 steps of 8 samples", "command": "C"}
+    facts = {"model": "M", "pool": "P", "steps": "9 steps of up to 8 samples", "late": "3", "command": "C"}
     page = report(results, facts)
-    assert "over 3 seeds" in page and "2 degrees of freedom" in page and "the same 9 steps of 8 samples" in page
+    assert (
+        "over 3 seeds" in page
+        and "2 degrees of freedom" in page
+        and "same 9 steps of up to 8 samples: an epoch" in page
+    )
+    assert "trains on its last selection for the last 3 of them" in " ".join(page.split())
     assert "| random | 10 | 100 | 2.0 | 2.0000 ± 1.0000 |  |" in markdown_table(results, "samples")
     assert np.isnan(difference([1.0], [2.0])[1])
+
+
+def test_without_generations_nothing_is_said_of_them() -> None:
+    results = [result("untrained", "", 0, 9.0, math.nan), result("random", "samples", 0, 1.0, math.nan)]
+    head, _, row = markdown_table(results, "samples").splitlines()
+    assert "ROUGE-L" not in head and "nan" not in row and head.count("|") == row.count("|")
