@@ -1,6 +1,7 @@
 """The metric modules, loaded by path without a hub."""
 
 import functools
+import json
 import math
 import subprocess
 import sys
@@ -9,6 +10,9 @@ from pathlib import Path
 import evaluate
 import numpy as np
 import pytest
+import torch
+from sklearn.metrics import jaccard_score
+from torch.nn.functional import cross_entropy
 
 from miwv_trainer.metrics import metric_path
 from tests.launched import ROOT
@@ -26,6 +30,26 @@ def test_response_loss_weighs_samples_by_their_response_tokens() -> None:
         "perplexity": math.exp(2.625),
         "response_tokens": 8,
     }
+
+
+def test_response_loss_is_that_of_all_response_tokens_together() -> None:
+    """As torch takes it over the labels of a padded batch."""
+    torch.manual_seed(0)
+    logits, labels = torch.randn(6, 9, 11, dtype=torch.float64), torch.randint(0, 11, (6, 9))
+    labels[torch.rand(6, 9) < 0.4] = -100
+    counts = (labels != -100).sum(1)
+    of_samples = [cross_entropy(row, label).item() for row, label in zip(logits, labels, strict=True)]
+    result = evaluate.load(metric_path("response_loss")).compute(predictions=of_samples, references=counts.tolist())
+    together = cross_entropy(logits.flatten(0, 1), labels.flatten())
+    assert result["response_loss"] == pytest.approx(together.item())
+    assert result["perplexity"] == pytest.approx(together.exp().item())
+
+
+@pytest.mark.parametrize(("loss", "count", "words"), [(math.nan, 3, "nan over 3"), (1.0, -2, "1.0 over -2")])
+def test_a_loss_that_is_none_is_refused(loss: float, count: int, words: str) -> None:
+    metric = evaluate.load(metric_path("response_loss"))
+    with pytest.raises(ValueError, match=f"Sample 1 has a loss of {words} response tokens; leave out what has no loss"):
+        metric.compute(predictions=[2.0, loss], references=[5, count])
 
 
 def test_a_loss_beyond_what_a_float_holds_has_an_infinite_perplexity() -> None:
@@ -57,6 +81,40 @@ def test_overlap_by_hand() -> None:
     # 2 of 4 and 2 of 2; 2 of 5 and 2 of 2; 3 of 10 and 2 of 10
     assert result == {"overlap": 0.75, "jaccard": 0.7, "overlap_by_chance": 0.25}
     assert "overlap_by_chance" not in metric.compute(predictions=[[1]], references=[[2]])
+
+
+def test_jaccard_is_sklearns() -> None:
+    generator, metric = np.random.default_rng(2), evaluate.load(metric_path("selection_overlap"))
+    one, other = (generator.permutation(50)[:count] for count in (20, 30))
+    masks = [np.isin(np.arange(50), indices) for indices in (one, other)]
+    assert metric.compute(predictions=[one], references=[other])["jaccard"] == jaccard_score(*masks)
+
+
+@pytest.mark.parametrize(
+    ("selection", "pool_size", "words"),
+    [
+        ([3, 10], 10, "3 to 10, but indices begin at 0 and the pool has 10"),
+        ([-1], None, "-1 to -1, but indices"),
+    ],
+)
+def test_a_selection_from_outside_the_pool_is_refused(selection: list[int], pool_size: int | None, words: str) -> None:
+    metric = evaluate.load(metric_path("selection_overlap"))
+    with pytest.raises(ValueError, match=f"A selection names .*{words}"):
+        metric.compute(predictions=[[1]], references=[selection], pool_size=pool_size)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("exact_match", "There is no generation to score; give at least one"),
+        ("rouge_l", "There is no generation to score; give at least one"),
+        ("selection_overlap", "There are no selections to compare; give at least one pair"),
+        ("response_loss", "without a response token has no loss"),
+    ],
+)
+def test_nothing_at_all_is_refused(name: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        evaluate.load(metric_path(name)).compute(predictions=[], references=[])
 
 
 def test_overlap_by_chance_is_that_of_random_draws() -> None:
@@ -121,23 +179,32 @@ def test_a_generation_without_reference_is_refused(name: str) -> None:
 
 
 TWO_PROCESSES = """
-import sys, evaluate
+import json, sys, evaluate
 from miwv_trainer.metrics import metric_path
-process, cache = int(sys.argv[1]), sys.argv[2]
-metric = evaluate.load(
-    metric_path("response_loss"), num_process=2, process_id=process, experiment_id="two", cache_dir=cache
-)
-batches = [([1.0], [3]), ([2.0, 4.0], [1, 4])][process:][:1]
-for predictions, references in batches:
+process, cache, batches = int(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
+for name, by_process in batches.items():
+    metric = evaluate.load(metric_path(name), num_process=2, process_id=process, experiment_id=name, cache_dir=cache)
+    predictions, references = by_process[process]
     metric.add_batch(predictions=predictions, references=references)
-result = metric.compute()
-print(result["response_loss"] if result is not None else None)
+    print(json.dumps(metric.compute()), flush=True)
 """
+BATCHES = {
+    "response_loss": [([1.0], [3]), ([2.0, 4.0], [1, 4])],
+    "exact_match": [(["a", "b"], [["a"], ["c"]]), (["d"], [["e", "d"]])],
+    "rouge_l": [(["the cat"], [["the cat sat"]]), (["a b", "c"], [["b a"], ["c"]])],
+    "selection_overlap": [([[1, 2]], [[2, 3]]), ([[5], [7, 8]], [[5], [9, 8]])],
+}
 
 
 def test_batches_of_two_processes_make_one_corpus(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", TWO_PROCESSES]
-    other = subprocess.Popen([*command, "1", str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    first = subprocess.run([*command, "0", str(tmp_path)], capture_output=True, text=True, cwd=ROOT, timeout=300)
-    assert first.stdout.strip() == "2.625", first.stderr
-    assert other.communicate(timeout=60)[0].strip() == "None"
+    command, given = [sys.executable, "-c", TWO_PROCESSES], json.dumps(BATCHES)
+    other = subprocess.Popen([*command, "1", str(tmp_path), given], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    first = subprocess.run([*command, "0", str(tmp_path), given], capture_output=True, text=True, cwd=ROOT, timeout=300)
+    together = [json.loads(line) for line in first.stdout.splitlines()]
+    assert len(together) == len(BATCHES), first.stderr
+    assert together[0]["response_loss"] == 2.625
+    for found, (name, ((ours, expected), (theirs, others))) in zip(together, BATCHES.items(), strict=True):
+        assert found == evaluate.load(metric_path(name)).compute(
+            predictions=[*ours, *theirs], references=[*expected, *others]
+        )
+    assert other.communicate(timeout=60)[0].split() == ["null"] * len(BATCHES)

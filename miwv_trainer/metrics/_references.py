@@ -17,8 +17,10 @@ def mean_of_best(predictions: list[str], references: list[list[str]], score: Cal
         score: Of a generation and a reference.
 
     Raises:
-        ValueError: a generation without reference.
+        ValueError: no generation, or one without reference.
     """
+    if not predictions:
+        raise ValueError("There is no generation to score; give at least one.")
     best = []
     for number, (generated, allowed) in enumerate(zip(predictions, references, strict=True)):
         if not allowed:

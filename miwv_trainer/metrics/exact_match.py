@@ -16,7 +16,7 @@ Args:
 Returns:
     exact_match (float), from 0 to 1.
 Raises:
-    ValueError: a generation without reference.
+    ValueError: no generation, or one without reference.
 Examples:
     >>> metric = evaluate.load(metric_path("exact_match"))
     >>> metric.compute(predictions=["Paris", "a cat"], references=[["Paris", "In Paris"], ["a dog"]])

@@ -19,7 +19,7 @@ Returns:
     response_loss (float), perplexity (float), response_tokens (int), perplexities (list of float), mean_perplexity
     (float). A loss beyond 709 has an infinite perplexity.
 Raises:
-    ValueError: there is no response token.
+    ValueError: there is no response token, a number of them is negative, or a loss is NaN.
 Examples:
     >>> metric = evaluate.load(metric_path("response_loss"))
     >>> metric.compute(predictions=[1.0, 2.0], references=[3, 1])["response_loss"]
@@ -39,6 +39,12 @@ class ResponseLoss(evaluate.Metric):
         )
 
     def _compute(self, predictions: list[float], references: list[int]) -> dict[str, float | list[float]]:
+        for sample, (mean, count) in enumerate(zip(predictions, references, strict=True)):
+            if math.isnan(mean) or count < 0:
+                raise ValueError(
+                    f"Sample {sample} has a loss of {mean} over {count} response tokens; leave out what has no "
+                    "loss, and give numbers of tokens that are not negative."
+                )
         tokens = sum(references)
         if tokens == 0:
             raise ValueError("A corpus without a response token has no loss; give at least one sample that has some.")

@@ -7,7 +7,8 @@ from miwv_trainer.metrics._references import FEATURES, mean_of_best
 
 _DESCRIPTION = """
 ROUGE-L (Lin 2004): the F-measure of the longest common subsequence of words of a generation and its reference, in lower
-case, by Google's rouge_score; of several references the best one counts. Mean over the samples.
+case, by Google's rouge_score; of several references the best one counts. Mean over the samples. rouge_score's words are
+made of a to z and digits: texts in other scripts have none, and score 0 even where they are equal.
 """
 
 _KWARGS_DESCRIPTION = """
@@ -18,7 +19,7 @@ Args:
 Returns:
     rougeL (float), from 0 to 1.
 Raises:
-    ValueError: a generation without reference.
+    ValueError: no generation, or one without reference.
 Examples:
     >>> metric = evaluate.load(metric_path("rouge_l"))
     >>> metric.compute(predictions=["the cat sat"], references=[["the cat sat down"]])

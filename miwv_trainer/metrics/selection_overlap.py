@@ -16,7 +16,7 @@ Args:
 Returns:
     overlap (float), jaccard (float), and with `pool_size` overlap_by_chance (float).
 Raises:
-    ValueError: a selection is empty or names a sample twice.
+    ValueError: there is no pair, or a selection is empty, names a sample twice, or one that is not in the pool.
 Examples:
     >>> metric = evaluate.load(metric_path("selection_overlap"))
     >>> metric.compute(predictions=[[1, 2, 3, 4]], references=[[3, 4, 5]], pool_size=10)
@@ -37,7 +37,12 @@ class SelectionOverlap(evaluate.Metric):
     def _compute(
         self, predictions: list[list[int]], references: list[list[int]], pool_size: int | None = None
     ) -> dict[str, float]:
-        pairs = [(_members(one), _members(other)) for one, other in zip(predictions, references, strict=True)]
+        if not predictions:
+            raise ValueError("There are no selections to compare; give at least one pair.")
+        pairs = [
+            (_members(one, pool_size), _members(other, pool_size))
+            for one, other in zip(predictions, references, strict=True)
+        ]
         result = {
             "overlap": _mean([len(one & other) / len(one) for one, other in pairs]),
             "jaccard": _mean([len(one & other) / len(one | other) for one, other in pairs]),
@@ -47,12 +52,17 @@ class SelectionOverlap(evaluate.Metric):
         return result
 
 
-def _members(selection: list[int]) -> set[int]:
+def _members(selection: list[int], pool_size: int | None) -> set[int]:
     members = set(selection)
     if not members or len(members) != len(selection):
         raise ValueError(
             f"A selection must name at least one sample, and none twice, but got {len(selection)} indices of "
             f"{len(members)} samples."
+        )
+    if min(members) < 0 or (pool_size is not None and max(members) >= pool_size):
+        raise ValueError(
+            f"A selection names samples {min(members)} to {max(members)}, but indices begin at 0"
+            + (f" and the pool has {pool_size} samples." if pool_size is not None else ".")
         )
     return members
 
