@@ -52,7 +52,7 @@ setup(
         "filelock>=3.24.2",
         "huggingface_hub>=1.33",
         "jinja2>=3.1",
-        "numpy>=2.4.6",
+        "numpy>=2.1.3",
         "psutil>=6.0",
         "pyarrow>=24",
         "safetensors>=0.8",

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from miwv_trainer.reasons import config_of
+from miwv_trainer.reasons import config_of, no_miwv
 from miwv_trainer.selection import overlap
 from miwv_trainer.store import StoredRound
 
@@ -89,12 +89,11 @@ def charts_of(rounds: Sequence[StoredRound]) -> tuple[list[Chart], list[str]]:
     current = rounds[-1]
     charts: list[Chart] = []
     missing: list[str] = []
-    name = config_of(current).score
     both = known(current, "zero_shot_loss", "one_shot_loss")
     if both.any():
         charts += [distribution(current), losses(current), by_length(current)]
     else:
-        missing.append(f"Round {current.number} has no MIWV, because its score is {name}: its charts are left out.")
+        missing.append(f"{no_miwv(current)} Its charts are left out.")
     if known(current, "similarity", "miwv").any():
         charts.append(by_similarity(current))
     elif both.any():

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from miwv_trainer.config import PRESETS, SELECTION_FIELDS, MIWVConfig
+from miwv_trainer.config import PRESETS, SELECTION_FIELDS, WITHOUT_EXEMPLAR, MIWVConfig
 from miwv_trainer.guards import guarded, length_bands, ranking
 from miwv_trainer.rounds import measured_of
 from miwv_trainer.scores import score_samples, seed_of_draw
@@ -44,6 +44,13 @@ def config_of(current: StoredRound, **changes: Any) -> MIWVConfig:
         kept = {name: value for name, value in kept.items() if earlier.get(name) != value}
     others = {"fraction": current.summary["fraction"], "sampler_seed": stored.get("sampler_seed")}
     return MIWVConfig(**{**kept, **others, **changes})
+
+
+def no_miwv(current: StoredRound) -> str:
+    """Why a round has none, in a sentence."""
+    score = config_of(current).score
+    why = f"its score is {score}" if score in WITHOUT_EXEMPLAR else "not one of its samples has two finite losses"
+    return f"Round {current.number} has no MIWV: {why}."
 
 
 def reasons_of(current: StoredRound) -> Reasons:

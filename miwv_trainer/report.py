@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from miwv_trainer.reasons import no_miwv
 from miwv_trainer.selection import overlap
 from miwv_trainer.store import StoredRound
 
@@ -23,7 +24,7 @@ def score_table(current: StoredRound, texts: Sequence[str] | None = None) -> str
     ranked = np.argsort(-miwv, kind="stable")
     ranked = ranked[~np.isnan(miwv[ranked])]
     if not len(ranked):
-        return f"Round {current.number} has no MIWV: its score is {current.summary['config']['score']}."
+        return no_miwv(current)
     highest = ranked[:HIGHEST]
     lowest = ranked[max(len(highest), len(ranked) - LOWEST) :]
     lines = [_line("index", "zero-shot", "one-shot", "MIWV", "prompt", "prompt of its exemplar")]

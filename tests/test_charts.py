@@ -102,8 +102,16 @@ def test_a_round_without_losses_says_what_it_has_not(score: str, tmp_path: Path)
     columns["exemplar"][:] = -1
     charts, missing = charts_of([write_round(tmp_path, columns, [4, 7], score=score)])
     assert [chart.name for chart in charts] == ["cost"]
-    assert missing[0] == f"Round 0 has no MIWV, because its score is {score}: its charts are left out."
+    assert missing[0] == f"Round 0 has no MIWV: its score is {score}. Its charts are left out."
     assert main(["report", "--run", str(tmp_path)]) == 0
+
+
+def test_a_round_of_which_no_loss_is_finite_says_so(tmp_path: Path) -> None:
+    columns = made_columns(30)
+    for name in ("zero_shot_loss", "one_shot_loss", "miwv"):
+        columns[name][:] = np.nan
+    _, missing = charts_of([write_round(tmp_path, columns, [4, 7])])
+    assert missing[0].startswith("Round 0 has no MIWV: not one of its samples has two finite losses. Its charts")
 
 
 def test_zero_shot_losses_alone_make_no_chart_of_miwv(tmp_path: Path) -> None:

@@ -40,7 +40,15 @@ def one_process(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.mark.parametrize(
-    ("backend", "processes"), [("ddp", 2), ("ddp", 3), ("zero1", 2), ("zero2", 2), ("zero3", 2), ("zero3", 3)]
+    ("backend", "processes"),
+    [
+        ("ddp", 2),
+        ("ddp", 3),
+        pytest.param("zero1", 2, marks=pytest.mark.slow),  # of what it runs, ZeRO-2 runs all
+        ("zero2", 2),
+        ("zero3", 2),
+        ("zero3", 3),
+    ],
 )
 def test_several_processes_score_and_select_as_one_does(
     backend: str, processes: int, model_folder: Path, one_process: list[dict], tmp_path: Path
