@@ -9,6 +9,8 @@ from miwv_trainer.reasons import config_of, no_miwv
 from miwv_trainer.selection import overlap
 from miwv_trainer.store import StoredRound
 
+# All charts that there may be, in their order on the page.
+NAMES = ("distribution", "losses", "length", "similarity", "overlap", "movement", "between-rounds", "cost")
 LOSS = "nats per response token"
 TONES = ("plain", "selected", "third")
 BINS, CELLS = 48, (56, 40)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from miwv_trainer.charts import Axis, Bars, Cells, Chart, Line, Points
+from miwv_trainer.charts import NAMES, Axis, Bars, Cells, Chart, Line, Points
 from miwv_trainer.store import atomic_path
 
 WIDTH, HEIGHT = 460, 320
@@ -142,7 +142,7 @@ def _labels(chart: Chart) -> Iterable[tuple[str, str, bool]]:
 
 def write_pngs(charts: Iterable[Chart], folder: Path) -> list[Path]:
     """
-    Writes each chart to `folder` as a PNG.
+    Writes each chart to `folder` as a PNG, and takes away those that an earlier report has left there.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -150,6 +150,8 @@ def write_pngs(charts: Iterable[Chart], folder: Path) -> list[Path]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    for name in NAMES:
+        (folder / f"{name}.png").unlink(missing_ok=True)
     paths = []
     for chart in charts:
         figure = Figure(figsize=(7.2, 5), dpi=150, layout="constrained")

@@ -29,8 +29,6 @@ DOCUMENTS = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.m
 SCRIPTS = [ROOT / "examples" / "train.py", ROOT / "examples" / "train_trl.py"]
 # A sentence in place of a default: what None stands for.
 LITERAL = re.compile(r"^(`.+`|-?[\d.]+)$")
-# The beginnings of commands that run something of this project.
-STARTED_HERE = r"miwv (score|select|report) |python (-m )?\w|accelerate launch .*(\.py|-m )|torchrun .*\.py"
 
 
 def text_of(path: Path) -> str:
