@@ -124,6 +124,8 @@ def select(arguments: argparse.Namespace) -> None:
     config = config_of(latest, **_typed(arguments), fraction=arguments.fraction)
     rows = _scored_rows(arguments.dataset, latest) if arguments.dataset is not None else None
     choice = _chosen(config, latest, rows, Store(arguments.scores))
+    if config.allow_identical_exemplars and not latest.summary["config"].get("allow_identical_exemplars"):
+        print("These scores were made without copies as exemplars, which --preset paper allows.", file=sys.stderr)
     if rows is None:
         print("\n".join(map(str, choice.selection.tolist())))
         return
@@ -165,7 +167,10 @@ def _chosen(config: MIWVConfig, scored: StoredRound, rows: datasets.Dataset | No
     groups = None
     if config.group_column is not None:
         if rows is None:
-            raise ValueError("`group_column` is a column of the pool: give it as `--dataset`.")
+            raise ValueError(
+                f"Samples are selected by groups, as `group_column` {config.group_column!r} says, which is a column of "
+                "the pool: give that as `--dataset`."
+            )
         groups = group_numbers(rows, config.group_column)
     embeddings = None
     if config.needs_embeddings:

@@ -31,7 +31,8 @@ class Console:
         return cls(shows=not args.disable_tqdm and level <= logging.WARNING)
 
     def tell(self, line: str) -> None:
-        if logger.isEnabledFor(logging.INFO):
+        # Without a handler anywhere, logging shows warnings only, whatever a logger's level is.
+        if logger.isEnabledFor(logging.INFO) and logger.hasHandlers():
             logger.info(line)
         elif self.shows:
             tqdm.write(line, file=sys.stderr)

@@ -30,22 +30,42 @@ def find_exemplars(
     score nor guards ask for them.
 
     With `reuse`, as on a resume, exemplars of another pool or embedder are refused. Without, they are moved aside, and
-    so are those that came from the model in training, whose weights may be others now.
+    so are those that came from the model in training, whose weights may be others now; where no new ones can be found,
+    they come back.
     """
     model = unwrapped(model)
     context = context_length(model, config)
     fingerprint = exemplar_fingerprint(pool, config, context)
     is_from_model = fingerprint["embedder"] == "model"
-    stored = None
+    stored = aside = None
     with world.together("reading the exemplars"):
         if world.is_main:
             aside = None if reuse else store.set_stale_aside(None if is_from_model else fingerprint)
-            if aside is not None:
-                logger.warning("Rounds and exemplars of an earlier run in %s were moved to %s.", store.folder, aside)
             stored = store.read_exemplars(fingerprint) if config.needs_exemplars else None
+    try:
+        return _found(model, pool, config, store, world, fingerprint, world.share(stored))
+    except BaseException:
+        if aside is not None and store.bring_back(aside):
+            aside = None
+        raise
+    finally:
+        if aside is not None:
+            logger.warning("Rounds and exemplars of an earlier run in %s were moved to %s.", store.folder, aside)
+
+
+def _found(
+    model: nn.Module,
+    pool: Pool,
+    config: MIWVConfig,
+    store: Store,
+    world: World,
+    fingerprint: dict[str, Any],
+    stored: tuple[np.ndarray, np.ndarray] | None,
+) -> Exemplars:
+    """Stored exemplars, or new ones, which are kept."""
     if not config.needs_exemplars:
         return Exemplars(np.full(len(pool), NO_EXEMPLAR), np.full(len(pool), np.nan, dtype=np.float32))
-    if (stored := world.share(stored)) is not None:
+    if stored is not None:
         if world.is_main:
             logger.info("Exemplars: read from %s.", store.folder)
         return Exemplars(*stored)
@@ -55,7 +75,12 @@ def find_exemplars(
         if world.is_main:
             assert embeddings is not None
             indices, similarities = found = nearest_exemplars(
-                embeddings, pool, context, config.allow_identical_exemplars, world.shows_progress, world.device
+                embeddings,
+                pool,
+                context_length(model, config),
+                config.allow_identical_exemplars,
+                world.shows_progress,
+                world.device,
             )
             store.write_exemplars(indices, similarities, fingerprint)
     return Exemplars(*world.share(found))

@@ -68,28 +68,29 @@ class Cost:
         }
 
 
-def _in_epochs(tokens: int, pool: Pool, selection: np.ndarray | None, size: int) -> float:
-    """
-    Forwarded tokens as a multiple of the compute of an epoch of `size` samples: of a selection, or of the pool where
-    there is none yet.
-    """
-    lengths = pool.lengths if selection is None else pool.lengths[selection]
-    of_epoch = size * (len(pool.preamble) + float(lengths.mean()))
+def _in_epochs(tokens: int, pool: Pool, samples: np.ndarray, size: int) -> float:
+    """Forwarded tokens as a multiple of the compute of an epoch of `size` samples as long as these."""
+    of_epoch = size * (len(pool.preamble) + float(pool.lengths[samples].mean()))
     return tokens / (FORWARDS_A_STEP * of_epoch)
 
 
 def cost_line(
-    number: int, samples: int, tokens: int, pool: Pool, config: MIWVConfig, previous: StoredRound | None
+    number: int, is_scored: np.ndarray, tokens: int, pool: Pool, config: MIWVConfig, previous: StoredRound | None
 ) -> str:
-    """What a round is going to cost, by the rate and the selection of the one before."""
+    """
+    What a round is going to cost, by the rate and the selection of the one before; round 0 by the lengths of all.
+
+    Args:
+        is_scored: `(N,)`, of the samples that can be scored, those that will be.
+    """
     rate = previous.summary["tokens_per_second"] if previous is not None else 0
     time = f"about {duration(tokens / rate)} at the {rate:.0f} tokens a second of before" if rate else "no rate yet"
-    selection = previous.selection if previous is not None else None
+    samples = previous.selection if previous is not None else np.flatnonzero(is_scored)
     size = number_selected(config.fraction, len(pool))
-    epochs = _in_epochs(tokens, pool, selection, size)
+    epochs = _in_epochs(tokens, pool, samples, size)
     return (
-        f"Round {number} scores {samples} of {len(pool)} samples: {tokens} tokens, {time}, {epochs:.2g} times the "
-        f"compute of an epoch over {size} samples."
+        f"Round {number} scores {is_scored.sum()} of {len(pool)} samples: {tokens} tokens, {time}, {epochs:.2g} times "
+        f"the compute of an epoch over {size} samples."
     )
 
 
@@ -229,7 +230,11 @@ def unscorable_reasons(pool: Pool, exemplars: np.ndarray, context: int) -> Mappi
 def nothing_scorable(pool: Pool, exemplars: np.ndarray, context: int) -> str:
     reasons = unscorable_reasons(pool, exemplars, context)
     listed = "; ".join(f"{count} with {reason}" for reason, count in reasons.items() if count)
-    copies = "; copies may serve as exemplars with `allow_identical_exemplars=True`" if reasons[ONLY_COPIES] else ""
+    copies = (
+        '; copies may serve as exemplars with `preset="paper"` or `allow_identical_exemplars=True`'
+        if reasons[ONLY_COPIES]
+        else ""
+    )
     return (
         f"Not one of the {len(pool)} samples can be scored: {listed}. Give samples that differ and that fit the "
         f"context{copies}."

@@ -154,9 +154,12 @@ def _data(rounds: Sequence[StoredRound], texts: Texts | None, room: int) -> tupl
     notes = []
     found = [reasons_of(current) for current in rounds]
     count, last = len(rounds[-1].scores), rounds[-1]
-    rows = _rows_shown(last, found[-1])
+    rows = _rows_shown(rounds, found[-1])
     if len(rows) < count:
-        notes.append(f"The table holds {len(rows):,} of {count:,} samples: the selected, and those of highest rank.")
+        notes.append(
+            f"The table holds {len(rows):,} of {count:,} samples: those that the last round selected, those that a "
+            "round before it selected, and then those of highest rank. Other rounds are counted over these."
+        )
     shared = {
         "index": rows.tolist(),
         "exemplar": last.column("exemplar")[rows].tolist(),
@@ -208,10 +211,11 @@ def _matters(rounds: Sequence[StoredRound]) -> np.ndarray:
     return selected
 
 
-def _rows_shown(current: StoredRound, reasons: Reasons) -> np.ndarray:
+def _rows_shown(rounds: Sequence[StoredRound], reasons: Reasons) -> np.ndarray:
     """`(n,)` ascending indices of the samples in the table: all, or the selected and those of highest rank."""
     ranks = np.where(reasons.ranks > 0, reasons.ranks, len(reasons.ranks) + 1)
-    return np.sort(np.lexsort((ranks, ~current.column("selected").astype(bool)))[:ROWS])
+    selected = [current.column("selected").astype(bool) for current in rounds]
+    return np.sort(np.lexsort((ranks, ~np.any(selected, axis=0), ~selected[-1]))[:ROWS])
 
 
 def _columns(current: StoredRound, reasons: Reasons, rows: np.ndarray) -> dict[str, Any]:

@@ -67,5 +67,6 @@ def _line(index: str, zero_shot: str, one_shot: str, miwv: str, prompt: str, exe
 
 
 def _shorten(text: str) -> str:
-    words = " ".join(text.split())
+    # A text that steers the terminal is shown, and does not steer it.
+    words = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in " ".join(text.split()))
     return words if len(words) <= PROMPT_WIDTH else words[: PROMPT_WIDTH - 3] + "..."

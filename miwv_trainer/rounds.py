@@ -251,7 +251,7 @@ def _score(model: nn.Module, work: _Work, store: Store, world: World, identity: 
     behind = exemplars_of(work.is_scored, work.behind)
     tokens = planned_tokens(model, pool, behind, config, layout, world)
     if world.is_main:
-        logger.info(cost_line(moment.number, int(work.is_scored.sum()), tokens, pool, config, work.previous))
+        logger.info(cost_line(moment.number, work.is_scored, tokens, pool, config, work.previous))
     refined = score_refined(
         model, pool, behind, config, layout, world, world.shows_progress, journal=journal, ranking=work.ranking
     )

@@ -189,6 +189,15 @@ class Store:
             os.replace(path, target / path.name)
         return target
 
+    def bring_back(self, aside: Path) -> bool:
+        """Undoes that something was moved aside, unless something was written in its place. Returns whether it did."""
+        if any((self.folder / path.name).exists() for path in aside.iterdir()):
+            return False
+        for path in aside.iterdir():
+            os.replace(path, self.folder / path.name)
+        aside.rmdir()
+        return True
+
     def set_stale_aside(self, fingerprint: Mapping[str, Any] | None) -> Path | None:
         """
         Moves everything aside unless its exemplars and embeddings are what `fingerprint` says; None says they are not.

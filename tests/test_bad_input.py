@@ -127,6 +127,19 @@ def test_what_can_be_computed_again_is_moved_aside_where_it_is_cut(
     assert not half_written(tmp_path)
 
 
+def test_a_run_that_finds_no_exemplars_leaves_the_earlier_one_in_its_place(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    typed = score(tmp_path)
+    assert main(typed) == 0
+    folder = tmp_path / "out" / "miwv"
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with caplog.at_level(logging.WARNING):
+        assert main([*typed, "--embedder", str(tmp_path / "no-such-model")]) == 2
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert "moved to" not in caplog.text and not list(folder.glob("previous-*"))
+
+
 def test_the_folder_is_free_again_when_a_run_has_ended_however_it_did(tmp_path: Path) -> None:
     prepare, words = CASES["a folder that another run uses"]
     typed = prepare(tmp_path)

@@ -14,6 +14,7 @@ import torch
 import transformers
 
 from miwv_trainer import MIWVConfig, attach
+from miwv_trainer.console import Console
 from miwv_trainer.distributed import World
 from tests.test_attach import noting_trainer
 
@@ -77,6 +78,18 @@ def test_a_log_that_takes_information_gets_the_line_once(
     text = written(tmp_path, capfd, disable_tqdm=False)
     assert len(LINE.findall("\n".join(record.message for record in caplog.records))) == 2
     assert not LINE.search(text)
+
+
+def test_a_log_without_a_handler_is_no_place_to_write_to(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in a script with `log_level="info"` that has set up no logging of its own."""
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    monkeypatch.setattr(logging.getLogger("miwv_trainer"), "level", logging.INFO)
+    Console(shows=True).tell("Round 0: done.")
+    assert capsys.readouterr().err == "Round 0: done.\n"
+    Console(shows=False).tell("Round 0: done.")
+    assert capsys.readouterr().err == ""
 
 
 def test_only_rank_0_shows_progress() -> None:

@@ -104,7 +104,8 @@ def test_select_says_what_the_scores_lack(inputs: Path, scored: Path, tmp_path: 
     assert main(["select", "--scores", str(tmp_path), "--fraction", "0.1", "--diversity", "mmr"]) == 2
     assert "There are no embeddings in" in capsys.readouterr().err
     assert main(["select", "--scores", str(scored), "--fraction", "0.1", "--group-column", "task"]) == 2
-    assert "`--group-column` is a column of the pool: give it as `--dataset`" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "by groups, as `--group-column` 'task' says, which is a column of the pool: give that as `--dataset`" in said
 
 
 @pytest.mark.parametrize("command", ["score", "select"])

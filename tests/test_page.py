@@ -214,17 +214,21 @@ def test_a_pool_too_large_for_the_table_keeps_the_selected_and_the_highest(tmp_p
     columns["one_shot_loss"][lowest] = columns["zero_shot_loss"][lowest] + columns["miwv"][lowest]
     chosen = np.append(highest(columns["miwv"], 699), lowest)  # below the threshold, as a stored selection may be
     order = np.argsort(-columns["miwv"], kind="stable")
-    kept = {*order[:59_999].tolist(), lowest}
     left_out = order[65_000]
-    lonely = next(index for index in chosen.tolist() if index + 1 not in kept)  # its exemplar is the sample after it
     prompts = [f"What is {index} and one?" for index in range(count)]
     answers = [f"{index + 1}." for index in range(count)]
-    path, _ = write_page(tmp_path, [write_round(tmp_path, columns, chosen)], (prompts, answers))
+    lowest_before = order[-300:]  # selected by the round before, and of no rank now
+    kept = {*order[:59_699].tolist(), *lowest_before.tolist(), lowest}
+    lonely = next(index for index in chosen.tolist() if index + 1 not in kept)  # its exemplar is the sample after it
+    before = write_round(tmp_path, columns, lowest_before[lowest_before != lowest])
+    path, _ = write_page(tmp_path, [before, write_round(tmp_path, columns, chosen, 1)], (prompts, answers))
     assert path.stat().st_size < 10_000_000
     browser.show(path.as_uri() + "#sort=miwv")
     text = browser.value("document.body.textContent")
-    assert "The table holds 60,000 of 70,000 samples: the selected, and those of highest rank." in text
+    assert "The table holds 60,000 of 70,000 samples: those that the last round selected, those that a round" in text
     assert browser.texts("#status")[0].startswith("60,000 of 60,000 samples.")
+    browser.show(path.as_uri() + "#round=0&show=selected")
+    assert browser.texts("#status")[0].startswith("299 of 60,000 samples.")
     browser.show(path.as_uri() + f"#open={lowest}")
     assert browser.texts("tr.full pre")[:2] == [prompts[lowest], answers[lowest]]
     assert browser.texts("#where") == ["page 1,200 of 1,200"]

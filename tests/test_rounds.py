@@ -3,6 +3,7 @@ import dataclasses
 import json
 import logging
 import random
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -16,11 +17,13 @@ from miwv_trainer.distributed import World
 from miwv_trainer.exemplars import find_exemplars
 from miwv_trainer.fingerprints import Moment, exemplar_fingerprint, model_fingerprint, run_fingerprint
 from miwv_trainer.layout import context_length
-from miwv_trainer.outcome import round_line
+from miwv_trainer.outcome import cost_line, round_line
 from miwv_trainer.pool import Pool, TokenizedSample, TurnMarkers, build_pool
 from miwv_trainer.rendering import pool_from_rows
+from miwv_trainer.report import score_table
 from miwv_trainer.rounds import check_model, run_round
 from miwv_trainer.store import Store
+from tests.rounds import made_columns, write_round
 from tests.tiny import tiny_config, tiny_dataset, tiny_model, tiny_tokenizer
 
 WORLD = World(0, 1, torch.device("cpu"))
@@ -482,6 +485,28 @@ def test_a_line_about_a_round_says_what_was_scored_and_selected_and_how_much_sta
     assert round_line(second, first).endswith(f", selected 6, {round(100 * kept / 6)}% of them as in round 0.")
     again = run_round(tiny_model(seed=1), pool, exemplars, CONFIG, store, WORLD, Moment(1))
     assert round_line(again, first) == round_line(second, first).replace("Round 1:", "Round 1, read from disk:")
+
+
+def test_what_a_round_will_cost_is_told_by_the_samples_that_it_scores() -> None:
+    pool = Pool(
+        preamble=np.array([1], dtype=np.int32),
+        tokens=np.arange(1_030, dtype=np.int32),
+        is_response=np.ones(1_030, dtype=bool),
+        offsets=np.array([0, 10, 30, 1_030]),
+    )
+    line = cost_line(0, np.array([True, True, False]), 96, pool, MIWVConfig(fraction=0.5), None)
+    # One sample of 1 + (10 + 20) / 2 tokens is trained on, which takes three forwards: 96 / (3 x 16).
+    assert (
+        line == "Round 0 scores 2 of 3 samples: 96 tokens, no rate yet, 2 times the compute of an epoch over 1 samples."
+    )
+
+
+def test_a_text_that_steers_the_terminal_is_shown_instead(tmp_path: Path) -> None:
+    columns = made_columns(3)
+    current = write_round(tmp_path, columns, [0])
+    table = score_table(current, ["\x1b[31mred \x9b0m", "bell\x07 \u202e", "größer 😀\n日本"])
+    assert all(letter.isprintable() or letter == "\n" for letter in table)
+    assert r"\x1b[31mred \x9b0m" in table and r"bell\x07 \u202e" in table and "größer 😀 日本" in table
 
 
 def test_a_prompt_tuned_model_is_refused(model) -> None:
