@@ -73,6 +73,8 @@ def _read_arrow(dataset: datasets.Dataset, columns: list[str]) -> Iterator[Sampl
     first = 0
     for table in dataset.select_columns(columns).with_format("arrow").iter(batch_size=ROWS_READ_AT_ONCE):
         lists = {name: table[name].combine_chunks() for name in columns}
+        if POSITIONS in lists and pa.types.is_null(lists[POSITIONS].type):
+            del lists[POSITIONS]
         _check_lists(lists)
         yield _whole_columns(lists) or stack([_sequence(first + row, _cells(lists, row)) for row in range(len(table))])
         first += len(table)

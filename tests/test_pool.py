@@ -421,6 +421,12 @@ def test_positions_of_padding_do_not_count_as_packing(build):
     assert as_lists(pool) == ([[7, 8, 9], [7, 8, 9]], [[0, 1, 1], [0, 1, 1]])
 
 
+@pytest.mark.parametrize("build", [MapStyle, datasets.Dataset.from_list])
+def test_positions_that_are_not_there_are_no_packing(build):
+    rows = [{**row, "position_ids": None} for row in labelled_rows()]
+    assert as_lists(pool_from(build(rows))) == as_lists(pool_from(build(labelled_rows())))
+
+
 def test_positions_in_three_rows_are_no_packing():
     """Vision models number height, width and time."""
     rows = [{**row, "position_ids": [[3, 2, 1, 0, 0][: len(row["input_ids"])]] * 3} for row in labelled_rows()]
