@@ -25,15 +25,11 @@ import datasets
 import numpy as np
 import torch
 from adapter import adapter_trainer
-from comparison import Result, draw, read_results, report, text_tables
+from comparison import UNTRAINED, Result, draw, read_results, report, text_tables
 from held_out import generation_scores, held_out_loss
 from peft import PeftModel
 from quickstart import default_model, split_rows
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PrinterCallback,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 
 from miwv_trainer import MIWVConfig, attach, tokenize
 from miwv_trainer.distributed import World
@@ -56,7 +52,6 @@ ARMS: dict[str, dict[str, Any]] = {
     "highest one-shot loss": {"score": "one_shot_loss"},
 }
 BUDGETS = ("samples", "tokens")
-UNTRAINED = "untrained"
 MAY_DIFFER = ("output", "seeds")
 
 

@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from miwv_trainer.charts import NAMES as KNOWN
 from miwv_trainer.charts import (
     Axis,
     Bars,
@@ -163,7 +164,7 @@ def test_pngs_hold_a_picture_of_each_chart(tmp_path: Path) -> None:
     columns = made_columns(2_000)
     rounds = [write_round(tmp_path, columns, highest(columns["miwv"], 40 + r), r) for r in range(2)]
     paths = write_pngs(charts_of(rounds)[0], tmp_path / "report")
-    assert [path.name for path in paths] == [f"{name}.png" for name in NAMES]
+    assert [path.name for path in paths] == [f"{name}.png" for name in NAMES] and tuple(NAMES) == KNOWN
     assert sorted((tmp_path / "report").iterdir()) == sorted(paths)  # and no temporary file
     fewer = write_pngs(charts_of(rounds[:1])[0], tmp_path / "report")
     assert sorted((tmp_path / "report").iterdir()) == sorted(fewer) != sorted(paths)
