@@ -5,7 +5,7 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 VERSION = next(
     line.split('"')[1]
-    for line in (HERE / "miwv_trainer" / "__init__.py").read_text(encoding="utf-8").splitlines()
+    for line in (HERE / "miwv_trainer" / "version.py").read_text(encoding="utf-8").splitlines()
     if line.startswith("__version__")
 )
 
@@ -42,7 +42,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["miwv_trainer", "miwv_trainer.*"]),
-    package_data={"miwv_trainer": ["py.typed", "templates/*"]},
+    package_data={"miwv_trainer": ["py.typed", "report/templates/*"]},
     install_requires=[
         "torch>=2.13",
         "transformers>=5.18,<6",
@@ -61,7 +61,7 @@ setup(
         "tqdm>=4.66.3",
     ],
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["miwv=miwv_trainer.cli:main"]},
+    entry_points={"console_scripts": ["miwv=miwv_trainer.cli.main:main"]},
     classifiers=[
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",

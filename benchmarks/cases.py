@@ -11,14 +11,16 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from miwv_trainer.config import MIWVConfig
-from miwv_trainer.distributed import World
-from miwv_trainer.layout import context_length
-from miwv_trainer.loading import DTYPES, load_model, load_rows
-from miwv_trainer.packing import NO_EXEMPLAR, scorable
-from miwv_trainer.pool import Pool
-from miwv_trainer.rendering import pool_from_rows
-from miwv_trainer.retrieval import embed_texts, nearest_exemplars
-from miwv_trainer.rounds import check_model
+from miwv_trainer.data.chat_template import pool_from_rows
+from miwv_trainer.data.files import load_rows
+from miwv_trainer.data.models import DTYPES, load_model
+from miwv_trainer.data.pool import NO_EXEMPLAR, Pool
+from miwv_trainer.distributed.world import World
+from miwv_trainer.embeddings.embedders import embed_texts
+from miwv_trainer.embeddings.nearest import nearest_exemplars
+from miwv_trainer.rounds.round import check_model
+from miwv_trainer.scoring.layout import context_length
+from miwv_trainer.scoring.rows import scorable
 
 ROOT = Path(__file__).resolve().parents[1]
 DEFAULT_POOL = ROOT.parent / "shared" / "data" / "alpaca_gpt4_1k.jsonl.gz"

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.cases import DEFAULT_POOL
-from miwv_trainer.diversity import facility_location, maximal_marginal_relevance, without_near_duplicates
-from miwv_trainer.loading import load_rows
-from miwv_trainer.retrieval import embed_texts
-from miwv_trainer.vectors import Embeddings, normalised, products_with
+from miwv_trainer.data.files import load_rows
+from miwv_trainer.embeddings.embedders import embed_texts
+from miwv_trainer.embeddings.vectors import Embeddings, normalised, products_with
+from miwv_trainer.selection.diversity import facility_location, maximal_marginal_relevance, without_near_duplicates
 
 POOL = DEFAULT_POOL.with_name("t0_50k.jsonl.gz")
 DIM = 384

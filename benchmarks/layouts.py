@@ -18,20 +18,12 @@ import torch.nn.functional as F
 from transformers import PreTrainedModel
 
 from benchmarks.cases import Case
-from miwv_trainer.budget import Budget, choose_budget
-from miwv_trainer.layout import score_pool
-from miwv_trainer.packing import (
-    Batch,
-    Row,
-    Tree,
-    batch_rows,
-    one_shot_row,
-    plan_padded,
-    plan_trees,
-    zero_shot_row,
-)
-from miwv_trainer.pool import IGNORED_LABEL
-from miwv_trainer.scoring import Losses
+from miwv_trainer.data.pool import IGNORED_LABEL
+from miwv_trainer.scoring.layout import score_pool
+from miwv_trainer.scoring.losses import Losses
+from miwv_trainer.scoring.memory import Budget, choose_budget
+from miwv_trainer.scoring.rows import Batch, Row, batch_rows, one_shot_row, plan_padded, zero_shot_row
+from miwv_trainer.scoring.trees import Tree, plan_trees
 
 CEILING_ROW = 512
 FULL_LOGITS_TOKENS = 4096

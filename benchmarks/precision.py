@@ -18,10 +18,12 @@ import torch
 from benchmarks.cases import DEFAULT_POOL, Case, build_case, read_model, read_pool
 from benchmarks.measure import machine
 from miwv_trainer.config import MIWVConfig
-from miwv_trainer.layout import choose_layout, score_pool
-from miwv_trainer.precision import float32_arithmetic, refine
-from miwv_trainer.scoring import Losses, no_trace
-from miwv_trainer.selection import number_selected, overlap, select_top
+from miwv_trainer.scoring.float32 import float32_arithmetic
+from miwv_trainer.scoring.isolation import no_trace
+from miwv_trainer.scoring.layout import choose_layout, score_pool
+from miwv_trainer.scoring.losses import Losses
+from miwv_trainer.scoring.refine import refine
+from miwv_trainer.selection.choose import number_selected, overlap, select_top
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ import datasets
 import numpy as np
 from transformers import AutoTokenizer
 
-from miwv_trainer.loading import load_rows
-from miwv_trainer.packing import plan_trees, tree_row
-from miwv_trainer.pool import IGNORED_LABEL, Pool
-from miwv_trainer.rendering import pool_from_rows, pool_from_tokenized
+from miwv_trainer.data.chat_template import pool_from_rows, pool_from_tokenized
+from miwv_trainer.data.files import load_rows
+from miwv_trainer.data.pool import IGNORED_LABEL, Pool
+from miwv_trainer.scoring.trees import plan_trees, tree_row
 
 TOKENS_PER_ROW = 2048
 RATES = {

@@ -18,15 +18,16 @@ from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments, set
 from benchmarks.cases import parser_of, read_model, read_pool
 from benchmarks.measure import machine
 from miwv_trainer import MIWVConfig, attach, tokenize
-from miwv_trainer.budget import ROW_WITHOUT_MASK
-from miwv_trainer.packing import exemplars_of, plan_trees, row_tokens, scorable
-from miwv_trainer.pool import Pool
-from miwv_trainer.rendering import pool_from_tokenized
-from miwv_trainer.rescoring import ages_after, samples_to_score
-from miwv_trainer.rounds import measured_of
-from miwv_trainer.scores import Measured
-from miwv_trainer.selection import Choice, choose, overlap
-from miwv_trainer.store import Store, StoredRound
+from miwv_trainer.data.chat_template import pool_from_tokenized
+from miwv_trainer.data.pool import Pool
+from miwv_trainer.rounds.round import measured_of
+from miwv_trainer.scoring.memory import ROW_WITHOUT_MASK
+from miwv_trainer.scoring.rows import exemplars_of, scorable
+from miwv_trainer.scoring.trees import plan_trees, row_tokens
+from miwv_trainer.selection.choose import Choice, choose, overlap
+from miwv_trainer.selection.rescoring import ages_after, samples_to_score
+from miwv_trainer.selection.scores import Measured
+from miwv_trainer.storage.store import Store, StoredRound
 
 BUDGETS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.75, 1.0)
 

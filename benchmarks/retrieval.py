@@ -18,9 +18,10 @@ from datasets import load_dataset
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from miwv_trainer.pool import Pool
-from miwv_trainer.retrieval import embed_texts, nearest_exemplars
-from miwv_trainer.vectors import TIE
+from miwv_trainer.data.pool import Pool
+from miwv_trainer.embeddings.embedders import embed_texts
+from miwv_trainer.embeddings.nearest import nearest_exemplars
+from miwv_trainer.embeddings.vectors import TIE
 
 SVD_DIM = 128
 

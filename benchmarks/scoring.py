@@ -25,9 +25,9 @@ from benchmarks.layouts import CEILING_ROW, LAYOUTS, plain_rows, prepare, work
 from benchmarks.measure import machine, measure
 from benchmarks.table import Line, agreement, as_markdown, as_text, cells
 from miwv_trainer.config import MIWVConfig
-from miwv_trainer.layout import choose_layout
-from miwv_trainer.loading import DTYPES
-from miwv_trainer.scoring import no_trace
+from miwv_trainer.data.models import DTYPES
+from miwv_trainer.scoring.isolation import no_trace
+from miwv_trainer.scoring.layout import choose_layout
 
 
 def main(argv: Sequence[str] | None = None) -> int:

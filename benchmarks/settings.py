@@ -31,14 +31,14 @@ from transformers import (
 from benchmarks.cases import parser_of, read_model, read_pool
 from benchmarks.measure import machine
 from miwv_trainer import MIWVConfig, tokenize
-from miwv_trainer.distributed import World
-from miwv_trainer.exemplars import find_exemplars
-from miwv_trainer.fingerprints import Moment
-from miwv_trainer.pool import Pool
-from miwv_trainer.rendering import pool_from_rows, pool_from_tokenized
-from miwv_trainer.rounds import measured_of, run_round
-from miwv_trainer.selection import choose
-from miwv_trainer.store import Store, StoredRound
+from miwv_trainer.data.chat_template import pool_from_rows, pool_from_tokenized
+from miwv_trainer.data.pool import Pool
+from miwv_trainer.distributed.world import World
+from miwv_trainer.rounds.exemplars import find_exemplars
+from miwv_trainer.rounds.identity import TrainingPoint
+from miwv_trainer.rounds.round import measured_of, run_round
+from miwv_trainer.selection.choose import choose
+from miwv_trainer.storage.store import Store, StoredRound
 
 LONG: dict[str, Any] = {"min_response_tokens": 20}
 ARMS: dict[str, dict[str, Any]] = {
@@ -114,7 +114,7 @@ def score_once(model: PreTrainedModel, pool: Pool, arguments: argparse.Namespace
     config = MIWVConfig(embedder=arguments.embedder, fraction=arguments.fraction, refine_near_threshold=False)
     world = World(0, 1, model.device)
     exemplars = find_exemplars(model, pool, config, store, world, reuse=True)
-    return run_round(model, pool, exemplars, config, store, world, Moment())
+    return run_round(model, pool, exemplars, config, store, world, TrainingPoint())
 
 
 def runs(arguments: argparse.Namespace) -> Iterator[tuple[str, str, int]]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from miwv_trainer.scoring import Losses
+from miwv_trainer.scoring.losses import Losses
 
 CAPTION = (
     "Ratio: row's seconds / this layout's. Of ceiling: the ceiling's seconds / this layout's. Tokens: forwarded, "

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from miwv_trainer import MIWVConfig
-from miwv_trainer.store import write_text
+from miwv_trainer.storage.atomic import write_text
 
 PAGE = Path(__file__).with_name("configuration.md")
 HEAD = """# Every setting

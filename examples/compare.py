@@ -32,15 +32,17 @@ from quickstart import default_model, split_rows
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 
 from miwv_trainer import MIWVConfig, attach, tokenize
-from miwv_trainer.distributed import World
-from miwv_trainer.exemplars import find_exemplars
-from miwv_trainer.fingerprints import Moment
-from miwv_trainer.loading import load_model, load_rows
-from miwv_trainer.pool import Pool
-from miwv_trainer.rendering import pool_from_rows, pool_from_tokenized
-from miwv_trainer.rounds import measured_of, run_round
-from miwv_trainer.selection import choose, number_selected
-from miwv_trainer.store import Store, StoredRound, write_text
+from miwv_trainer.data.chat_template import pool_from_rows, pool_from_tokenized
+from miwv_trainer.data.files import load_rows
+from miwv_trainer.data.models import load_model
+from miwv_trainer.data.pool import Pool
+from miwv_trainer.distributed.world import World
+from miwv_trainer.rounds.exemplars import find_exemplars
+from miwv_trainer.rounds.identity import TrainingPoint
+from miwv_trainer.rounds.round import measured_of, run_round
+from miwv_trainer.selection.choose import choose, number_selected
+from miwv_trainer.storage.atomic import write_text
+from miwv_trainer.storage.store import Store, StoredRound
 
 ARMS: dict[str, dict[str, Any]] = {
     "full set": {},
@@ -224,7 +226,7 @@ def score_pool(setting: Setting) -> dict[str, StoredRound]:
     for budget in BUDGETS:
         config, store = config_of(setting, "MIWV once", budget), Store(scores_folder(setting, budget))
         exemplars = find_exemplars(setting.model, setting.pool, config, store, world, reuse=True)
-        scored[budget] = run_round(setting.model, setting.pool, exemplars, config, store, world, Moment())
+        scored[budget] = run_round(setting.model, setting.pool, exemplars, config, store, world, TrainingPoint())
     return scored
 
 

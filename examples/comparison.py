@@ -14,7 +14,7 @@ import torch
 from scipy.stats import t as student
 
 from miwv_trainer import __version__
-from miwv_trainer.store import atomic_path
+from miwv_trainer.storage.atomic import atomic_path
 
 TITLES = {"samples": "Equal numbers of samples", "tokens": "Equal numbers of response tokens"}
 COLUMNS = (

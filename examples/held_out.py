@@ -9,12 +9,13 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from miwv_trainer import MIWVConfig
-from miwv_trainer.distributed import World
-from miwv_trainer.layout import context_length
+from miwv_trainer.data.chat_template import pool_from_tokenized
+from miwv_trainer.distributed.world import World
 from miwv_trainer.metrics import metric_path
-from miwv_trainer.packing import plan_zero_shot
-from miwv_trainer.rendering import pool_from_tokenized
-from miwv_trainer.scoring import no_trace, score_batches
+from miwv_trainer.scoring.isolation import no_trace
+from miwv_trainer.scoring.layout import context_length
+from miwv_trainer.scoring.losses import score_batches
+from miwv_trainer.scoring.rows import plan_zero_shot
 
 TOKENS_PER_BATCH = 4096
 

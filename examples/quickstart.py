@@ -22,9 +22,11 @@ from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase, Traine
 
 from docstring_pool import Row, docstring_rows
 from miwv_trainer import MIWVConfig, attach, tokenize
-from miwv_trainer.loading import cached_as_safetensors, load_model, load_rows
-from miwv_trainer.rendering import instruction_text, render, turn_markers
-from miwv_trainer.report import round_summary, score_table
+from miwv_trainer.data.chat_template import render, turn_markers
+from miwv_trainer.data.columns import instruction_text
+from miwv_trainer.data.files import load_rows
+from miwv_trainer.data.models import cached_as_safetensors, load_model
+from miwv_trainer.report.tables import round_summary, score_table
 
 POOL_SIZE, HELD_OUT_SHARE = 120, 0.1
 MOST_TOKENS = 80

@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from miwv_trainer import MIWVConfig, attach
-from miwv_trainer.loading import load_rows
+from miwv_trainer.data.files import load_rows
 
 IGNORED = -100
 WITH_INPUT = (

@@ -16,7 +16,7 @@ from transformers import HfArgumentParser
 from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config
 
 from miwv_trainer import MIWVConfig, attach
-from miwv_trainer.loading import load_rows
+from miwv_trainer.data.files import load_rows
 
 
 @dataclass

@@ -1,11 +1,19 @@
 """Choosing the data a language model learns from, while it learns."""
 
-from miwv_trainer.attach import attach
-from miwv_trainer.callback import MIWVCallback
-from miwv_trainer.checkpoints import last_complete_checkpoint
 from miwv_trainer.config import MIWVConfig
-from miwv_trainer.rendering import tokenize
-from miwv_trainer.sampler import MIWVDataSampler
+from miwv_trainer.data.chat_template import tokenize
+from miwv_trainer.training.attach import attach
+from miwv_trainer.training.callback import MIWVCallback
+from miwv_trainer.training.checkpoints import last_complete_checkpoint
+from miwv_trainer.training.sampler import MIWVDataSampler
+from miwv_trainer.version import __version__
 
-__version__ = "0.1.0"
-__all__ = ["MIWVCallback", "MIWVConfig", "MIWVDataSampler", "attach", "last_complete_checkpoint", "tokenize"]
+__all__ = [
+    "MIWVCallback",
+    "MIWVConfig",
+    "MIWVDataSampler",
+    "__version__",
+    "attach",
+    "last_complete_checkpoint",
+    "tokenize",
+]

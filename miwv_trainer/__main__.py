@@ -2,6 +2,6 @@
 
 import sys
 
-from miwv_trainer.cli import main
+from miwv_trainer.cli.main import main
 
 sys.exit(main())

@@ -24,7 +24,6 @@ from miwv_trainer.checks import (
 )
 
 DEFAULT_EMBEDDER = "BAAI/bge-large-en-v1.5"
-
 RescoreStrategy = Literal["no", "epoch", "steps"]
 Layout = Literal["auto", "tree", "padded"]
 ScoreName = Literal["miwv", "low_miwv", "residual_miwv", "zero_shot_loss", "one_shot_loss", "random", "longest"]
@@ -32,7 +31,6 @@ SelectionBudget = Literal["samples", "tokens"]
 Diversity = Literal["none", "facility_location", "mmr"]
 EpochOrder = Literal["shuffled", "easy_to_hard", "hard_to_easy"]
 Preset = Literal["none", "paper", "guarded"]
-
 # What a preset sets where the user has left the default.
 PRESETS: dict[str, dict[str, Any]] = {
     "none": {},

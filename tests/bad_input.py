@@ -101,7 +101,7 @@ def after_a_run(change: Callable[[Path], Any], *command: str) -> Prepare:
     """A command on an output folder that a run has left and something has happened to."""
 
     def prepare(folder: Path) -> list[str]:
-        from miwv_trainer.cli import main
+        from miwv_trainer.cli.main import main
 
         typed = score(folder)
         assert main(typed) == 0

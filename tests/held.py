@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from miwv_trainer.holding import unwrapped
-from miwv_trainer.packing import one_shot_row, zero_shot_row
-from miwv_trainer.pool import Pool
+from miwv_trainer.data.pool import Pool
+from miwv_trainer.distributed.wrappers import unwrapped
+from miwv_trainer.scoring.rows import one_shot_row, zero_shot_row
 
 
 def live_bytes() -> int:

@@ -15,9 +15,10 @@ import torch.distributed as dist
 from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
 
 from miwv_trainer import MIWVConfig, attach, tokenize
-from miwv_trainer.distributed import World
-from miwv_trainer.packing import Row
-from miwv_trainer.scoring import no_trace, response_losses
+from miwv_trainer.distributed.world import World
+from miwv_trainer.scoring.isolation import no_trace
+from miwv_trainer.scoring.losses import response_losses
+from miwv_trainer.scoring.rows import Row
 from tests.tiny import tiny_dataset, tiny_tokenizer
 
 

@@ -16,12 +16,12 @@ import torch.distributed as dist
 from accelerate import PartialState
 
 from miwv_trainer import MIWVConfig
-from miwv_trainer.distributed import World
-from miwv_trainer.exemplars import find_exemplars
-from miwv_trainer.fingerprints import Moment
-from miwv_trainer.rendering import pool_from_rows
-from miwv_trainer.rounds import run_round
-from miwv_trainer.store import Store
+from miwv_trainer.data.chat_template import pool_from_rows
+from miwv_trainer.distributed.world import World
+from miwv_trainer.rounds.exemplars import find_exemplars
+from miwv_trainer.rounds.identity import TrainingPoint
+from miwv_trainer.rounds.round import run_round
+from miwv_trainer.storage.store import Store
 from tests.tiny import tiny_dataset, tiny_model, tiny_tokenizer
 
 COUNT = 45
@@ -56,8 +56,10 @@ def main() -> None:
         )
         store = Store(output / name)
         exemplars = find_exemplars(tiny_model(), pool, config, store, world, reuse=True)
-        first = run_round(tiny_model(), pool, exemplars, config, store, world, Moment())
-        second = run_round(tiny_model(seed=1), pool, exemplars, config, store, world, Moment(1, 9, 1), previous=first)
+        first = run_round(tiny_model(), pool, exemplars, config, store, world, TrainingPoint())
+        second = run_round(
+            tiny_model(seed=1), pool, exemplars, config, store, world, TrainingPoint(1, 9, 1), previous=first
+        )
         results[name] = [
             {
                 "selection": each.selection.tolist(),

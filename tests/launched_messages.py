@@ -16,11 +16,13 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 
-from miwv_trainer import MIWVConfig, distributed, exemplars
-from miwv_trainer.distributed import World
-from miwv_trainer.packing import plan_padded
-from miwv_trainer.scoring import score_batches
-from miwv_trainer.store import Store
+from miwv_trainer import MIWVConfig
+from miwv_trainer.distributed import world as distributed
+from miwv_trainer.distributed.world import World
+from miwv_trainer.rounds import exemplars
+from miwv_trainer.scoring.losses import score_batches
+from miwv_trainer.scoring.rows import plan_padded
+from miwv_trainer.storage.store import Store
 from tests.test_scoring import CONTEXT, pool_of, random_samples
 from tests.tiny import tiny_model
 

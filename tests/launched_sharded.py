@@ -26,19 +26,20 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from miwv_trainer.config import MIWVConfig
-from miwv_trainer.distributed import World
-from miwv_trainer.exemplars import find_exemplars
-from miwv_trainer.fingerprints import Moment
-from miwv_trainer.holding import evaluating
-from miwv_trainer.layout import choose_layout
-from miwv_trainer.pool import Pool
-from miwv_trainer.precision import score_refined
-from miwv_trainer.rendering import pool_from_rows
-from miwv_trainer.retrieval import embed_texts, nearest_exemplars
-from miwv_trainer.rounds import run_round
-from miwv_trainer.scoring import no_trace
-from miwv_trainer.selection import select_top
-from miwv_trainer.store import Store
+from miwv_trainer.data.chat_template import pool_from_rows
+from miwv_trainer.data.pool import Pool
+from miwv_trainer.distributed.world import World
+from miwv_trainer.distributed.wrappers import evaluating
+from miwv_trainer.embeddings.embedders import embed_texts
+from miwv_trainer.embeddings.nearest import nearest_exemplars
+from miwv_trainer.rounds.exemplars import find_exemplars
+from miwv_trainer.rounds.identity import TrainingPoint
+from miwv_trainer.rounds.round import run_round
+from miwv_trainer.scoring.isolation import no_trace
+from miwv_trainer.scoring.layout import choose_layout
+from miwv_trainer.scoring.refine import score_refined
+from miwv_trainer.selection.choose import select_top
+from miwv_trainer.storage.store import Store
 from tests.held import live_bytes
 from tests.tiny import tiny_config, tiny_dataset, tiny_model, tiny_tokenizer
 
@@ -135,7 +136,7 @@ def whole_round(model: Any, pool: Pool, folder: Path) -> dict[str, Any]:
     config = MIWVConfig(fraction=0.3, embedder="model", tokens_per_batch=256, tokens_per_row=256)
     store, before = Store(folder), live_bytes()
     exemplars = find_exemplars(model, pool, config, store, world, reuse=False)
-    finished = run_round(model, pool, exemplars, config, store, world, Moment())
+    finished = run_round(model, pool, exemplars, config, store, world, TrainingPoint())
     return {
         "exemplars": exemplars.indices.tolist(),
         "losses": [finished.column(f"{kind}_shot_loss").tolist() for kind in ("zero", "one")],

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from miwv_trainer import scoring
-from miwv_trainer.attention import (
+from miwv_trainer.scoring import losses as scoring
+from miwv_trainer.scoring.attention import (
     SEGMENTS,
     TOKENS_PER_CALL,
     Attention,
@@ -18,7 +18,7 @@ from miwv_trainer.attention import (
     attending,
     tree_attention,
 )
-from miwv_trainer.packing import Tree, TreeRow, plan_trees, tree_row
+from miwv_trainer.scoring.trees import Tree, TreeRow, plan_trees, tree_row
 from tests.test_trees import CONTEXT, FULL_ATTENTION, SMALL, random_case, random_model, synthetic_pool
 
 CPU = torch.device("cpu")

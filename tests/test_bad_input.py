@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from miwv_trainer import cli
-from miwv_trainer.cli import main
-from miwv_trainer.store import Store
+from miwv_trainer.cli import main as cli
+from miwv_trainer.cli.main import main
+from miwv_trainer.storage.store import Store
 from tests.bad_input import BESIDE, CASES, ROWS, lines, score
 from tests.launched import ROOT
 

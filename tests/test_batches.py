@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
 from miwv_trainer import MIWVConfig, MIWVDataSampler, attach
-from miwv_trainer.batches import check_batches, samples_per_batch, samples_per_step
+from miwv_trainer.training.dataloader import check_batches, samples_per_batch, samples_per_step
 from tests.launched import ROOT, run, torchrun
 from tests.test_attach import by_epoch, noting_trainer, trained
 from tests.tiny import save_tiny

@@ -16,13 +16,14 @@ from benchmarks.layouts import LAYOUTS, plain_rows, planned_trees, prepare, work
 from benchmarks.measure import measure
 from benchmarks.scoring import main
 from benchmarks.table import Line, agreement, cells
-from miwv_trainer.attention import _mask
 from miwv_trainer.config import MIWVConfig
-from miwv_trainer.distributed import World
-from miwv_trainer.packing import NO_EXEMPLAR, tree_row
-from miwv_trainer.pool import Pool
-from miwv_trainer.rendering import render
-from miwv_trainer.scoring import Losses, no_trace
+from miwv_trainer.data.chat_template import render
+from miwv_trainer.data.pool import NO_EXEMPLAR, Pool
+from miwv_trainer.distributed.world import World
+from miwv_trainer.scoring.attention import _mask
+from miwv_trainer.scoring.isolation import no_trace
+from miwv_trainer.scoring.losses import Losses
+from miwv_trainer.scoring.trees import tree_row
 from tests.tiny import instruction_rows, save_tiny, tiny_config, tiny_model
 
 SAMPLES = 8

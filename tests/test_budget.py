@@ -10,15 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from miwv_trainer import budget
-from miwv_trainer.attention import Attention
-from miwv_trainer.budget import Budget, choose_budget, extra_memory, least_free_memory
 from miwv_trainer.config import MIWVConfig
-from miwv_trainer.distributed import World
-from miwv_trainer.layout import score_pool
-from miwv_trainer.packing import plan_prompts, plan_trees, tree_batches
-from miwv_trainer.pool import Pool
-from miwv_trainer.scoring import no_trace, prompt_embeddings
+from miwv_trainer.data.pool import Pool
+from miwv_trainer.distributed.world import World
+from miwv_trainer.scoring import memory as budget
+from miwv_trainer.scoring.attention import Attention
+from miwv_trainer.scoring.isolation import no_trace
+from miwv_trainer.scoring.layout import score_pool
+from miwv_trainer.scoring.losses import prompt_embeddings
+from miwv_trainer.scoring.memory import Budget, choose_budget, extra_memory, least_free_memory
+from miwv_trainer.scoring.rows import plan_prompts
+from miwv_trainer.scoring.trees import plan_trees, tree_batches
 from tests.test_trees import SMALL, random_case, random_model
 
 CPU = torch.device("cpu")

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from miwv_trainer.config import MIWVConfig
-from miwv_trainer.distributed import World
-from miwv_trainer.exemplars import find_exemplars
-from miwv_trainer.fingerprints import Moment
-from miwv_trainer.pool import Pool
-from miwv_trainer.rendering import pool_from_rows
-from miwv_trainer.rounds import run_round
-from miwv_trainer.store import Store, StoredRound
+from miwv_trainer.data.chat_template import pool_from_rows
+from miwv_trainer.data.pool import Pool
+from miwv_trainer.distributed.world import World
+from miwv_trainer.rounds.exemplars import find_exemplars
+from miwv_trainer.rounds.identity import TrainingPoint
+from miwv_trainer.rounds.round import run_round
+from miwv_trainer.storage.store import Store, StoredRound
 from tests.test_interrupted import Killed, counted
 from tests.test_resume import STEPS, Run, config_of, stamps
 from tests.tiny import tiny_dataset, tiny_model, tiny_tokenizer
@@ -51,7 +51,7 @@ def rounds_of(
         exemplars = find_exemplars(model, pool, config, store, WORLD, reuse=True)
         if watched is not None:
             watched(number, model)
-        moment = Moment(number, 4 * number, number)
+        moment = TrainingPoint(number, 4 * number, number)
         previous = found[-1] if found else None
         found.append(run_round(model, pool, exemplars, config, store, WORLD, moment, previous=previous))
     return found

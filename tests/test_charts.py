@@ -10,8 +10,9 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from miwv_trainer.charts import NAMES as KNOWN
-from miwv_trainer.charts import (
+from miwv_trainer.cli.main import main
+from miwv_trainer.report.charts import NAMES as KNOWN
+from miwv_trainer.report.charts import (
     Axis,
     Bars,
     Cells,
@@ -27,8 +28,7 @@ from miwv_trainer.charts import (
     overlaps,
     threshold_in_miwv,
 )
-from miwv_trainer.cli import main
-from miwv_trainer.drawing import shades_of, svg, ticks, write_pngs
+from miwv_trainer.report.drawing import shades_of, svg, ticks, write_pngs
 from tests.rounds import highest, made_columns, write_round
 
 NAMES = ["distribution", "losses", "length", "similarity", "overlap", "movement", "between-rounds", "cost"]

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from miwv_trainer import selection
 from miwv_trainer.config import MIWVConfig
-from miwv_trainer.selection import Choice, choose, fill, largest_remainder, select_top
+from miwv_trainer.selection import choose as selection
+from miwv_trainer.selection.choose import Choice, choose, fill, largest_remainder, select_top
 from tests.measured import INF, NAN, drawn, measured
 
 #       0    1    2     3    4    5    6    7    8    9

@@ -15,8 +15,9 @@ import pytest
 from transformers import DataCollatorForSeq2Seq, MistralConfig, Trainer
 
 from miwv_trainer import MIWVConfig, attach, tokenize
-from miwv_trainer.cli import main
-from miwv_trainer.loading import load_model, load_rows
+from miwv_trainer.cli.main import main
+from miwv_trainer.data.files import load_rows
+from miwv_trainer.data.models import load_model
 from tests.launched import launch, torchrun
 from tests.test_attach import arguments
 from tests.tiny import instruction_rows, save_tiny, tiny_config, tiny_model, tiny_tokenizer

@@ -14,8 +14,8 @@ import torch
 import transformers
 
 from miwv_trainer import MIWVConfig, attach
-from miwv_trainer.console import Console
-from miwv_trainer.distributed import World
+from miwv_trainer.distributed.world import World
+from miwv_trainer.training.console import Console
 from tests.test_attach import noting_trainer
 
 LINE = re.compile(r"(?:^|[\r\n])Round \d+: scored ")

@@ -14,13 +14,13 @@ from torch import nn
 from trl import SFTConfig, SFTTrainer
 
 from miwv_trainer import MIWVCallback, MIWVConfig, MIWVDataSampler, attach
-from miwv_trainer.distributed import World
-from miwv_trainer.exemplars import find_exemplars
-from miwv_trainer.fingerprints import Moment
-from miwv_trainer.pool import Pool
-from miwv_trainer.rendering import pool_from_rows
-from miwv_trainer.rounds import run_round
-from miwv_trainer.store import Store, StoredRound
+from miwv_trainer.data.chat_template import pool_from_rows
+from miwv_trainer.data.pool import Pool
+from miwv_trainer.distributed.world import World
+from miwv_trainer.rounds.exemplars import find_exemplars
+from miwv_trainer.rounds.identity import TrainingPoint
+from miwv_trainer.rounds.round import run_round
+from miwv_trainer.storage.store import Store, StoredRound
 from tests.test_attach import PositionCollator, arguments, by_epoch, no_trained_indices, noting_trainer
 from tests.test_resume import Run
 from tests.tiny import instruction_rows, tiny_dataset, tiny_model, tiny_tokenizer
@@ -53,7 +53,7 @@ def a_round(
 ) -> StoredRound:
     store = Store(folder)
     exemplars = find_exemplars(model, pool, config, store, WORLD, reuse=True)
-    return run_round(model, pool, exemplars, config, store, WORLD, Moment(number, 5 * number), previous=previous)
+    return run_round(model, pool, exemplars, config, store, WORLD, TrainingPoint(number, 5 * number), previous=previous)
 
 
 @pytest.mark.parametrize("score", ["random", "longest"])

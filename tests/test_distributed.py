@@ -15,7 +15,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from miwv_trainer.distributed import World, is_sharded
+from miwv_trainer.distributed.sharding import is_sharded
+from miwv_trainer.distributed.world import World
 from tests.launched import ROOT, launch, run
 from tests.test_scoring import losses_by_hand, random_samples
 from tests.tiny import save_tiny, tiny_model

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from miwv_trainer import diversity
-from miwv_trainer.diversity import facility_location, maximal_marginal_relevance, without_near_duplicates
-from miwv_trainer.vectors import Embeddings, normalised
+from miwv_trainer.embeddings.vectors import Embeddings, normalised
+from miwv_trainer.selection import diversity
+from miwv_trainer.selection.diversity import facility_location, maximal_marginal_relevance, without_near_duplicates
 
 NAN, INF = float("nan"), float("inf")
 ROUNDING = 1e-5  # more than float32's on these, far less than what lies between the gains of two random candidates

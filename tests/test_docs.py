@@ -17,7 +17,8 @@ import pytest
 import trl
 from transformers import DataCollatorForSeq2Seq, TrainingArguments
 
-from miwv_trainer import MIWVConfig, cli, tokenize
+from miwv_trainer import MIWVConfig, tokenize
+from miwv_trainer.cli import main as cli
 from tests.launched import ROOT
 from tests.tiny import instruction_rows, save_tiny, tiny_model, tiny_tokenizer
 

@@ -19,9 +19,9 @@ import torch.distributed.run as torchrun
 from accelerate.commands.launch import launch_command_parser
 
 import miwv_trainer
-from miwv_trainer.cli import main
+from miwv_trainer.cli.main import main
+from miwv_trainer.cli.options import OPTIONS
 from miwv_trainer.config import MIWVConfig
-from miwv_trainer.options import OPTIONS
 from tests.launched import ROOT
 
 README = ROOT / "README.md"

@@ -11,9 +11,9 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import ByT5Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from miwv_trainer.encoding import RenderedText, common_prefix, encode
-from miwv_trainer.pool import TurnMarkers
-from miwv_trainer.rendering import render
+from miwv_trainer.data.chat_template import render
+from miwv_trainer.data.pool import TurnMarkers
+from miwv_trainer.data.token_masks import RenderedText, common_prefix, encode
 from tests.test_rendering import ALL, chat_tokenizer, newline_merging_tokenizer
 from tests.tiny import CHATML, CHATML_TOKENS, instruction_rows, tiny_tokenizer
 

@@ -17,9 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import DatasetCard
 
-from miwv_trainer import __version__, cli, export
-from miwv_trainer.card import size_category
-from miwv_trainer.cli import main
+from miwv_trainer import __version__
+from miwv_trainer.cli import main as cli
+from miwv_trainer.cli.main import main
+from miwv_trainer.export import writers as export
+from miwv_trainer.export.dataset_card import size_category
 from tests.hub import start_hub
 from tests.launched import ROOT
 from tests.tiny import instruction_rows, save_tiny

@@ -12,13 +12,13 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from miwv_trainer.attention import _block_mask
 from miwv_trainer.config import MIWVConfig
-from miwv_trainer.distributed import World
-from miwv_trainer.layout import choose_layout, score_pool
-from miwv_trainer.packing import Tree, tree_row
-from miwv_trainer.pool import Pool
-from miwv_trainer.scoring import no_trace
+from miwv_trainer.data.pool import Pool
+from miwv_trainer.distributed.world import World
+from miwv_trainer.scoring.attention import _block_mask
+from miwv_trainer.scoring.isolation import no_trace
+from miwv_trainer.scoring.layout import choose_layout, score_pool
+from miwv_trainer.scoring.trees import Tree, tree_row
 from tests.launched import CONFIGS, ROOT, run
 from tests.test_trees import SMALL, case, random_model, synthetic_pool  # noqa: F401
 from tests.tiny import instruction_rows, save_tiny

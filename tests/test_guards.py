@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from miwv_trainer.config import MIWVConfig
-from miwv_trainer.guards import allowed, length_bands, ranking
+from miwv_trainer.selection.guards import apply_guards, length_bands, ranking
 from tests.measured import NAN, measured
 
 #                 0    1    2    3    4    5    6    7
@@ -13,7 +13,7 @@ TABLE = measured(SCORES, tokens=[20, 19, 50, 21, 3, 80, 20, 40], similarity=[0.9
 
 
 def left(config: MIWVConfig, scores: np.ndarray = SCORES, table=TABLE) -> tuple[list[int], dict[str, int]]:
-    may, left_out = allowed(scores, table, config)
+    may, left_out = apply_guards(scores, table, config)
     return np.flatnonzero(may).tolist(), left_out
 
 

@@ -14,10 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
-from miwv_trainer.attention import _mask
-from miwv_trainer.head import Head, answer_losses, choose_head, forward_one_position
-from miwv_trainer.packing import Tree, tree_row
-from miwv_trainer.pool import Pool
+from miwv_trainer.data.pool import Pool
+from miwv_trainer.scoring.attention import _mask
+from miwv_trainer.scoring.head import Head, answer_losses, choose_head, forward_one_position
+from miwv_trainer.scoring.trees import Tree, tree_row
 from tests.tiny import tiny_config, tiny_model
 
 VOCABULARY = 509  # no other size in any of these models

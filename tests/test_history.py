@@ -6,8 +6,8 @@ import pytest
 from accelerate.data_loader import BatchSamplerShard, DataLoaderShard
 from torch.utils.data import BatchSampler
 
-from miwv_trainer.history import Pace, Place, look_ahead
-from miwv_trainer.sampler import MIWVDataSampler
+from miwv_trainer.training.sampler import MIWVDataSampler
+from miwv_trainer.training.schedule import Pace, Place, look_ahead
 
 
 @pytest.mark.parametrize(

@@ -16,14 +16,14 @@ from torch._dynamo.utils import counters
 from transformers import TrainerCallback
 
 from miwv_trainer import MIWVConfig, attach
-from miwv_trainer.distributed import World
-from miwv_trainer.exemplars import find_exemplars
-from miwv_trainer.fingerprints import Moment
-from miwv_trainer.holding import check_parallelism
-from miwv_trainer.packing import zero_shot_row
-from miwv_trainer.rendering import pool_from_rows
-from miwv_trainer.rounds import run_round
-from miwv_trainer.store import Store
+from miwv_trainer.data.chat_template import pool_from_rows
+from miwv_trainer.distributed.world import World
+from miwv_trainer.distributed.wrappers import check_parallelism
+from miwv_trainer.rounds.exemplars import find_exemplars
+from miwv_trainer.rounds.identity import TrainingPoint
+from miwv_trainer.rounds.round import run_round
+from miwv_trainer.scoring.rows import zero_shot_row
+from miwv_trainer.storage.store import Store
 from tests.held import facts, live_bytes
 from tests.test_attach import NotingTrainer, by_epoch, lora, noting_trainer, rebuilt, trained
 from tests.tiny import tiny_dataset, tiny_model, tiny_tokenizer
@@ -202,7 +202,7 @@ def test_the_module_inside_a_wrapper_is_scored(wrapper: str, tmp_path: Path) -> 
     for name, model in (("plain", tiny_model()), ("wrapped", WRAPPERS[wrapper](tiny_model()))):
         store = Store(tmp_path / name)
         exemplars = find_exemplars(model, pool, CONFIG, store, WORLD, reuse=False)
-        scores.append(run_round(model, pool, exemplars, CONFIG, store, WORLD, Moment()).scores)
+        scores.append(run_round(model, pool, exemplars, CONFIG, store, WORLD, TrainingPoint()).scores)
     assert scores[0].equals(scores[1])
 
 
@@ -275,7 +275,7 @@ def test_rounds_leave_no_tensors_and_no_memory_behind(tmp_path: Path) -> None:
     exemplars = find_exemplars(model, pool, CONFIG, store, WORLD, reuse=False)
     before, resident = live_bytes(), []
     for number in range(4):
-        run_round(model, pool, exemplars, CONFIG, store, WORLD, Moment(number, number))
+        run_round(model, pool, exemplars, CONFIG, store, WORLD, TrainingPoint(number, number))
         assert live_bytes() == before
         resident.append(psutil.Process().memory_info().rss)
     assert resident[3] - resident[2] < 2 * 2**20  # malloc moves by pages

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from miwv_trainer.config import MIWVConfig
-from miwv_trainer.distributed import World
-from miwv_trainer.exemplars import find_exemplars
-from miwv_trainer.fingerprints import Moment
-from miwv_trainer.pool import Pool
-from miwv_trainer.rendering import pool_from_rows
-from miwv_trainer.rounds import run_round
-from miwv_trainer.store import Store, StoredRound
+from miwv_trainer.data.chat_template import pool_from_rows
+from miwv_trainer.data.pool import Pool
+from miwv_trainer.distributed.world import World
+from miwv_trainer.rounds.exemplars import find_exemplars
+from miwv_trainer.rounds.identity import TrainingPoint
+from miwv_trainer.rounds.round import run_round
+from miwv_trainer.storage.store import Store, StoredRound
 from tests.tiny import tiny_config, tiny_dataset, tiny_model, tiny_tokenizer
 
 WORLD = World(0, 1, torch.device("cpu"))
@@ -33,11 +33,11 @@ def pool() -> Pool:
 
 
 def a_round(
-    model: Any, pool: Pool, folder: Path, config: MIWVConfig = CONFIG, moment: Moment | None = None
+    model: Any, pool: Pool, folder: Path, config: MIWVConfig = CONFIG, moment: TrainingPoint | None = None
 ) -> StoredRound:
     store = Store(folder)
     exemplars = find_exemplars(model, pool, config, store, WORLD, reuse=True)
-    return run_round(model, pool, exemplars, config, store, WORLD, moment or Moment())
+    return run_round(model, pool, exemplars, config, store, WORLD, moment or TrainingPoint())
 
 
 def counted(model: Any, most: float = float("inf")) -> list[int]:
@@ -106,7 +106,7 @@ def killed_at(most: int, model: Any, pool: Pool, folder: Path, **values: Any) ->
     [
         {"model": tiny_model(seed=1)},
         {"model": tiny_model(tiny_config(rms_norm_eps=1e-3))},
-        {"moment": Moment(0, 7, 0)},
+        {"moment": TrainingPoint(0, 7, 0)},
         {"config": dataclasses.replace(CONFIG, fraction=0.3)},
         {"config": dataclasses.replace(CONFIG, layout="padded")},
     ],
@@ -154,7 +154,7 @@ def test_a_round_that_was_finished_is_read_rather_than_scored(pool: Pool, tmp_pa
         {"model": tiny_model().to(torch.bfloat16)},
         {"config": dataclasses.replace(CONFIG, fraction=0.3)},
         {"config": dataclasses.replace(CONFIG, refine_near_threshold=False)},
-        {"moment": Moment(0, 7, 0)},
+        {"moment": TrainingPoint(0, 7, 0)},
     ],
     ids=["weights", "dtype", "fraction", "refinement", "step"],
 )

@@ -10,21 +10,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from miwv_trainer import journal as journal_module
-from miwv_trainer.journal import Entry, Journal
+from miwv_trainer.storage import journal as journal_module
+from miwv_trainer.storage.journal import Journal, JournalLine
 from tests.launched import ROOT
 
 HEADER = {"round": 0, "pool": "abc"}
 
 
-def entry(*samples: int, stage: str = "losses") -> Entry:
+def entry(*samples: int, stage: str = "losses") -> JournalLine:
     kinds = np.asarray([sample % 2 for sample in samples])
     # Float32 values that no short decimal says.
     losses = np.asarray([np.float32(1) / np.float32(3 + sample) for sample in samples], dtype=np.float64)
-    return Entry(stage, kinds, np.asarray(samples), losses, 10 * len(samples), 0.5)
+    return JournalLine(stage, kinds, np.asarray(samples), losses, 10 * len(samples), 0.5)
 
 
-def write(folder: Path, rank: int, *entries: Entry, header: dict = HEADER) -> Path:
+def write(folder: Path, rank: int, *entries: JournalLine, header: dict = HEADER) -> Path:
     journal = Journal(folder, rank, header)
     for one in entries:
         journal.append(one, 100)
@@ -32,7 +32,7 @@ def write(folder: Path, rank: int, *entries: Entry, header: dict = HEADER) -> Pa
     return journal.path
 
 
-def samples(files: list[list[Entry]]) -> list[list[int]]:
+def samples(files: list[list[JournalLine]]) -> list[list[int]]:
     return [one.samples.tolist() for entries in files for one in entries]
 
 
@@ -51,7 +51,7 @@ def test_what_was_written_by_all_ranks_is_read_back_to_the_bit(tmp_path: Path) -
 
 def test_a_loss_that_is_not_finite_is_recorded_as_such(tmp_path: Path) -> None:
     losses = np.asarray([np.nan, np.inf, 1.5])
-    path = write(tmp_path, 0, Entry("losses", np.zeros(3, int), np.arange(3), losses, 9, 0.0))
+    path = write(tmp_path, 0, JournalLine("losses", np.zeros(3, int), np.arange(3), losses, 9, 0.0))
     assert "NaN" not in path.read_text() and "Infinity" not in path.read_text()
     ((found,),) = Journal(tmp_path, 0, HEADER).read()
     np.testing.assert_array_equal(found.losses, [np.nan, np.nan, 1.5])

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from miwv_trainer.cli import main
+from miwv_trainer.cli.main import main
 from miwv_trainer.config import SELECTION_FIELDS
 from tests.tiny import instruction_rows, save_tiny
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from miwv_trainer.ordering import by_difficulty, group_by_length, length_groups, walk
+from miwv_trainer.training.ordering import by_difficulty, epoch_window, group_by_length, length_groups
 
 LENGTHS = np.random.default_rng(3).integers(1, 90, 2_000)
 
@@ -43,7 +43,7 @@ def test_a_walk_by_hand() -> None:
     # The second epoch ends the first pass with d and e, so the second pass c b a e d ends with these, in its own order;
     # the fourth ends it with d, so the third pass is b a c e d.
     expected = ["abc", "dec", "bae", "dba", "ced"]
-    assert ["".join(walk(passes.__getitem__, 3, number)) for number in range(5)] == expected
+    assert ["".join(epoch_window(passes.__getitem__, 3, number)) for number in range(5)] == expected
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -52,7 +52,9 @@ def test_a_walk_trains_every_sample_equally_often_and_none_twice_in_an_epoch(see
         for length in range(1, count):
             times = np.zeros(count, dtype=int)
             for number in range(12):
-                taken = walk(lambda each: np.random.default_rng([seed, each]).permutation(count), length, number)  # noqa: B023
+                taken = epoch_window(
+                    lambda each: np.random.default_rng([seed, each]).permutation(count), length, number
+                )  # noqa: B023
                 assert len(np.unique(taken)) == len(taken) == length
                 times[taken] += 1
                 assert np.ptp(times) <= 1

@@ -3,8 +3,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from miwv_trainer.packing import (
-    NO_EXEMPLAR,
+from miwv_trainer.data.pool import NO_EXEMPLAR, Pool
+from miwv_trainer.scoring.rows import (
     ONE_SHOT,
     ZERO_SHOT,
     Batch,
@@ -17,7 +17,6 @@ from miwv_trainer.packing import (
     scorable,
     zero_shot_row,
 )
-from miwv_trainer.pool import Pool
 
 PREAMBLE = [900, 901]
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from miwv_trainer.cli import main
-from miwv_trainer.page import write_page
-from miwv_trainer.texts import CUT, encodable, shortened, sizes_of
+from miwv_trainer.cli.main import main
+from miwv_trainer.report.page import write_page
+from miwv_trainer.report.texts import CUT, encodable, shortened, sizes_of
 from tests.browser import Browser
 from tests.rounds import highest, made_columns, write_round
 

@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 import torch
 
-from miwv_trainer.pool import Pool, TokenizedSample, TurnMarkers, build_pool, check_map_style, split_preamble
-from miwv_trainer.tokenized import read_tokenized
+from miwv_trainer.data.pool import Pool, TokenizedSample, TurnMarkers, build_pool, check_map_style, split_preamble
+from miwv_trainer.data.tokenized import read_tokenized
 
 BOS, SYSTEM, USER, ASSISTANT = 1, 2, 3, 4
 NO_MARKERS = TurnMarkers()

@@ -16,21 +16,25 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import DataCollatorForSeq2Seq, GPT2Config, MixtralConfig, PretrainedConfig, Trainer
 
-from miwv_trainer import MIWVConfig, attach, precision, tokenize
-from miwv_trainer.cli import main
-from miwv_trainer.distributed import World
-from miwv_trainer.fingerprints import Exemplars, Moment
-from miwv_trainer.layout import score_pool
-from miwv_trainer.outcome import round_line
-from miwv_trainer.pool import Pool
-from miwv_trainer.precision import Refined, float32_arithmetic, nearest, refine, score_refined, threshold_distances
-from miwv_trainer.rendering import pool_from_rows
-from miwv_trainer.report import round_summary
-from miwv_trainer.retrieval import embed_texts, nearest_exemplars
-from miwv_trainer.rounds import run_round
-from miwv_trainer.scoring import Losses, no_trace
-from miwv_trainer.selection import overlap, select_top
-from miwv_trainer.store import Store
+from miwv_trainer import MIWVConfig, attach, tokenize
+from miwv_trainer.cli.main import main
+from miwv_trainer.data.chat_template import pool_from_rows
+from miwv_trainer.data.pool import Pool
+from miwv_trainer.distributed.world import World
+from miwv_trainer.embeddings.embedders import embed_texts
+from miwv_trainer.embeddings.nearest import nearest_exemplars
+from miwv_trainer.report.tables import round_summary
+from miwv_trainer.rounds.identity import Exemplars, TrainingPoint
+from miwv_trainer.rounds.messages import round_line
+from miwv_trainer.rounds.round import run_round
+from miwv_trainer.scoring import refine as precision
+from miwv_trainer.scoring.float32 import float32_arithmetic
+from miwv_trainer.scoring.isolation import no_trace
+from miwv_trainer.scoring.layout import score_pool
+from miwv_trainer.scoring.losses import Losses
+from miwv_trainer.scoring.refine import Refined, nearest, refine, score_refined, threshold_distances
+from miwv_trainer.selection.choose import overlap, select_top
+from miwv_trainer.storage.store import Store
 from tests.test_attach import arguments
 from tests.tiny import instruction_rows, save_tiny, tiny_config, tiny_dataset, tiny_model, tiny_tokenizer
 
@@ -427,7 +431,7 @@ def test_a_round_writes_and_logs_what_it_cost(case: tuple[Pool, np.ndarray], tmp
 
     def finished(folder: str, model: Any) -> Any:
         store = Store(tmp_path / folder)
-        return run_round(model, pool, Exemplars(exemplars, similarities), CONFIG, store, WORLD, Moment())
+        return run_round(model, pool, Exemplars(exemplars, similarities), CONFIG, store, WORLD, TrainingPoint())
 
     model = bfloat16_model(seed=FLIPPING_SEED)
     current, exact = finished("low", model), finished("float32", copy.deepcopy(model).float())

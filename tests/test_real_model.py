@@ -20,16 +20,17 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.measure import measure
-from miwv_trainer.attention import tree_attention
-from miwv_trainer.budget import choose_budget, extra_memory
-from miwv_trainer.cli import main
+from miwv_trainer.cli.main import main
 from miwv_trainer.config import MIWVConfig
-from miwv_trainer.distributed import World
-from miwv_trainer.layout import choose_layout, score_pool
-from miwv_trainer.loading import load_rows
-from miwv_trainer.rendering import pool_from_rows
-from miwv_trainer.retrieval import embed_texts, nearest_exemplars
-from miwv_trainer.scoring import no_trace
+from miwv_trainer.data.chat_template import pool_from_rows
+from miwv_trainer.data.files import load_rows
+from miwv_trainer.distributed.world import World
+from miwv_trainer.embeddings.embedders import embed_texts
+from miwv_trainer.embeddings.nearest import nearest_exemplars
+from miwv_trainer.scoring.attention import tree_attention
+from miwv_trainer.scoring.isolation import no_trace
+from miwv_trainer.scoring.layout import choose_layout, score_pool
+from miwv_trainer.scoring.memory import choose_budget, extra_memory
 from tests.launched import ROOT
 from tests.test_examples import check_quickstart, quickstart
 

@@ -12,15 +12,16 @@ import torch
 from transformers import AutoTokenizer
 
 from benchmarks.measure import measure
-from miwv_trainer.attention import Attention
-from miwv_trainer.budget import choose_budget
 from miwv_trainer.config import MIWVConfig
-from miwv_trainer.distributed import World
-from miwv_trainer.loading import load_rows
-from miwv_trainer.packing import plan_trees, row_tokens, tree_batches
-from miwv_trainer.pool import Pool
-from miwv_trainer.rendering import pool_from_rows
-from miwv_trainer.retrieval import embed_texts, nearest_exemplars
+from miwv_trainer.data.chat_template import pool_from_rows
+from miwv_trainer.data.files import load_rows
+from miwv_trainer.data.pool import Pool
+from miwv_trainer.distributed.world import World
+from miwv_trainer.embeddings.embedders import embed_texts
+from miwv_trainer.embeddings.nearest import nearest_exemplars
+from miwv_trainer.scoring.attention import Attention
+from miwv_trainer.scoring.memory import choose_budget
+from miwv_trainer.scoring.trees import plan_trees, row_tokens, tree_batches
 from tests.launched import ROOT
 from tests.test_trees import SMALL, random_model
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from miwv_trainer.config import MIWVConfig
-from miwv_trainer.reasons import config_of, reasons_of
-from miwv_trainer.rounds import measured_of
-from miwv_trainer.scores import seed_of_draw
-from miwv_trainer.selection import choose
+from miwv_trainer.report.explanations import config_of, explain_selection
+from miwv_trainer.rounds.round import measured_of
+from miwv_trainer.selection.choose import choose
+from miwv_trainer.selection.scores import seed_of_draw
 from tests.rounds import made_columns, write_round
 
 
@@ -27,7 +27,7 @@ def pool(miwv: list[float], **others: list[Any]) -> dict[str, np.ndarray]:
 
 
 def told(tmp_path: Path, columns: dict[str, np.ndarray], selection: list[int], number: int = 0, **config: Any):
-    found = reasons_of(write_round(tmp_path, columns, selection, number, **config))
+    found = explain_selection(write_round(tmp_path, columns, selection, number, **config))
     return [found.phrases[code] for code in found.codes], found.ranks.tolist()
 
 
@@ -100,7 +100,7 @@ def test_ranks_are_in_the_order_in_which_a_round_chooses(config: dict[str, Any],
     columns = made_columns(300)
     measured = measured_of(write_round(tmp_path / "before", columns, [0]), seed_of_draw(wanted, 0))
     choice = choose(measured, np.ones(300, dtype=bool), wanted)
-    found = reasons_of(write_round(tmp_path, columns, choice.selection, **config))
+    found = explain_selection(write_round(tmp_path, columns, choice.selection, **config))
     count = len(choice.selection)
     assert sorted(found.ranks[choice.selection].tolist()) == list(range(1, count + 1))
     phrases = [found.phrases[code] for code in found.codes]

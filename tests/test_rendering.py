@@ -11,7 +11,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import LlamaConfig, PreTrainedTokenizerFast, ProcessorMixin
 
 from miwv_trainer import tokenize
-from miwv_trainer.rendering import pool_from_rows, pool_from_tokenized, render
+from miwv_trainer.data.chat_template import pool_from_rows, pool_from_tokenized, render
 from tests.tiny import CHATML, instruction_rows, tiny_config, tiny_model, tiny_tokenizer
 
 SMOLLM2 = (

@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 
 from miwv_trainer import MIWVCallback, MIWVConfig, attach, last_complete_checkpoint
-from miwv_trainer.store import Store
+from miwv_trainer.storage.store import Store
 from tests.launched import ROOT, launch
 from tests.test_attach import NotingTrainer, arguments, noting_trainer, rebuilt, trained
 

@@ -13,10 +13,12 @@ import pytest
 import scipy.sparse
 import torch
 
-from miwv_trainer import retrieval, search
-from miwv_trainer.pool import Pool
-from miwv_trainer.retrieval import embed_texts, given_embeddings, nearest_exemplars
-from miwv_trainer.vectors import normalised
+from miwv_trainer.data.pool import Pool
+from miwv_trainer.embeddings import exact as search
+from miwv_trainer.embeddings import nearest as retrieval
+from miwv_trainer.embeddings.embedders import embed_texts, given_embeddings
+from miwv_trainer.embeddings.nearest import nearest_exemplars
+from miwv_trainer.embeddings.vectors import normalised
 
 FAR = 10_000  # a context that nothing fills
 
@@ -286,7 +288,7 @@ def test_55185_samples_of_384_dimensions_are_searched_within_60_seconds_and_2_gi
 def test_common_terms_as_dense_columns_leave_the_cosines_as_they_are(monkeypatch, terms):
     vectors = np.random.default_rng(3).random((60, 20)) * (np.random.default_rng(4).random((60, 20)) < 0.3)
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    monkeypatch.setattr("miwv_trainer.vectors.DENSE_TERMS", terms)
+    monkeypatch.setattr("miwv_trainer.embeddings.vectors.DENSE_TERMS", terms)
     found, similarities = nearest_exemplars(
         scipy.sparse.csr_matrix(unit.astype(np.float32)), pool_of(distinct(60)), FAR
     )

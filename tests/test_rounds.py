@@ -11,18 +11,18 @@ import pytest
 import torch
 from transformers import MambaConfig, T5Config, T5ForConditionalGeneration
 
-from miwv_trainer import exemplars
 from miwv_trainer.config import MIWVConfig
-from miwv_trainer.distributed import World
-from miwv_trainer.exemplars import find_exemplars
-from miwv_trainer.fingerprints import Moment, exemplar_fingerprint, model_fingerprint, run_fingerprint
-from miwv_trainer.layout import context_length
-from miwv_trainer.outcome import cost_line, round_line
-from miwv_trainer.pool import Pool, TokenizedSample, TurnMarkers, build_pool
-from miwv_trainer.rendering import pool_from_rows
-from miwv_trainer.report import score_table
-from miwv_trainer.rounds import check_model, run_round
-from miwv_trainer.store import Store
+from miwv_trainer.data.chat_template import pool_from_rows
+from miwv_trainer.data.pool import Pool, TokenizedSample, TurnMarkers, build_pool
+from miwv_trainer.distributed.world import World
+from miwv_trainer.report.tables import score_table
+from miwv_trainer.rounds import exemplars
+from miwv_trainer.rounds.exemplars import find_exemplars
+from miwv_trainer.rounds.identity import TrainingPoint, exemplar_fingerprint, model_fingerprint, run_fingerprint
+from miwv_trainer.rounds.messages import cost_line, round_line
+from miwv_trainer.rounds.round import check_model, run_round
+from miwv_trainer.scoring.layout import context_length
+from miwv_trainer.storage.store import Store
 from tests.rounds import made_columns, write_round
 from tests.tiny import tiny_config, tiny_dataset, tiny_model, tiny_tokenizer
 
@@ -59,7 +59,7 @@ def exemplars_of(model, pool, store, config=CONFIG, reuse=True):
 
 def finished_round(model, pool, store, config=CONFIG, moment=None):
     exemplars = exemplars_of(model, pool, store, config)
-    return run_round(model, pool, exemplars, config, store, WORLD, moment or Moment())
+    return run_round(model, pool, exemplars, config, store, WORLD, moment or TrainingPoint())
 
 
 def loss_by_hand(model, before: np.ndarray, sample: np.ndarray, is_response: np.ndarray) -> float:
@@ -106,7 +106,7 @@ def test_the_summary_says_what_the_design_lists(model, pool, store):
     model.register_forward_pre_hook(lambda m, a, kwargs: seen.append(kwargs["input_ids"].numel()), with_kwargs=True)
     # The tree layout forwards a few samples twice before the first row, which are not counted.
     config = MIWVConfig(embedder="tfidf", fraction=0.25, layout="padded", refine_near_threshold=False)
-    finished = finished_round(model, pool, store, config, moment=Moment(number=2, global_step=40, epoch=3))
+    finished = finished_round(model, pool, store, config, moment=TrainingPoint(number=2, global_step=40, epoch=3))
     summary = json.loads((finished.folder / "round.json").read_text(encoding="utf-8"))
     assert finished.folder.name == "round-002"
     assert summary == finished.summary
@@ -163,14 +163,20 @@ def test_a_round_leaves_no_trace_in_model_or_random_state(pool, store):
 
     model.eval()
     again = run_round(
-        model, pool, exemplars_of(model, pool, store, MIWVConfig(embedder="model")), CONFIG, store, WORLD, Moment(1)
+        model,
+        pool,
+        exemplars_of(model, pool, store, MIWVConfig(embedder="model")),
+        CONFIG,
+        store,
+        WORLD,
+        TrainingPoint(1),
     )
     assert np.array_equal(in_training.column("miwv"), again.column("miwv"))
 
 
 def test_other_weights_give_other_scores(model, pool, store):
     first = finished_round(model, pool, store)
-    second = finished_round(tiny_model(seed=1), pool, store, moment=Moment(1))
+    second = finished_round(tiny_model(seed=1), pool, store, moment=TrainingPoint(1))
     assert np.abs(first.column("miwv") - second.column("miwv")).max() > 1e-2
     assert first.column("exemplar").tolist() == second.column("exemplar").tolist()
 
@@ -255,7 +261,7 @@ def test_a_copy_counts_as_left_out_where_others_are_scored(model, pool, store, c
     exemplars = exemplars_of(model, pool, store)
     exemplars.indices[4] = -1
     with caplog.at_level(logging.WARNING):
-        run_round(model, pool, exemplars, CONFIG, store, WORLD, Moment(3))
+        run_round(model, pool, exemplars, CONFIG, store, WORLD, TrainingPoint(3))
     words = "samples could not be scored and are left out: 1 with no exemplar but copies of themselves."
     assert caplog.messages == [f"Round 3: 1 of {COUNT} {words}"]
 
@@ -476,14 +482,14 @@ def test_a_models_fingerprint_names_as_many_losses_as_there_are(model):
 def test_a_line_about_a_round_says_what_was_scored_and_selected_and_how_much_stayed(model, pool, store):
     exemplars = exemplars_of(model, pool, store)
     exemplars.indices[0] = -1
-    first = run_round(model, pool, exemplars, CONFIG, store, WORLD, Moment(0))
-    second = run_round(tiny_model(seed=1), pool, exemplars, CONFIG, store, WORLD, Moment(1))
+    first = run_round(model, pool, exemplars, CONFIG, store, WORLD, TrainingPoint(0))
+    second = run_round(tiny_model(seed=1), pool, exemplars, CONFIG, store, WORLD, TrainingPoint(1))
     kept = len(set(first.selection.tolist()) & set(second.selection.tolist()))
     assert 0 < kept < 6
     assert round_line(first).startswith(f"Round 0: scored {COUNT - 1} of {COUNT} samples in ")
     assert round_line(first).endswith(" a second), selected 6.")
     assert round_line(second, first).endswith(f", selected 6, {round(100 * kept / 6)}% of them as in round 0.")
-    again = run_round(tiny_model(seed=1), pool, exemplars, CONFIG, store, WORLD, Moment(1))
+    again = run_round(tiny_model(seed=1), pool, exemplars, CONFIG, store, WORLD, TrainingPoint(1))
     assert round_line(again, first) == round_line(second, first).replace("Round 1:", "Round 1, read from disk:")
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sampler
 
-from miwv_trainer.sampler import MIWVDataSampler
+from miwv_trainer.training.sampler import MIWVDataSampler
 from tests.test_batches import drawn as dealt
 from tests.test_batches import steps
 

@@ -7,7 +7,7 @@ import pytest
 from sklearn.linear_model import LinearRegression
 
 from miwv_trainer.config import ScoreName
-from miwv_trainer.scores import SCORES, Measured, difficulties, residual_miwv, score_samples, weakness
+from miwv_trainer.selection.scores import SCORES, Measured, difficulties, residual_miwv, score_samples, weakness
 from tests.measured import INF, NAN, measured
 
 #                     0     1     2    3    4    5    6     7

@@ -17,11 +17,12 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutput
 
-from miwv_trainer import scoring
-from miwv_trainer.distributed import World
-from miwv_trainer.packing import Row, plan_padded, plan_prompts, plan_zero_shot
-from miwv_trainer.pool import Pool
-from miwv_trainer.scoring import Losses, no_trace, preserved_rng, prompt_embeddings, response_losses, score_batches
+from miwv_trainer.data.pool import Pool
+from miwv_trainer.distributed.world import World
+from miwv_trainer.scoring import losses as scoring
+from miwv_trainer.scoring.isolation import no_trace, preserved_rng
+from miwv_trainer.scoring.losses import Losses, prompt_embeddings, response_losses, score_batches
+from miwv_trainer.scoring.rows import Row, plan_padded, plan_prompts, plan_zero_shot
 from tests.tiny import tiny_config, tiny_model
 
 ONE_PROCESS = World(0, 1, torch.device("cpu"))

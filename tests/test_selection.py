@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from miwv_trainer.selection import number_selected, overlap, select_top
+from miwv_trainer.selection.choose import number_selected, overlap, select_top
 
 
 @pytest.mark.parametrize(

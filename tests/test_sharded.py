@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from miwv_trainer.packing import prompt_row
-from miwv_trainer.pool import Pool
-from miwv_trainer.rendering import pool_from_rows
-from miwv_trainer.retrieval import embed_texts, nearest_exemplars
+from miwv_trainer.data.chat_template import pool_from_rows
+from miwv_trainer.data.pool import Pool
+from miwv_trainer.embeddings.embedders import embed_texts
+from miwv_trainer.embeddings.nearest import nearest_exemplars
+from miwv_trainer.scoring.rows import prompt_row
 from tests.held import plain_losses
 from tests.launched import ROOT, free_port, run
 from tests.launched_sharded import HELD, MODELS, OPTIMIZERS, SHARDED, STEPS

@@ -7,8 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 import scipy.sparse
 
-from miwv_trainer import store as store_module
-from miwv_trainer.store import Store, atomic_path, write_text
+from miwv_trainer.storage import store as store_module
+from miwv_trainer.storage.atomic import atomic_path, write_text
+from miwv_trainer.storage.store import Store
 
 FINGERPRINT = {"pool": "abc", "embedder": "tfidf", "context": 512}
 SUMMARY = {"fingerprint": FINGERPRINT, "number_selected": 1}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from transformers import AutoModelForCausalLM
 
-from miwv_trainer.rendering import pool_from_rows
+from miwv_trainer.data.chat_template import pool_from_rows
 from tests.held import plain_losses
 from tests.launched import ROOT, launch
 from tests.launched_trajectory import COUNT

@@ -15,15 +15,17 @@ import transformers
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from miwv_trainer import layout as layout_module
 from miwv_trainer.config import MIWVConfig
-from miwv_trainer.distributed import World
-from miwv_trainer.layout import check_layout, choose_layout, score_pool
-from miwv_trainer.packing import NO_EXEMPLAR, Tree, TreeBatch, plan_trees, tree_batches, tree_row
-from miwv_trainer.pool import Pool
-from miwv_trainer.rendering import pool_from_rows
-from miwv_trainer.retrieval import embed_texts, nearest_exemplars
-from miwv_trainer.scoring import Losses, no_trace
+from miwv_trainer.data.chat_template import pool_from_rows
+from miwv_trainer.data.pool import NO_EXEMPLAR, Pool
+from miwv_trainer.distributed.world import World
+from miwv_trainer.embeddings.embedders import embed_texts
+from miwv_trainer.embeddings.nearest import nearest_exemplars
+from miwv_trainer.scoring import layout as layout_module
+from miwv_trainer.scoring.isolation import no_trace
+from miwv_trainer.scoring.layout import check_layout, choose_layout, score_pool
+from miwv_trainer.scoring.losses import Losses
+from miwv_trainer.scoring.trees import Tree, TreeBatch, plan_trees, tree_batches, tree_row
 from tests.tiny import tiny_dataset, tiny_model, tiny_tokenizer
 
 WORLD = World(0, 1, torch.device("cpu"))

@@ -17,7 +17,10 @@ from transformers import (
     TrainingArguments,
 )
 
-from miwv_trainer import attach, tokenize  # +
+from miwv_trainer import (
+    attach,  # +
+    tokenize,  # +
+)
 
 
 @dataclass

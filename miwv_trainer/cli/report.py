@@ -1,0 +1,26 @@
+"""`miwv report`: the rounds of a run as text, as a page and as pictures."""
+
+import argparse
+from pathlib import Path
+
+from miwv_trainer.cli.shared import read_rounds, read_scored_rows
+from miwv_trainer.report.drawing import write_pngs
+from miwv_trainer.report.page import write_page
+from miwv_trainer.report.tables import round_summary, score_table
+from miwv_trainer.report.texts import prompts_and_responses
+
+
+def report(arguments: argparse.Namespace) -> None:
+    """`miwv report`: the rounds of a run as text, as a page and as pictures."""
+    rounds = read_rounds(arguments.run_folder)
+    texts = None
+    if arguments.dataset is not None:
+        texts = prompts_and_responses(read_scored_rows(arguments.dataset, rounds[-1]))
+    print(round_summary(rounds))
+    print(score_table(rounds[-1], texts[0] if texts is not None else None))
+    page, charts = write_page(Path(arguments.run_folder), rounds, texts)
+    print(f"page: {page}")
+    try:
+        write_pngs(charts, page.parent)
+    except ImportError:
+        print("The charts as PNG files need matplotlib: pip install 'miwv-trainer[report]'.")

@@ -1,0 +1,74 @@
+"""Models and tokenizers, GGUF files among them."""
+
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def load_model(name: str, dtype: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """
+    A causal language model and its tokenizer.
+
+    Args:
+        name: A hub name, a folder, or a folder that holds one GGUF file instead of a `config.json`.
+        dtype: `"float32"`, `"bfloat16"`, or None for the one the model was saved in.
+
+    Raises:
+        ValueError: an unknown dtype, or a folder with several GGUF files.
+        OSError: no model is found.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"`dtype` must be one of {', '.join(map(repr, DTYPES))}, but got {dtype!r}.")
+    torch_dtype = DTYPES[dtype] if dtype is not None else "auto"
+    gguf = _gguf_file(Path(name))
+    # Packed GGUF weights cannot be trained, so they are unpacked.
+    unpacked = {"gguf_file": gguf, "quantization_config": GgufConfig(dequantize=True)} if gguf else {}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, **({"gguf_file": gguf} if gguf else {}))
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch_dtype, **unpacked)
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        raise OSError(
+            f"No model could be loaded from {name!r}: give a folder with a saved model or a GGUF file, or a hub name "
+            f"that is reachable or cached. ({str(error).strip().splitlines()[0]})"
+        ) from error
+    if gguf:
+        _make_saveable(model)
+    return model, tokenizer
+
+
+def cached_as_safetensors(gguf_folder: Path, cache: Path) -> Path:
+    """
+    The model of a GGUF folder as safetensors in `cache`, converted at the first call (loading GGUF takes 20 s for a
+    135M model, loading the copy less than one).
+    """
+    if (cache / "config.json").is_file():
+        return cache
+    model, tokenizer = load_model(str(gguf_folder), "float32")
+    partial = cache.with_name(f".{cache.name}.{os.getpid()}.partial")
+    model.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    shutil.rmtree(cache, ignore_errors=True)
+    os.replace(partial, cache)
+    return cache
+
+
+def _make_saveable(model: PreTrainedModel) -> None:
+    """Tells a model read from GGUF that its weights are plain floats now, or `save_pretrained` refuses it."""
+    model.hf_quantizer = None
+    model.is_quantized = False
+    vars(model.config).pop("quantization_config", None)
+
+
+def _gguf_file(folder: Path) -> str | None:
+    if not folder.is_dir() or (folder / "config.json").is_file():
+        return None
+    files = sorted(path.name for path in folder.glob("*.gguf"))
+    if len(files) > 1:
+        raise ValueError(f"{folder} holds several GGUF files ({', '.join(files)}); keep one in a folder of its own.")
+    return files[0] if files else None

@@ -1,0 +1,126 @@
+"""What a round and its exemplars depend on, and the journal of a round that is the same as one that was killed."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from miwv_trainer.config import SELECTION_FIELDS, WITHOUT_EXEMPLAR, MIWVConfig, describe_embedder
+from miwv_trainer.data.pool import Pool
+from miwv_trainer.distributed.world import World
+from miwv_trainer.scoring.layout import context_length, text_config
+from miwv_trainer.scoring.losses import score_batches
+from miwv_trainer.scoring.memory import choose_budget
+from miwv_trainer.scoring.rows import plan_zero_shot, scorable
+from miwv_trainer.storage.store import StoredRound
+
+PROBES = 4
+# Entries of a model's configuration that say where it came from rather than what it is, or that saving it sets.
+NO_PROPERTY = ("_name_or_path", "transformers_version", "architectures", "dtype", "use_cache")
+
+
+@dataclass(frozen=True)
+class Exemplars:
+    """`(N,)` index of each sample's exemplar (-1: none) and `(N,)` cosine between the two."""
+
+    indices: np.ndarray
+    similarities: np.ndarray
+
+
+@dataclass(frozen=True)
+class TrainingPoint:
+    """Where in training a round stands."""
+
+    number: int = 0
+    global_step: int = 0
+    epoch: int = 0
+
+
+def run_fingerprint(pool: Pool, config: MIWVConfig, context: int) -> dict[str, Any]:
+    """What a round depends on besides the weights; a stored round with another one is refused."""
+    fingerprint = {
+        **exemplar_fingerprint(pool, config, context),
+        "fraction": config.fraction,
+        "rescore_budget": config.rescore_budget,
+        **{name: getattr(config, name) for name in SELECTION_FIELDS},
+    }
+    if pool.groups is not None:
+        fingerprint["groups"] = hash_array(pool.groups)
+    if config.score == "random" or config.rescore_budget < 1:
+        fingerprint["sampler_seed"] = config.sampler_seed
+    return fingerprint
+
+
+def exemplar_fingerprint(pool: Pool, config: MIWVConfig, context: int) -> dict[str, Any]:
+    """What the exemplars depend on."""
+    return {
+        "pool": pool.fingerprint,
+        "embedder": _embedder_fingerprint(config.embedder),
+        "context": context,
+        "allow_identical_exemplars": config.allow_identical_exemplars,
+    }
+
+
+def one_shot_exemplars(exemplars: Exemplars, config: MIWVConfig) -> np.ndarray:
+    """`(N,)` the exemplars that samples are scored behind; each sample itself where the score asks for none."""
+    return exemplars.indices if config.score not in WITHOUT_EXEMPLAR else np.arange(len(exemplars.indices))
+
+
+def hash_array(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:16]
+
+
+def _embedder_fingerprint(embedder: Any) -> str:
+    if isinstance(embedder, str):
+        return embedder
+    array = np.ascontiguousarray(torch.as_tensor(embedder).detach().cpu().float().numpy())
+    return f"{describe_embedder(embedder)} {hashlib.sha256(array.tobytes()).hexdigest()[:16]}"
+
+
+def model_fingerprint(model: nn.Module, zero_shot_losses: np.ndarray) -> dict[str, Any]:
+    """Its dtype, a hash of its configuration, and its zero-shot losses on four samples spread over the pool."""
+    values = {name: value for name, value in text_config(model).to_dict().items() if name not in NO_PROPERTY}
+    described = json.dumps(values, sort_keys=True, default=str)
+    probes = _probes(np.isfinite(zero_shot_losses))
+    return {
+        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "config": hashlib.sha256(described.encode()).hexdigest()[:16],
+        "zero_shot_losses": {str(index): float(zero_shot_losses[index]) for index in probes},
+    }
+
+
+def _probes(allowed: np.ndarray) -> np.ndarray:
+    """Four samples spread over those that a mask allows."""
+    indices = np.flatnonzero(allowed)
+    return indices[np.linspace(0, len(indices) - 1, min(PROBES, len(indices))).astype(int)]
+
+
+def identify(
+    model: nn.Module,
+    pool: Pool,
+    exemplars: Exemplars,
+    config: MIWVConfig,
+    world: World,
+    moment: TrainingPoint,
+    previous: StoredRound | None = None,
+) -> dict[str, Any]:
+    """
+    What tells a round from all others: what it is made from, when, and the model by its configuration and its zero-shot
+    losses on four samples, because a name or a path says nothing about weights; no model, where none is forwarded. The
+    same on every rank, as JSON holds it.
+    """
+    context = context_length(model, config)
+    fingerprint = {**run_fingerprint(pool, config, context), "exemplars": hash_array(exemplars.indices)}
+    if previous is not None and config.rescore_budget < 1:
+        fingerprint["scores_before"] = hash_array(previous.column("score"))
+    if config.needs_forwards:
+        probes = _probes(scorable(pool, one_shot_exemplars(exemplars, config), context))
+        batches = plan_zero_shot(pool, context, choose_budget(model, config, world).tokens_per_batch, probes)
+        alone = World(0, 1, world.device, world.sharded)
+        losses = score_batches(model, pool, batches, context=context, logits_chunk=config.logits_chunk, world=alone)
+        fingerprint["model"] = model_fingerprint(model, losses.zero_shot)
+    return world.share({"fingerprint": fingerprint, "round": moment.number, "global_step": moment.global_step})

@@ -1,0 +1,151 @@
+"""A round in numbers and in words."""
+
+import logging
+from collections.abc import Mapping
+
+import numpy as np
+
+from miwv_trainer.config import MIWVConfig
+from miwv_trainer.data.pool import NO_EXEMPLAR, Pool
+from miwv_trainer.rounds.statistics import in_epochs
+from miwv_trainer.scoring.rows import scorable
+from miwv_trainer.selection.choose import Choice, number_selected, overlap
+from miwv_trainer.storage.store import StoredRound
+
+logger = logging.getLogger(__name__)
+ONLY_COPIES = "no exemplar but copies of themselves"
+
+
+def cost_line(
+    number: int, is_scored: np.ndarray, tokens: int, pool: Pool, config: MIWVConfig, previous: StoredRound | None
+) -> str:
+    """
+    What a round is going to cost, by the rate and the selection of the one before; round 0 by the lengths of all.
+
+    Args:
+        is_scored: `(N,)`, of the samples that can be scored, those that will be.
+    """
+    rate = previous.summary["tokens_per_second"] if previous is not None else 0
+    time = f"about {duration(tokens / rate)} at the {rate:.0f} tokens a second of before" if rate else "no rate yet"
+    samples = previous.selection if previous is not None else np.flatnonzero(is_scored)
+    size = number_selected(config.fraction, len(pool))
+    epochs = in_epochs(tokens, pool, samples, size)
+    return (
+        f"Round {number} scores {is_scored.sum()} of {len(pool)} samples: {tokens} tokens, {time}, {epochs:.2g} times "
+        f"the compute of an epoch over {size} samples."
+    )
+
+
+def duration(seconds: float, digits: int = 0) -> str:
+    """Seconds (with `digits` decimals), minutes or hours, as people say them."""
+    if seconds < 120:
+        return f"{seconds:.{digits}f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def round_line(current: StoredRound, previous: StoredRound | None = None) -> str:
+    """One line about a round, for the log."""
+    summary = current.summary
+    line = f"Round {current.number}{', read from disk' if current.was_there else ''}: "
+    if summary["layout"] == "none":
+        line += f"nothing to forward for this score, selected {summary['number_selected']} of {summary['samples']}"
+    else:
+        line += (
+            f"scored {summary['scored']} of {summary['samples']} samples in {summary['seconds']:.0f} s "
+            f"({summary['tokens_forwarded']} tokens, {summary['tokens_per_second']:.0f} a second), "
+            f"selected {summary['number_selected']}"
+        )
+    if summary.get("refined_samples"):
+        line += (
+            f", {summary['refined_samples']} near the threshold scored again in float32 in "
+            f"{summary['refined_seconds']:.0f} s"
+        )
+    if previous is not None:
+        line += f", {overlap(current.selection, previous.selection):.0%} of them as in round {previous.number}"
+    return line + "."
+
+
+def threshold_words(choice: Choice, config: MIWVConfig) -> str:
+    """
+    How far down the ranking a selection reaches, such as "MIWV 0.1150 and above".
+
+    "and above" only where no sample that passes the guards ranks higher and is left: diversity, groups, bands of length
+    and near-duplicates pass some over.
+    """
+    is_lowest_first = config.score == "low_miwv"
+    name = "MIWV" if config.score in ("miwv", "low_miwv") else config.score
+    score = choice.scores[choice.selection].min()
+    value = f"{-score if is_lowest_first else score:.4f}"
+    is_left = choice.cells >= 0
+    is_left[choice.selection] = False
+    if (choice.scores[is_left] > score).any():
+        return f"{'highest' if is_lowest_first else 'lowest'} {name} {value}"
+    return f"{name} {value} and {'below' if is_lowest_first else 'above'}"
+
+
+def log_left_out(number: int, choice: Choice) -> None:
+    """One line a guard."""
+    for guard, count in choice.left_out.items():
+        logger.info("Round %d: %s leaves out %d of %d samples.", number, guard, count, len(choice.scores))
+
+
+def no_candidate(left_out: Mapping[str, int]) -> str:
+    listed = "; ".join(f"{guard} leaves out {count}" for guard, count in left_out.items())
+    return f"No sample of the pool may be selected: {listed or 'not one has a score'}. Loosen a guard."
+
+
+def no_finite_loss() -> str:
+    return (
+        "Not one loss is finite: the model gives NaN or infinity on every sample of the pool. Check its weights "
+        "and dtype (float16 overflows easily; use bfloat16 or float32)."
+    )
+
+
+def warn_of_unscorable(number: int, pool: Pool, exemplars: np.ndarray, context: int, is_lost: np.ndarray) -> None:
+    """
+    Logs how many samples are left out, and whose exemplars were cut.
+
+    Args:
+        is_lost: `(N,)` samples whose loss came out as no finite number.
+    """
+    reasons = dict(unscorable_reasons(pool, exemplars, context))
+    reasons["a loss that is not finite"] = int(is_lost.sum())
+    found = {reason: count for reason, count in reasons.items() if count}
+    if found:
+        logger.warning(
+            "Round %d: %d of %d samples could not be scored and are left out: %s.",
+            number, sum(found.values()), len(pool), "; ".join(f"{n} with {why}" for why, n in found.items()),
+        )  # fmt: skip
+    behind_another = scorable(pool, exemplars, context) & (exemplars != np.arange(len(pool)))
+    cut = behind_another & (len(pool.preamble) + pool.lengths + pool.lengths[exemplars] > context)
+    if cut.any():
+        logger.warning(
+            "Round %d: the exemplar of %d sample(s) was cut at its beginning, because none fits the %d tokens of the "
+            "context together with the sample.", number, int(cut.sum()), context,
+        )  # fmt: skip
+
+
+def unscorable_reasons(pool: Pool, exemplars: np.ndarray, context: int) -> Mapping[str, int]:
+    """Each unscorable sample counted once, under the first reason that applies."""
+    incomplete = ~pool.has_prompt_and_response
+    too_long = ~incomplete & (len(pool.preamble) + pool.lengths >= context)
+    alone = ~incomplete & ~too_long & (exemplars == NO_EXEMPLAR)
+    return {
+        "no prompt or no response": int(incomplete.sum()),
+        f"more tokens than the context of {context} leaves room for": int(too_long.sum()),
+        ONLY_COPIES: int(alone.sum()),
+    }
+
+
+def nothing_scorable(pool: Pool, exemplars: np.ndarray, context: int) -> str:
+    reasons = unscorable_reasons(pool, exemplars, context)
+    listed = "; ".join(f"{count} with {reason}" for reason, count in reasons.items() if count)
+    copies = (
+        '; copies may serve as exemplars with `preset="paper"` or `allow_identical_exemplars=True`'
+        if reasons[ONLY_COPIES]
+        else ""
+    )
+    return (
+        f"Not one of the {len(pool)} samples can be scored: {listed}. Give samples that differ and that fit the "
+        f"context{copies}."
+    )

@@ -1,0 +1,94 @@
+"""Rounds and journals that are the same as those of an earlier process, so that nothing is scored twice."""
+
+import logging
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from miwv_trainer.config import MIWVConfig
+from miwv_trainer.data.pool import Pool
+from miwv_trainer.distributed.world import World
+from miwv_trainer.rounds.identity import Exemplars
+from miwv_trainer.scoring.layout import choose_layout
+from miwv_trainer.scoring.refine import REFINED
+from miwv_trainer.storage.journal import Journal
+from miwv_trainer.storage.store import Store, StoredRound
+
+logger = logging.getLogger(__name__)
+PROBE_TOLERANCE = 1e-4
+PROBE_TOLERANCE_LOW_PRECISION = 0.02
+
+
+def is_same_round(found: Mapping[str, Any], identity: Mapping[str, Any]) -> bool:
+    """Whether a summary or a journal's header is of the round, its model's losses within the dtype's tolerance."""
+    fingerprint, other = dict(found.get("fingerprint", {})), dict(identity["fingerprint"])
+    model, other_model = fingerprint.pop("model", None), other.pop("model", None)
+    at = all(found.get(name) == identity[name] for name in ("round", "global_step"))
+    return at and fingerprint == other and _is_same_model(model, other_model)
+
+
+def _is_same_model(found: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> bool:
+    if found is None or other is None:
+        return found is other
+    losses, others = found["zero_shot_losses"], other["zero_shot_losses"]
+    if found["config"] != other["config"] or found["dtype"] != other["dtype"] or losses.keys() != others.keys():
+        return False
+    tolerance = PROBE_TOLERANCE if found["dtype"] == "float32" else PROBE_TOLERANCE_LOW_PRECISION
+    # Not "> tolerance": a loss that is not finite tells nothing.
+    return all(abs(losses[sample] - others[sample]) <= tolerance for sample in losses)
+
+
+def finished_before(
+    store: Store, identity: Mapping[str, Any], config: MIWVConfig, rows: str | None, world: World
+) -> StoredRound | None:
+    """The very same round, if it lies in the store, of the same `rows`."""
+    found: StoredRound | None = None
+    with world.together("reading the rounds"):
+        if world.is_main and identity["round"] in store.rounds():
+            stored = store.read_round(identity["round"])
+            refines = stored.summary["config"].get("refine_near_threshold") == config.refine_near_threshold
+            is_same = stored.summary.get("rows") == rows and is_same_round(stored.summary, identity)
+            found = stored if refines and is_same else None
+            if found is not None:  # killed when the round was written and its journal not yet deleted
+                shutil.rmtree(store.journal_folder(found.number), ignore_errors=True)
+    return world.share(found)
+
+
+def open_journal(
+    model: nn.Module,
+    pool: Pool,
+    exemplars: Exemplars,
+    config: MIWVConfig,
+    store: Store,
+    world: World,
+    identity: Mapping[str, Any],
+) -> Journal:
+    """
+    The journal of a round on this rank: the one that a killed attempt at the same round left, else a new one, for which
+    the layout is chosen.
+    """
+    folder = store.journal_folder(identity["round"])
+    found: dict[str, Any] | None = None
+    with world.together("reading the journal"):
+        if world.is_main:
+            of_this_round = (header for header in Journal.headers(folder) if is_same_round(header, identity))
+            found = next(of_this_round, None)
+    found = world.share(found)
+    if found is not None and config.layout in ("auto", found["layout"]):
+        if world.is_main:
+            logger.info("Round %d goes on where it was interrupted, by its journal in %s.", identity["round"], folder)
+        return Journal(folder, world.rank, found)
+    layout = choose_layout(model, pool, exemplars.indices, config, world)
+    return Journal(folder, world.rank, {**identity, "layout": layout})
+
+
+def earlier_seconds(journal: Journal, world: World) -> tuple[float, float]:
+    """What earlier attempts took before and in the refinement, on the rank that took longest."""
+    before = refined = 0.0
+    if world.is_main:
+        for entries in journal.read():
+            before = max(before, sum(entry.seconds for entry in entries if not entry.stage.startswith(REFINED)))
+            refined = max(refined, sum(entry.seconds for entry in entries if entry.stage.startswith(REFINED)))
+    return world.share((before, refined))

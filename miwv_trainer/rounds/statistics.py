@@ -1,0 +1,99 @@
+"""A round in numbers."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from miwv_trainer.data.pool import Pool
+from miwv_trainer.scoring.refine import Refined
+from miwv_trainer.selection.choose import Choice, overlap
+from miwv_trainer.selection.scores import Measured
+from miwv_trainer.storage.store import StoredRound
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+# Of a training step, in forwards of the same tokens: the backward takes about two.
+FORWARDS_A_STEP = 3
+
+
+@dataclass(frozen=True)
+class Cost:
+    """
+    What a round took.
+
+    Args:
+        scored: Samples.
+        tokens: Forwarded for them, padding and trunks that are context only included.
+        seconds: All attempts at the round together.
+        epochs: Its forwards as a multiple of an epoch's compute over the selection, at three forwards a step.
+    """
+
+    scored: int
+    tokens: int
+    seconds: float
+    epochs: float
+    layout: str
+    refined: Refined
+
+    @classmethod
+    def of(
+        cls, refined: Refined, layout: str, seconds: float, is_scored: np.ndarray, pool: Pool, choice: Choice, size: int
+    ) -> "Cost":
+        """`size` is the number of samples of an epoch."""
+        tokens = refined.losses.tokens_forwarded
+        epochs = in_epochs(tokens, pool, choice.selection, size)
+        return cls(int(is_scored.sum()), tokens - refined.tokens, seconds, epochs, layout, refined)
+
+    def described(self) -> dict[str, Any]:
+        """For round.json."""
+        return {
+            "scored": self.scored,
+            "tokens_forwarded": self.tokens,
+            "seconds": round(self.seconds, 3),
+            "samples_per_second": round(self.scored / self.seconds, 3),
+            "tokens_per_second": round(self.tokens / (self.seconds - self.refined.seconds), 1),
+            "epochs": round(self.epochs, 4),
+            "layout": self.layout,
+            "refined_samples": self.refined.samples,
+            "refined_tokens": self.refined.tokens,
+            "refined_seconds": round(self.refined.seconds, 3),
+        }
+
+
+def in_epochs(tokens: int, pool: Pool, samples: np.ndarray, size: int) -> float:
+    """Forwarded tokens as a multiple of the compute of an epoch of `size` samples as long as these."""
+    of_epoch = size * (len(pool.preamble) + float(pool.lengths[samples].mean()))
+    return tokens / (FORWARDS_A_STEP * of_epoch)
+
+
+def statistics(
+    choice: Choice, measured: Measured, is_scored: np.ndarray, cost: Cost, previous: StoredRound | None
+) -> dict[str, float]:
+    """
+    What the Trainer logs of a round; what is not known is left out.
+
+    `threshold` is the lowest score that is selected, `overlap` the share of the selection that the round before had
+    selected too, `rank_correlation` Spearman's, of the scores of this round with the last ones of the same samples.
+    """
+    found: dict[str, float] = {"threshold": float(choice.scores[choice.selection].min())}
+    miwv = measured.miwv[~np.isnan(measured.miwv)]
+    if len(miwv):
+        found["mean"] = float(miwv.mean())
+        for quantile in QUANTILES:
+            found[f"q{round(100 * quantile):02d}"] = float(np.quantile(miwv, quantile))
+        found["share_above_zero"] = float((miwv > 0).mean())
+    if previous is not None:
+        found["overlap"] = overlap(choice.selection, previous.selection)
+        correlation = _rank_correlation(choice.scores[is_scored], previous.column("score")[is_scored])
+        if correlation is not None:
+            found["rank_correlation"] = correlation
+    found |= {"selected": len(choice.selection), "unscorable": int(np.isnan(choice.scores).sum())}
+    return found | {"scored": cost.scored, "tokens": cost.tokens, "seconds": cost.seconds, "epochs": cost.epochs}
+
+
+def _rank_correlation(now: np.ndarray, before: np.ndarray) -> float | None:
+    known = np.isfinite(now) & np.isfinite(before)
+    if known.sum() < 3 or np.ptp(now[known]) == 0 or np.ptp(before[known]) == 0:
+        return None
+    return float(spearmanr(now[known], before[known]).statistic)

@@ -1,0 +1,239 @@
+"""What a token in a row of trees attends to: its own branch, and the trunk of its tree.
+
+Three ways lead to the same losses. Where the model runs torch's scaled dot product attention on a CPU, it is called
+once for each trunk and each group of branches, so that no masked pair costs anything, however long the row. Where it
+runs flex attention, a `BlockMask` says which blocks to skip. Everywhere else (eager attention; sdpa on a GPU, where
+many small calls cost more than masked pairs) each row has a mask of its own.
+"""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from miwv_trainer.distributed.wrappers import inner_model
+from miwv_trainer.scoring.head import PADDING_ID
+from miwv_trainer.scoring.trees import TreeRow
+
+Attention = Literal["segments", "blocks", "mask"]
+SEGMENTS = "miwv_segments"
+# Branches of one tree share a call up to this many tokens: a call costs as much as some masked pairs.
+TOKENS_PER_CALL = 256
+
+
+@dataclass(frozen=True)
+class Segment:
+    """
+    Tokens of a row whose attention is one call.
+
+    Args:
+        own: Where they stand.
+        trunk: Where the trunk that they see stands; None for a trunk, which sees itself.
+        mask: `(own, trunk + own)`, True where a token is seen; None where all that came before is.
+    """
+
+    own: slice
+    trunk: slice | None
+    mask: torch.Tensor | None
+
+
+# What the forward in progress attends to. Not every family hands a forward's further arguments down to its attention.
+_SEGMENTS: ContextVar[list[Segment] | None] = ContextVar("segments", default=None)
+
+
+def tree_obstacle(model: nn.Module, context: int) -> str | None:
+    """
+    Why a model cannot take rows of trees, as far as its configuration tells; None where it may.
+
+    Args:
+        context: Longest sequence. A window that is no shorter hides nothing.
+    """
+    inner = inner_model(model)
+    config = inner.config.get_text_config()
+    attention = inner.config._attn_implementation
+    if attention not in ("sdpa", "eager", "flex_attention"):
+        return f"its attention is {attention!r}, which takes no mask of its own for each row"
+    window = getattr(config, "sliding_window", None)
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"]) - {"full_attention"}
+    if window is not None and context <= window:
+        kinds -= {"sliding_attention"}
+    elif window is not None:
+        return f"its attention slides over a window of {window} tokens, less than the context of {context}"
+    if kinds:
+        return f"it has layers of {', '.join(sorted(kinds))}"
+    if "position_ids" not in inspect.signature(inner.forward).parameters:
+        return "its forward takes no `position_ids`"
+    return None
+
+
+def tree_attention(model: nn.Module) -> Attention:
+    """Which of the three ways a model that has no [`tree_obstacle`] takes."""
+    inner = inner_model(model)
+    implementation = inner.config._attn_implementation
+    if implementation == "flex_attention":
+        return "blocks"
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    # The attribute says that the model calls the attention function which its configuration names.
+    return "segments" if implementation == "sdpa" and on_cpu and inner._supports_attention_backend else "mask"
+
+
+@contextmanager
+def attending(model: nn.Module, attention: Attention) -> Iterator[None]:
+    """Inside, the model's attention takes what [`tree_inputs`] makes for it."""
+    if attention != "segments":
+        yield
+        return
+    inner = inner_model(model)
+    # The whole before its parts: setting the whole sets them all.
+    before = [(m, m.config._attn_implementation) for m in inner.modules() if isinstance(m, PreTrainedModel)]
+    inner.set_attn_implementation(SEGMENTS)
+    try:
+        yield
+    finally:
+        for part, implementation in before:
+            part.set_attn_implementation(implementation)
+
+
+@contextmanager
+def tree_inputs(model: nn.Module, rows: list[TreeRow], attention: Attention) -> Iterator[dict[str, Any]]:
+    """
+    The arguments of a forward, which is to run inside: `(rows, longest)` ids and positions, and the mask if there is
+    one. Only masks take several rows.
+    """
+    device = next(model.parameters()).device
+    inputs: dict[str, Any] = {
+        "input_ids": pad([row.ids for row in rows], PADDING_ID, device),
+        "position_ids": pad([row.positions for row in rows], 0, device),
+    }
+    if attention == "mask":
+        yield {**inputs, "attention_mask": _mask(model, rows, device)}
+        return
+    (row,) = rows
+    if attention == "blocks":
+        yield {**inputs, "attention_mask": _block_mask(row, device)}
+        return
+    token = _SEGMENTS.set(_segments(row, device))
+    try:
+        yield inputs
+    finally:
+        _SEGMENTS.reset(token)
+
+
+def pad(arrays: list[np.ndarray], value: int, device: torch.device) -> torch.Tensor:
+    """`(arrays, longest)` whole numbers, each array followed by `value`."""
+    filled = np.full((len(arrays), max(map(len, arrays))), value, dtype=np.int64)
+    for number, array in enumerate(arrays):
+        filled[number, : len(array)] = array
+    return torch.from_numpy(filled).to(device)
+
+
+def _mask(model: nn.Module, rows: list[TreeRow], device: torch.device) -> torch.Tensor:
+    """`(rows, 1, length, length)`: True where a token is seen, or, for eager attention, what is added."""
+    # Padding is a tree by itself, so that it sees something and nobody sees it.
+    tree, branch = pad([row.tree for row in rows], -1, device), pad([row.branch for row in rows], 0, device)
+    seen = _sees(tree[:, :, None], branch[:, :, None], tree[:, None], branch[:, None]).tril()[:, None]
+    if inner_model(model).config._attn_implementation == "sdpa":
+        return seen
+    # The eager attention of transformers adds its mask.
+    dtype = next(model.parameters()).dtype
+    return torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill(~seen, torch.finfo(dtype).min)
+
+
+def _sees(tree: torch.Tensor, branch: torch.Tensor, seen_tree: torch.Tensor, seen_branch: torch.Tensor) -> torch.Tensor:
+    """Whether a token of one tree and branch sees an earlier one of another."""
+    return (tree == seen_tree) & ((seen_branch == 0) | (branch == seen_branch))
+
+
+def _block_mask(row: TreeRow, device: torch.device) -> Any:
+    """
+    The same for one row, as flex attention takes it.
+
+    Which blocks are looked at follows from the row's spans; `create_block_mask` would look at every pair of tokens.
+    """
+    from torch.nn.attention.flex_attention import _DEFAULT_SPARSE_BLOCK_SIZE as size
+    from torch.nn.attention.flex_attention import BlockMask
+
+    tree, branch = torch.as_tensor(row.tree, device=device), torch.as_tensor(row.branch, device=device)
+
+    def sees(batch: Any, head: Any, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        return (key <= query) & _sees(tree[query], branch[query], tree[key], branch[key])
+
+    length = len(row.ids)
+    number = -(-length // size)
+    looked_at = np.zeros((number, number), dtype=bool)
+    for own, trunk in _spans(row):
+        queries = slice(own.start // size, -(-own.stop // size))
+        for keys in (own, trunk or own):
+            looked_at[queries, keys.start // size : -(-keys.stop // size)] = True
+    looked_at = np.tril(looked_at)
+    counts = torch.as_tensor(looked_at.sum(axis=1), dtype=torch.int32, device=device)
+    indices = torch.as_tensor(np.argsort(~looked_at, axis=1, kind="stable"), dtype=torch.int32, device=device)
+    return BlockMask.from_kv_blocks(
+        counts[None, None], indices[None, None], BLOCK_SIZE=size, mask_mod=sees, seq_lengths=(length, length)
+    )
+
+
+def _spans(row: TreeRow) -> list[tuple[slice, slice | None]]:
+    """Trunks, and groups of branches each with the trunk that they see, in the order of the row."""
+    spans: list[tuple[slice, slice | None]] = []
+    is_edge = (np.diff(row.tree) != 0) | (np.diff(row.branch) != 0)
+    edges = [0, *(np.flatnonzero(is_edge) + 1).tolist(), len(row.ids)]
+    trunk: slice | None = None
+    for start, end in pairwise(edges):
+        if row.branch[start] == 0:
+            trunk = slice(start, end)
+            spans.append((trunk, None))
+            continue
+        group, seen = spans[-1]
+        if seen is not None and end - group.start <= TOKENS_PER_CALL:
+            spans[-1] = (slice(group.start, end), trunk)
+        else:
+            spans.append((slice(start, end), trunk))
+    return spans
+
+
+def _segments(row: TreeRow, device: torch.device) -> list[Segment]:
+    branch = torch.as_tensor(row.branch, device=device)
+    return [Segment(own, trunk, _segment_mask(own, trunk, branch)) for own, trunk in _spans(row)]
+
+
+def _segment_mask(own: slice, trunk: slice | None, branch: torch.Tensor) -> torch.Tensor | None:
+    if trunk is None:
+        return None
+    behind = (branch[own, None] == branch[None, own]).tril()
+    return torch.cat([behind.new_ones(len(behind), trunk.stop - trunk.start), behind], dim=1)[None, None]
+
+
+def _attend_by_segment(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """An attention function of transformers: `(1, heads, length, dim)` to `(1, length, heads, dim)`."""
+    segments = _SEGMENTS.get()
+    if segments is None:  # the forward of a rank that ran out of rows
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    outputs = []
+    for segment in segments:
+        keys, values = key[:, :, segment.own], value[:, :, segment.own]
+        if segment.trunk is not None:
+            keys = torch.cat([key[:, :, segment.trunk], keys], dim=2)
+            values = torch.cat([value[:, :, segment.trunk], values], dim=2)
+        output, _ = sdpa_attention_forward(module, query[:, :, segment.own], keys, values, segment.mask, **kwargs)
+        outputs.append(output)
+    return torch.cat(outputs, dim=1), None
+
+
+AttentionInterface.register(SEGMENTS, _attend_by_segment)

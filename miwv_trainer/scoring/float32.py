@@ -1,0 +1,114 @@
+"""A model's forward in float32 arithmetic, with the values of its low-precision weights."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import nn
+
+from miwv_trainer.scoring.isolation import inside
+
+# Where a module holds a tensor: the module and the attribute's name.
+Slot = tuple[nn.Module, str]
+
+
+@contextmanager
+def float32_arithmetic(model: nn.Module) -> Iterator[None]:
+    """
+    Inside, the model's forward computes in float32 with the values of its low-precision weights, and without autocast.
+    For forwards without gradients. Outside, nothing has happened, also after an error.
+
+    A layer's weights are copied to float32 while it runs, so that one layer is held twice at a time; embeddings, head,
+    and whatever several layers share, throughout. Parameters are set aside, not changed: their storage, gradients and
+    the hooks on them (of DistributedDataParallel, for one) stay. Whether matrix products of float32 use TF32 is left as
+    it is set.
+    """
+    device_type = next(model.parameters()).device.type
+    with ExitStack() as stack:
+        stack.enter_context(torch.autocast(device_type, enabled=False))
+        for module in inside(model):
+            # accelerate enters autocast in the root's forward, so it is left in the first module called there; where
+            # the root's forward ends, autocast is again what it was before.
+            hook = module.register_forward_pre_hook(lambda *_: torch.set_autocast_enabled(device_type, False))
+            stack.callback(hook.remove)
+        blocks = list(_blocks(model))
+        shared, own = _assigned(model, blocks)
+        stack.enter_context(_Upcast(shared))
+        for block, slots in zip(blocks, own, strict=True):
+            upcast = _Upcast(slots)
+            stack.callback(upcast.restore)
+            # First before the layer and last after it, so that hooks of others find the weights that it runs with.
+            stack.callback(block.register_forward_pre_hook(lambda *_, u=upcast: u.apply(), prepend=True).remove)
+            stack.callback(block.register_forward_hook(lambda *_, u=upcast: u.restore()).remove)
+        yield
+
+
+class _Upcast:
+    """Float32 copies in the place of tensors, until they are restored. Slots with one tensor share one copy."""
+
+    def __init__(self, slots: list[Slot]) -> None:
+        self.slots = slots
+        self.originals: list[torch.Tensor] = []
+
+    def apply(self) -> None:
+        if self.originals:
+            return
+        self.originals = [getattr(module, name) for module, name in self.slots]
+        copies = {id(tensor): _float32(tensor) for tensor in self.originals}
+        for (module, name), tensor in zip(self.slots, self.originals, strict=True):
+            setattr(module, name, copies[id(tensor)])
+
+    def restore(self) -> None:
+        for (module, name), tensor in zip(self.slots, self.originals, strict=False):
+            setattr(module, name, tensor)
+        self.originals = []
+
+    def __enter__(self) -> None:
+        self.apply()
+
+    def __exit__(self, *_: object) -> None:
+        self.restore()
+
+
+def _float32(tensor: torch.Tensor) -> torch.Tensor:
+    copy = tensor.detach().float()
+    return nn.Parameter(copy, requires_grad=False) if isinstance(tensor, nn.Parameter) else copy
+
+
+def _assigned(model: nn.Module, blocks: list[nn.Module]) -> tuple[list[Slot], list[list[Slot]]]:
+    """The low-precision tensors of a model: those outside blocks or in several of them, and those of each block."""
+    in_blocks = {module for block in blocks for module in block.modules()}
+    outside = [module for module in model.modules() if module not in in_blocks]
+    users: dict[int, set[int]] = {}
+    for number, modules in enumerate([outside, *(block.modules() for block in blocks)]):
+        for module in modules:
+            for _, tensor in _low_precision_tensors(module):
+                users.setdefault(id(tensor), set()).add(number)
+    slots: list[list[Slot]] = [[] for _ in range(len(blocks) + 1)]
+    for module in model.modules():
+        for name, tensor in _low_precision_tensors(module):
+            numbers = users[id(tensor)]
+            slots[min(numbers) if len(numbers) == 1 else 0].append((module, name))
+    return slots[0], slots[1:]
+
+
+def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+    """The members of the outermost module lists: the layers of a transformer."""
+    for child in module.children():
+        if isinstance(module, nn.ModuleList) and not isinstance(child, nn.ModuleList):
+            yield child
+        else:
+            yield from _blocks(child)
+
+
+def _low_precision_tensors(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    """The module's own parameters and buffers that are floating-point numbers of less than 32 bits."""
+    held = [
+        *module.named_parameters(recurse=False, remove_duplicate=False),
+        *module.named_buffers(recurse=False, remove_duplicate=False),
+    ]
+    return [(name, tensor) for name, tensor in held if is_low_precision(tensor)]
+
+
+def is_low_precision(tensor: torch.Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.dtype.itemsize < torch.float32.itemsize

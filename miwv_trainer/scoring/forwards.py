@@ -1,0 +1,129 @@
+"""Batches through the model in turns: one forward a rank, until no rank has more, halved where memory runs out."""
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from torch import nn
+from tqdm.auto import tqdm
+
+from miwv_trainer.distributed.world import Turn, World
+from miwv_trainer.scoring.head import PADDING_ID, forward_one_position
+
+logger = logging.getLogger(__name__)
+
+
+def run_forwards(
+    model: nn.Module,
+    batches: Sequence[Any],
+    forward: Callable[[Any], Any],
+    halves: Callable[[Any], list[Any]],
+    world: World,
+    doing: str,
+    show_progress: bool,
+) -> Iterator[tuple[Any, Any]]:
+    """
+    This rank's batches with what `forward` makes of each. After each turn of forwards ranks agree, so that an error on
+    one ends all, and a rank that has done its own waits for the others: idly, or in dummy forwards where parameters are
+    sharded.
+
+    The largest comes first: what does not fit shows at once, and ranks end together.
+    """
+    largest_first = sorted(batches, key=lambda batch: -batch.tokens)
+    share = _Share(deque(world.deal(largest_first)), forward, halves, world.sharded)
+    description = doing[0].upper() + doing[1:]
+    with tqdm(
+        total=share.tokens, desc=description, unit=" tokens", unit_scale=True, disable=not show_progress
+    ) as progress:
+        turn = Turn(has_more=True)
+        while turn.has_more:
+            finished = None
+            with world.turn(doing) as turn:
+                if share.pending:
+                    finished = share.forward_next()
+                elif world.sharded:
+                    _dummy_forward(model)
+                turn.has_more = bool(share.pending)
+            if finished is not None:
+                yield finished
+                progress.total = progress.n + finished[0].tokens + share.tokens
+                progress.update(finished[0].tokens)
+
+
+@dataclass
+class _Share:
+    """
+    One rank's batches, in the order in which they are forwarded.
+
+    Where memory runs out, that batch and all larger than half of it are halved, and what is scored is kept. Where
+    parameters are sharded a rank cannot leave a forward alone, and the run ends.
+    """
+
+    pending: deque[Any]
+    forward: Callable[[Any], Any]
+    halves: Callable[[Any], list[Any]]
+    is_sharded: bool
+    most_tokens: float = float("inf")
+    tokens: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.tokens = sum(batch.tokens for batch in self.pending)
+
+    def forward_next(self) -> tuple[Any, Any] | None:
+        """The next batch with what `forward` makes of it; None where memory ran out and half of it may fit."""
+        batch = self._take()
+        while batch.tokens > self.most_tokens and (parts := self.halves(batch)):
+            self._put_back(parts)
+            batch = self._take()
+        result = _unless_out_of_memory(self.forward, batch, self.halves, self.is_sharded)
+        if result is not None:
+            return batch, result
+        self.most_tokens = batch.tokens // 2
+        logger.warning("Out of memory on %d tokens: going on with %d a forward.", batch.tokens, self.most_tokens)
+        self._put_back([batch])
+        return None
+
+    def _take(self) -> Any:
+        batch = self.pending.popleft()
+        self.tokens -= batch.tokens
+        return batch
+
+    def _put_back(self, batches: list[Any]) -> None:
+        self.pending.extendleft(reversed(batches))
+        self.tokens += sum(batch.tokens for batch in batches)
+
+
+def _unless_out_of_memory(
+    forward: Callable[[Any], Any], batch: Any, halves: Callable[[Any], list[Any]], is_sharded: bool
+) -> Any:
+    """What `forward` makes of a batch; None where memory ran out and half of the batch may fit."""
+    try:
+        return forward(batch)
+    except Exception as error:
+        if not should_reduce_batch_size(error) and not isinstance(error, MemoryError):
+            raise
+        if is_sharded or not halves(batch):
+            raise RuntimeError(_out_of_memory(batch, is_sharded)) from error
+    # Out of the handler, whose traceback held the failed forward's tensors.
+    clear_device_cache(garbage_collection=True)
+    return None
+
+
+def _out_of_memory(batch: Any, is_sharded: bool) -> str:
+    reason = (
+        "where parameters are sharded over ranks, no rank can try again alone. Lower `tokens_per_batch` and "
+        "`tokens_per_row`"
+        if is_sharded
+        else "and it cannot be halved: it is a single sample. Lower `scoring_max_length`"
+    )
+    return f"Out of memory on a scoring forward of {batch.tokens} tokens, {reason}, or `logits_chunk`."
+
+
+def _dummy_forward(model: nn.Module) -> None:
+    """A forward for a rank that ran out of work while others, under ZeRO-3, still need its parameters."""
+    ids = torch.full((1, 2), PADDING_ID, dtype=torch.long, device=next(model.parameters()).device)
+    forward_one_position(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})

@@ -1,0 +1,98 @@
+"""How many tokens one scoring forward takes: what pays on the device, as far as its memory is free.
+
+Extra memory of a forward without gradients over the loaded model, with b bytes a number of the model's dtype:
+
+    tokens * b * (4 * intermediate size + 8 * hidden size)      one layer's activations, the widest moment
+    + rows * tokens_per_row**2 * (1 + b)                        masks, where rows have them
+    + rows * tokens_per_row**2 * heads * (4 + 2 * b)            eager attention's weights, instead
+    + logits_chunk * vocabulary * (8 + b)                       the head
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from torch import nn
+
+from miwv_trainer.config import MIWVConfig
+from miwv_trainer.distributed.world import World
+from miwv_trainer.distributed.wrappers import inner_model
+from miwv_trainer.scoring.attention import Attention, tree_attention
+
+SHARE_OF_FREE_MEMORY = 0.5
+LEAST_TOKENS = 256
+# Where there is memory: beyond these, a longer forward is no faster.
+TOKENS_ON_CPU = 4096
+TOKENS_ON_ACCELERATOR = 32768
+# Of a pool, where it holds so many rows: then 64 ranks, too, carry about equal work.
+LEAST_FORWARDS = 256
+# Longer rows repeat fewer trunks. Where rows have masks, they waste attention on pairs that are masked.
+ROW_WITHOUT_MASK = 4096
+ROW_WITH_MASK_ON_CPU = 1024
+ROW_WITH_MASK_ON_ACCELERATOR = 2048
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Most tokens of one row of trees, and of one forward, padding included. One longer sample goes alone."""
+
+    tokens_per_row: int
+    tokens_per_batch: int
+
+
+def choose_budget(model: nn.Module, config: MIWVConfig, world: World, work: int | None = None) -> Budget:
+    """
+    The budget on every rank: as configured; else what pays on the device, halved until half of the memory that is
+    free on the rank that has least holds it.
+
+    Args:
+        work: Tokens of all forwards together, about. A forward takes at most a small share of them, or one row. The
+            share does not depend on the number of ranks, so that batches, and with them losses, do not either.
+    """
+    device = next(model.parameters()).device
+    on_cpu = device.type == "cpu"
+    attention = tree_attention(model)
+    longest_row = ROW_WITHOUT_MASK
+    if attention == "mask":
+        longest_row = ROW_WITH_MASK_ON_CPU if on_cpu else ROW_WITH_MASK_ON_ACCELERATOR
+    batch = config.tokens_per_batch
+    if batch is None:
+        batch = TOKENS_ON_CPU if on_cpu else TOKENS_ON_ACCELERATOR
+        if work is not None:
+            batch = min(batch, max(work // LEAST_FORWARDS, longest_row))
+        batch = max(batch, config.tokens_per_row or 0)
+        free = least_free_memory(device, world)
+        while batch > LEAST_TOKENS and (
+            extra_memory(model, min(config.tokens_per_row or longest_row, batch), batch, config.logits_chunk, attention)
+            > SHARE_OF_FREE_MEMORY * free
+        ):
+            batch //= 2
+    return Budget(config.tokens_per_row or min(longest_row, batch), batch)
+
+
+def extra_memory(model: Any, tokens_per_row: int, tokens: int, logits_chunk: int, attention: Attention) -> int:
+    """Bytes that a scoring forward of so many tokens takes over the loaded model, by the formula above."""
+    config = inner_model(model).config.get_text_config()
+    number = next(model.parameters()).dtype.itemsize
+    hidden = config.hidden_size
+    intermediate = getattr(config, "intermediate_size", None) or 4 * hidden
+    activations = tokens * number * (4 * intermediate + 8 * hidden)
+    pairs = 0 if attention != "mask" else -(-tokens // tokens_per_row) * tokens_per_row**2
+    is_eager = inner_model(model).config._attn_implementation == "eager"
+    of_a_pair = config.num_attention_heads * (4 + 2 * number) if is_eager else 1 + number
+    return activations + pairs * of_a_pair + logits_chunk * config.vocab_size * (8 + number)
+
+
+def least_free_memory(device: torch.device, world: World) -> int:
+    """Bytes free on the rank that has least, on every rank. Ranks on a CPU share what is free."""
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+        # What torch has reserved and not given out is free to it.
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    else:
+        free = psutil.virtual_memory().available // world.size
+    slots = np.zeros(world.size, dtype=np.int64)
+    slots[world.rank] = free
+    return int(world.sum_slots(slots).min())

@@ -1,0 +1,184 @@
+"""Samples near the selection's threshold, scored again in float32 where the model computes in lower precision.
+
+Rounding to bfloat16 moves a loss by some hundredths of a nat, and MIWV is a small difference of two losses: samples on
+both sides of the threshold change places. Far from it rounding changes no selection, so only a band around it is
+scored again, with the same low-precision weights in float32 arithmetic, as wide as the rounding measured there asks.
+"""
+
+import functools
+import logging
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import numpy as np
+from torch import nn
+
+from miwv_trainer.config import MIWVConfig
+from miwv_trainer.data.pool import Pool
+from miwv_trainer.distributed.world import World
+from miwv_trainer.distributed.wrappers import inner_model
+from miwv_trainer.scoring.float32 import float32_arithmetic, is_low_precision
+from miwv_trainer.scoring.isolation import noticing_autocast
+from miwv_trainer.scoring.layout import score_pool
+from miwv_trainer.scoring.losses import Losses
+from miwv_trainer.scoring.rows import exemplars_of
+from miwv_trainer.selection.choose import number_selected, select_top
+from miwv_trainer.storage.journal import Journal
+
+logger = logging.getLogger(__name__)
+CALIBRATION = 32  # samples that tell how much rounding moves MIWV, to an eighth of it
+WIDTH = 3.0  # half the band's width, in root mean squares of that movement
+MOST_REFINED = 0.25  # of the pool: float32 may be an order of magnitude slower
+REFINED = "float32"  # the stages' name in the journal
+# Losses to `(N,)` scores and `(N,)` distances from the threshold of the selection, NaN where there is none.
+Ranking = Callable[[Losses], tuple[np.ndarray, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Refined:
+    """
+    Losses of a pool, those near the threshold in float32 arithmetic.
+
+    Args:
+        losses: Of all samples; its `tokens_forwarded` includes `tokens`.
+        samples: How many were scored again.
+        tokens: Tokens forwarded for them.
+        seconds: Time that took.
+    """
+
+    losses: Losses
+    samples: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+def score_refined(
+    model: nn.Module,
+    pool: Pool,
+    exemplars: np.ndarray,
+    config: MIWVConfig,
+    layout: str,
+    world: World,
+    show_progress: bool = False,
+    journal: Journal | None = None,
+    ranking: Ranking | None = None,
+) -> Refined:
+    """
+    Like [`~miwv_trainer.scoring.layout.score_pool`]; then, where the model computes below float32 and
+    `refine_near_threshold` is on, the samples near the threshold again.
+
+    A model that cannot compute in float32 keeps the losses it has, and a log line says why.
+    """
+    with noticing_autocast(model) as noticed:
+        losses = score_pool(model, pool, exemplars, config, layout, world, show_progress, journal)
+    is_low = world.share(any(noticed) or any(map(is_low_precision, model.parameters())))
+    if not is_low or not config.refine_near_threshold:
+        return Refined(losses)
+    obstacle = _obstacle(model, world)
+    if obstacle is not None:
+        if world.is_main:
+            logger.info("Samples near the threshold are not scored again in float32: %s.", obstacle)
+        return Refined(losses)
+    return refine(model, pool, exemplars, losses, config, layout, world, show_progress, journal, ranking)
+
+
+def refine(
+    model: nn.Module,
+    pool: Pool,
+    exemplars: np.ndarray,
+    losses: Losses,
+    config: MIWVConfig,
+    layout: str,
+    world: World,
+    show_progress: bool = False,
+    journal: Journal | None = None,
+    ranking: Ranking | None = None,
+) -> Refined:
+    """
+    Scores the samples near the threshold of `losses` again, in float32 arithmetic.
+
+    The nearest ones tell how much rounding moves MIWV (root mean square); all within three times that are scored, which
+    moves the threshold and sharpens the estimate, until none is left or a quarter of the pool is done.
+
+    Args:
+        model: In evaluation mode, without gradients ([`~miwv_trainer.scoring.isolation.no_trace`]).
+        exemplars: `(N,)` index of each sample's exemplar.
+        losses: Of the same pool, by the model as it computes.
+        ranking: What is ranked and where its threshold lies; by default MIWV and the selection's number.
+    """
+    started = time.perf_counter()
+    if ranking is None:
+        ranking = functools.partial(_by_miwv, number=number_selected(config.fraction, len(pool)))
+    most = max(CALIBRATION, int(MOST_REFINED * len(pool)))
+    refined, is_done = losses, np.zeros(len(pool), dtype=bool)
+    scores, distances = ranking(losses)
+    wanted, passes = nearest(distances, np.inf)[:CALIBRATION], 0
+    try:
+        with ExitStack() as stack:
+            with world.together("copying weights to float32"):
+                stack.enter_context(float32_arithmetic(model))
+            while len(again := wanted[: most - is_done.sum()]):
+                of_these, stage = exemplars_of(again, exemplars), f"{REFINED}, pass {passes}"
+                scored = score_pool(model, pool, of_these, config, layout, world, show_progress, journal, stage)
+                passes += 1
+                refined = refined.replaced(scored, again)
+                is_done[again] = True
+                scores_now, distances = ranking(refined)
+                width = WIDTH * _root_mean_square(scores_now[is_done] - scores[is_done])
+                wanted = nearest(distances, width)
+                wanted = wanted[~is_done[wanted]]
+    except RuntimeError as error:  # no memory for float32, or a kernel without it: on one rank, so on all
+        if world.is_main:
+            logger.warning(
+                "Only %d samples near the threshold could be scored again in float32: %s. "
+                "`refine_near_threshold=False` leaves it out.", is_done.sum(), str(error).strip().partition("\n")[0],
+            )  # fmt: skip
+    else:
+        if len(wanted) and world.is_main:
+            logger.warning(
+                "%d samples near the threshold were scored again in float32, the most that are, and %d more are as "
+                "near as rounding moves MIWV: the selection may differ from float32's.", is_done.sum(), len(wanted),
+            )  # fmt: skip
+    tokens = refined.tokens_forwarded - losses.tokens_forwarded
+    return Refined(refined, int(is_done.sum()), tokens, time.perf_counter() - started)
+
+
+def _root_mean_square(values: np.ndarray) -> float:
+    """Over what is finite; 0 where nothing is."""
+    finite = values[np.isfinite(values)]
+    return float(np.sqrt(np.mean(np.square(finite)))) if len(finite) else 0.0
+
+
+def _by_miwv(losses: Losses, number: int) -> tuple[np.ndarray, np.ndarray]:
+    return losses.miwv, threshold_distances(losses.miwv, number)
+
+
+def threshold_distances(miwv: np.ndarray, number: int) -> np.ndarray:
+    """
+    `(N,)` distance of each MIWV from the `number`-th highest, in nats; NaN where a sample has none.
+
+    Where no more than `number` have one, all of these are selected, and none is near a threshold: NaN everywhere.
+    """
+    if np.count_nonzero(~np.isnan(miwv)) <= number:
+        return np.full(len(miwv), np.nan)
+    return np.abs(miwv - miwv[select_top(miwv, number)].min())
+
+
+def nearest(distances: np.ndarray, width: float) -> np.ndarray:
+    """The samples at most `width` from their threshold, nearest first, ties by lower index; none where it is NaN."""
+    order = np.argsort(distances, kind="stable")
+    return order[distances[order] <= width]
+
+
+def _obstacle(model: nn.Module, world: World) -> str | None:
+    """Why the model's weights cannot be copied to float32; None where they can."""
+    if world.sharded:
+        return "the model's parameters are split over the ranks"
+    if any(parameter.is_meta for parameter in model.parameters()):
+        return "some of the model's weights are offloaded"
+    packed = any(parameter.dtype.itemsize < 2 for parameter in model.parameters())
+    if packed or getattr(inner_model(model).config, "quantization_config", None) is not None:
+        return "the model is quantised"
+    return None

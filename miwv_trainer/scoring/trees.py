@@ -1,0 +1,229 @@
+"""How samples share a forward. Rows are composed over the whole pool before they are dealt to ranks, so that scores do
+not depend on the number of ranks.
+
+The padded layout: every sample is one row without an exemplar (its zero-shot loss) and one row behind its exemplar
+(its one-shot loss). Rows are sorted by length, so that little is padded. The price is that an exemplar is forwarded
+again for every sample that retrieved it: about three times the pool's own tokens in all.
+
+The tree layout: attention is causal and the exemplar comes first, so an exemplar's own sequence is a trunk behind which
+every sample that retrieved it is a branch, which sees the trunk and itself. The trunk gives the exemplar's zero-shot
+loss, each branch its sample's one-shot loss: about twice the pool's own tokens. The price is a mask of its own for each
+row, and trunks that stand again where their branches fill several rows.
+"""
+
+from bisect import bisect_left, insort
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from miwv_trainer.data.pool import Pool
+from miwv_trainer.scoring.rows import ONE_SHOT, ZERO_SHOT, scorable
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A trunk, of which at most `trunk_room` tokens are shown, and the samples that stand behind it, each by itself."""
+
+    trunk: int
+    branches: tuple[int, ...]
+    scores_trunk: bool
+    trunk_room: int
+
+    def tokens(self, pool: Pool) -> int:
+        """Tokens forwarded."""
+        shown = min(int(pool.lengths[self.trunk]), self.trunk_room)
+        return len(pool.preamble) + shown + int(pool.lengths[list(self.branches)].sum())
+
+    def halves(self) -> "list[Tree]":
+        """Two trees that score the same, the trunk once; the tree itself where it scores one loss only."""
+        if len(self.branches) + self.scores_trunk < 2:
+            return [self]
+        middle = len(self.branches) // 2
+        first, second = self.branches[:middle], self.branches[middle:]
+        return [replace(self, branches=first), replace(self, branches=second, scores_trunk=False)]
+
+
+@dataclass(frozen=True)
+class TreeBatch:
+    """
+    Rows of trees that are forwarded together.
+
+    Args:
+        rows: Each row's trees, which stand side by side.
+        lengths: Each row's tokens.
+        is_padded: Whether rows are padded to the longest one, or joined to a single row.
+    """
+
+    rows: list[list[Tree]]
+    lengths: list[int]
+    is_padded: bool
+
+    @property
+    def kinds(self) -> np.ndarray:
+        """`(losses,)` which loss of each of `samples` is scored, `ZERO_SHOT` or `ONE_SHOT`."""
+        return np.asarray([kind for kind, _ in self._losses()], dtype=np.int64)
+
+    @property
+    def samples(self) -> np.ndarray:
+        """`(losses,)` the samples that are scored."""
+        return np.asarray([sample for _, sample in self._losses()], dtype=np.int64)
+
+    def _losses(self) -> list[tuple[int, int]]:
+        trees = [tree for row in self.rows for tree in row]
+        zero_shot = [(ZERO_SHOT, tree.trunk) for tree in trees if tree.scores_trunk]
+        return zero_shot + [(ONE_SHOT, sample) for tree in trees for sample in tree.branches]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens forwarded, padding included."""
+        return len(self.lengths) * max(self.lengths) if self.is_padded else sum(self.lengths)
+
+    def halves(self, pool: Pool) -> "list[TreeBatch]":
+        """The same in two batches, of half the rows, trees or branches; none where a single loss is scored."""
+        rows = self.rows if len(self.rows) > 1 else [[tree] for tree in self.rows[0]]
+        if len(rows) == 1:
+            rows = [[half] for half in rows[0][0].halves()]
+        middle = len(rows) // 2
+        return [self._of(part, pool) for part in (rows[:middle], rows[middle:])] if middle else []
+
+    def _of(self, rows: list[list[Tree]], pool: Pool) -> "TreeBatch":
+        return TreeBatch(rows, [row_tokens(row, pool) for row in rows], self.is_padded)
+
+
+def row_tokens(row: Sequence[Tree], pool: Pool) -> int:
+    """Tokens of a row of trees."""
+    return sum(tree.tokens(pool) for tree in row)
+
+
+def tree_batches(rows: Sequence[list[Tree]], pool: Pool, tokens_per_batch: int, is_padded: bool) -> list[TreeBatch]:
+    """Rows, longest first, in batches of at most `tokens_per_batch` tokens; one longer row goes alone."""
+    batches, start = [], 0
+    lengths = [row_tokens(row, pool) for row in rows]
+    while start < len(rows):
+        end = start + max(tokens_per_batch // lengths[start], 1)
+        batches.append(TreeBatch(list(rows[start:end]), lengths[start:end], is_padded))
+        start = end
+    return batches
+
+
+@dataclass(frozen=True)
+class TreeRow:
+    """
+    Trees side by side in one sequence.
+
+    Args:
+        ids: `(length,)` tokens.
+        positions: `(length,)` each token's position in its own sequence.
+        tree: `(length,)` number of the tree that a token belongs to.
+        branch: `(length,)` number of its branch within the tree, from 1; 0 in the trunk.
+        targets: `(targets,)` positions in the row of the response tokens that are scored.
+        samples: `(targets,)` the sample that each of them belongs to.
+        kinds: `(targets,)` which of the sample's losses it counts for.
+    """
+
+    ids: np.ndarray
+    positions: np.ndarray
+    tree: np.ndarray
+    branch: np.ndarray
+    targets: np.ndarray
+    samples: np.ndarray
+    kinds: np.ndarray
+
+
+def plan_trees(pool: Pool, exemplars: np.ndarray, context: int, tokens_per_row: int) -> list[list[Tree]]:
+    """
+    Every scorable sample once as a trunk and once as a branch, in rows of at most `tokens_per_row` tokens.
+
+    A row is longer only where a single sample behind its exemplar is, and never longer than that one. A crowded trunk
+    stands again in further rows, there as context only, and so does one that a branch's length has cut.
+    """
+    can_score = scorable(pool, exemplars, context)
+    behind = np.flatnonzero(can_score)
+    room = context - len(pool.preamble) - pool.lengths
+    is_cut = pool.lengths[exemplars[behind]] > room[behind]
+    trees = [Tree(int(exemplars[i]), (int(i),), False, int(room[i])) for i in behind[is_cut]]
+    whole = behind[~is_cut]
+    order = whole[np.argsort(exemplars[whole], kind="stable")]
+    starts = np.searchsorted(exemplars[order], np.arange(len(pool) + 1))
+    for trunk in range(len(pool)):
+        branches = order[starts[trunk] : starts[trunk + 1]]
+        trees += _trees_of(trunk, branches, bool(can_score[trunk]), pool, context, tokens_per_row)
+    sizes = [tree.tokens(pool) for tree in trees]
+    rows = sorted(_best_fit(sizes, tokens_per_row), key=lambda row: -sum(sizes[number] for number in row))
+    return [[trees[number] for number in row] for row in rows]
+
+
+def _trees_of(
+    trunk: int, branches: np.ndarray, scores_trunk: bool, pool: Pool, context: int, tokens_per_row: int
+) -> list[Tree]:
+    """One tree, or several with the same trunk where its branches do not fit one row."""
+    if not len(branches):
+        return [Tree(trunk, (), True, context)] if scores_trunk else []
+    left = tokens_per_row - len(pool.preamble) - int(pool.lengths[trunk])
+    # Where the longest branch is over budget whatever is done, rows of that length waste less of a long trunk.
+    left = max(left, int(pool.lengths[branches].max()))
+    groups = _best_fit(pool.lengths[branches].tolist(), left)
+    return [
+        Tree(trunk, tuple(int(branches[number]) for number in sorted(group)), scores_trunk and first == 0, context)
+        for first, group in enumerate(groups)
+    ]
+
+
+def _best_fit(sizes: Sequence[int], capacity: int) -> list[list[int]]:
+    """Numbers of the pieces in each bin: longest first, each into the fullest bin that takes it."""
+    bins: list[list[int]] = []
+    open_bins: dict[int, list[int]] = {}
+    free: list[int] = []  # the keys of `open_bins`, ascending
+    for number in np.argsort(-np.asarray(sizes), kind="stable").tolist():
+        size = sizes[number]
+        at = bisect_left(free, size)
+        if at < len(free):
+            left = free[at] - size
+            chosen = open_bins[free[at]].pop()
+            if not open_bins[free[at]]:
+                del open_bins[free.pop(at)]
+            bins[chosen].append(number)
+        else:
+            left = capacity - size
+            chosen = len(bins)
+            bins.append([number])
+        if left > 0:
+            if left not in open_bins:
+                insort(free, left)
+            open_bins.setdefault(left, []).append(chosen)
+    return bins
+
+
+def tree_row(trees: Sequence[Tree], pool: Pool) -> TreeRow:
+    """Lays trees out side by side: of each its trunk, then its branches."""
+    ids: list[np.ndarray] = []
+    scored: list[np.ndarray] = []
+    pieces: list[tuple[int, int, int, int, int]] = []  # tree, branch, first position, sample, kind
+    for number, tree in enumerate(trees):
+        shown = slice(-min(int(pool.lengths[tree.trunk]), tree.trunk_room), None)
+        trunk = np.concatenate([pool.preamble, pool.sample(tree.trunk)[shown]])
+        ids.append(trunk)
+        of_trunk = np.zeros(len(trunk), dtype=bool)
+        if tree.scores_trunk:
+            of_trunk[len(pool.preamble) :] = pool.response_mask(tree.trunk)
+        scored.append(of_trunk)
+        pieces.append((number, 0, 0, tree.trunk, ZERO_SHOT))
+        for branch, sample in enumerate(tree.branches, start=1):
+            ids.append(pool.sample(sample))
+            scored.append(pool.response_mask(sample))
+            pieces.append((number, branch, len(trunk), sample, ONE_SHOT))
+    lengths = np.asarray([len(piece) for piece in ids])
+    piece = np.repeat(np.arange(len(pieces)), lengths)
+    tree_number, branch_number, first, sample_number, kind = np.asarray(pieces).T
+    start = np.cumsum(lengths) - lengths
+    targets = np.flatnonzero(np.concatenate(scored))
+    return TreeRow(
+        ids=np.concatenate(ids),
+        positions=np.arange(len(piece)) + (first - start)[piece],
+        tree=tree_number[piece],
+        branch=branch_number[piece],
+        targets=targets,
+        samples=sample_number[piece[targets]],
+        kinds=kind[piece[targets]],
+    )

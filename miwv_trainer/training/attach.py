@@ -1,0 +1,96 @@
+"""The only file that touches a Trainer."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from transformers import Trainer, TrainingArguments
+
+from miwv_trainer.config import MIWVConfig, embeds_text
+from miwv_trainer.data.chat_template import pool_from_tokenized
+from miwv_trainer.data.pool import check_map_style, with_groups
+from miwv_trainer.embeddings.embedders import given_embeddings
+from miwv_trainer.training.callback import MIWVCallback
+from miwv_trainer.training.dataloader import check_batches, sampler_strategy, samples_per_step
+from miwv_trainer.training.sampler import MIWVDataSampler
+
+
+def attach(trainer: Trainer, config: MIWVConfig | Mapping[str, Any] | None = None) -> MIWVCallback:
+    """
+    Lets a Trainer choose its training data: its `train_dataset` becomes the pool, of which it trains on the selection.
+
+    Works on any instance of [`~transformers.Trainer`] (`SFTTrainer`, `Seq2SeqTrainer`, a subclass), before or after
+    other callbacks are added, and before `train()`.
+
+    Args:
+        trainer: The Trainer. Its `train_dataset` must be tokenised, with `labels` that are -100 outside the response.
+        config: A [`MIWVConfig`], or a mapping of its values; by default `MIWVConfig()`.
+
+    Returns:
+        The callback that was added; its `rounds` hold the scores.
+
+    Raises:
+        TypeError: the dataset is not map-style, or a configuration key is unknown.
+        ValueError:
+            the dataset cannot be a pool, the Trainer has a pool attached already, or one of its dataloader options does
+            not go with a selection.
+    """
+    if not isinstance(config, MIWVConfig):
+        config = MIWVConfig.from_dict(config or {})
+    _check_trainer(trainer)
+    args = trainer.args
+    strategy = sampler_strategy(args)
+    pool = pool_from_tokenized(
+        trainer.train_dataset,
+        trainer.processing_class,
+        trainer.model.config,
+        with_texts=embeds_text(config),
+    )
+    pool = with_groups(pool, trainer.train_dataset, config.group_column)
+    if not isinstance(config.embedder, str):
+        given_embeddings(config.embedder, len(pool))
+    sampler = MIWVDataSampler(
+        len(pool),
+        config.fraction,
+        _seed(config, args),
+        strategy,
+        pool.lengths,
+        samples_per_step(args),
+        epoch_order=config.epoch_order,
+    )
+    check_batches(args, sampler)
+    callback = MIWVCallback(config, sampler, pool)
+    # Not `trainer.log`: SFTTrainer's adds the metrics of the steps since its last entry, and forgets them.
+    callback.log = partial(Trainer.log, trainer)
+
+    def _get_train_sampler(*args: Any, **kwargs: Any) -> MIWVDataSampler:
+        return sampler
+
+    # The Trainer asks itself for its sampler each time it builds the dataloader; set on this instance only.
+    trainer._get_train_sampler = _get_train_sampler
+    trainer.add_callback(callback)
+    return callback
+
+
+def _check_trainer(trainer: Trainer) -> None:
+    if any(isinstance(callback, MIWVCallback) for callback in trainer.callback_handler.callbacks):
+        raise ValueError("A MIWVCallback is attached to this Trainer already; a Trainer takes one pool.")
+    if trainer.train_dataset is None:
+        raise ValueError("The Trainer has no `train_dataset`, which is the pool to select from.")
+    if trainer.args.to_dict().get("packing"):
+        raise ValueError(
+            "The Trainer packs its dataset (`packing=True`): several samples share a line, so none can be chosen by "
+            "itself. Set `packing=False`."
+        )
+    check_map_style(trainer.train_dataset)
+    if trainer.accelerator.use_stateful_dataloader:
+        raise ValueError(
+            "`use_stateful_dataloader=True` copies the sampler's state for every batch, and the Trainer neither saves "
+            "nor restores it: it resumes by skipping batches. Set it to False; resuming is exact without it."
+        )
+
+
+def _seed(config: MIWVConfig, args: TrainingArguments) -> int:
+    if config.sampler_seed is not None:
+        return config.sampler_seed
+    return args.data_seed if args.data_seed is not None else args.seed
