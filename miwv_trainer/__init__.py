@@ -6,13 +6,12 @@ from miwv_trainer.training.attach import attach
 from miwv_trainer.training.callback import MIWVCallback
 from miwv_trainer.training.checkpoints import last_complete_checkpoint
 from miwv_trainer.training.sampler import MIWVDataSampler
-from miwv_trainer.version import __version__
+from miwv_trainer.version import __version__ as __version__
 
 __all__ = [
     "MIWVCallback",
     "MIWVConfig",
     "MIWVDataSampler",
-    "__version__",
     "attach",
     "last_complete_checkpoint",
     "tokenize",

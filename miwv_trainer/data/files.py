@@ -32,6 +32,11 @@ def load_rows(name: str, max_samples: int | None = None) -> datasets.Dataset:
     return rows.select(range(min(max_samples, len(rows)))) if max_samples is not None else rows
 
 
+def is_folder(name: str) -> bool:
+    """Whether a name is that of a folder here, not one on the hub."""
+    return Path(name).is_dir()
+
+
 def _read_file(path: Path) -> datasets.Dataset:
     suffixes = [suffix for suffix in path.suffixes if suffix != ".gz"]
     kind = READERS.get(suffixes[-1]) if suffixes else None

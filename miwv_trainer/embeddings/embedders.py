@@ -1,7 +1,6 @@
 """Instructions to vectors."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +8,7 @@ import scipy.sparse
 import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 
+from miwv_trainer.data.files import is_folder
 from miwv_trainer.distributed.sharding import whole_models
 from miwv_trainer.embeddings.vectors import Embeddings
 
@@ -83,8 +83,7 @@ def _sentence_encoder(name: str) -> Any:
     try:
         return SentenceTransformer(name)
     except Exception as error:
-        is_folder = Path(name).is_dir()
-        reason = "is a folder without a model" if is_folder else "is no folder here, and the hub did not give it"
+        reason = "is a folder without a model" if is_folder(name) else "is no folder here, and the hub did not give it"
         raise OSError(
             f"The embedder {name!r} could not be loaded: it {reason} ({type(error).__name__}: {_first_line(error)}). "
             f"Give a sentence-transformers name that is reachable or cached, a folder, or one of {ALTERNATIVES}."

@@ -1,6 +1,6 @@
 """`evaluate.Metric` modules, one file each, loaded by path: `evaluate.load(metric_path("response_loss"))`."""
 
-from pathlib import Path
+from importlib.resources import files
 
 
 def metric_path(name: str) -> str:
@@ -10,8 +10,9 @@ def metric_path(name: str) -> str:
     Raises:
         ValueError: there is none of that name.
     """
-    folder = Path(__file__).parent
-    available = sorted(path.stem for path in folder.glob("[a-z]*.py"))
+    folder = files(__name__)
+    names = [file.name.removesuffix(".py") for file in folder.iterdir() if file.name.endswith(".py")]
+    available = sorted(found for found in names if not found.startswith("_"))
     if name not in available:
         raise ValueError(f"There is no metric {name!r}; available: {', '.join(available)}.")
-    return str(folder / f"{name}.py")
+    return str(folder.joinpath(f"{name}.py"))

@@ -1,0 +1,88 @@
+"""Random pools and models whose rows are trees."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from transformers import AutoModelForCausalLM
+
+from miwv_trainer.data.chat_template import pool_from_rows
+from miwv_trainer.data.pool import NO_EXEMPLAR, Pool
+from miwv_trainer.embeddings.embedders import embed_texts
+from miwv_trainer.embeddings.nearest import nearest_exemplars
+from tests.helpers.tiny import tiny_dataset, tiny_tokenizer
+
+CONTEXT = 512
+
+
+PREAMBLE = 3
+
+
+def synthetic_pool(lengths: list[int]) -> Pool:
+    """Samples of given lengths, tokens all different, the last third of each its response."""
+    masks = [np.arange(length) >= length - max(length // 3, 1) for length in lengths]
+    offsets = np.cumsum([0, *lengths])
+    tokens = np.arange(PREAMBLE, PREAMBLE + offsets[-1], dtype=np.int32)
+    return Pool(np.arange(PREAMBLE, dtype=np.int32), tokens, np.concatenate(masks), offsets)
+
+
+def random_case(seed: int) -> tuple[Pool, np.ndarray, int, int]:
+    """A pool whose exemplars crowd on a few samples, some without one, some too long for the context together."""
+    generator = np.random.default_rng(seed)
+    count = int(generator.integers(2, 60))
+    pool = synthetic_pool(generator.integers(2, 40, count).tolist())
+    exemplars = np.minimum((generator.pareto(1.0, count) * 2).astype(np.int64), count - 1)
+    exemplars = np.where(exemplars == np.arange(count), (exemplars + 1) % count, exemplars)
+    exemplars[generator.random(count) < 0.1] = NO_EXEMPLAR
+    return pool, exemplars, int(generator.integers(30, 90)), int(generator.integers(20, 200))
+
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 512,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": CONTEXT,
+    "initializer_range": 0.3,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+
+
+GPT2 = {"vocab_size": 512, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": CONTEXT, "initializer_range": 0.3}
+
+
+FULL_ATTENTION = {
+    "Llama": SMALL,
+    "Qwen2": SMALL,
+    "Qwen3": {**SMALL, "head_dim": 8},
+    "Mistral": {**SMALL, "sliding_window": None},
+    "Phi3": SMALL,
+    "Olmo2": SMALL,
+    "Nemotron": SMALL,
+    "Mixtral": {**SMALL, "num_local_experts": 2},
+    "Granite": SMALL,
+    "Gemma": {**SMALL, "head_dim": 8},
+    "Cohere": SMALL,
+    "GPT2": GPT2,
+    "GPTNeoX": {name: value for name, value in SMALL.items() if name != "num_key_value_heads"},
+}
+
+
+def random_model(family: str, values: dict[str, Any], attention: str | None = None) -> Any:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = getattr(transformers, f"{family}Config")(**values)
+        return AutoModelForCausalLM.from_config(config, attn_implementation=attention).float()
+
+
+@pytest.fixture(scope="module")
+def case() -> tuple[Pool, np.ndarray]:
+    pool = pool_from_rows(tiny_dataset(30), tiny_tokenizer())
+    exemplars, _ = nearest_exemplars(embed_texts("tfidf", pool.texts), pool, CONTEXT)
+    return pool, exemplars

@@ -1,0 +1,79 @@
+"""Run on each rank by test_curricula_on_ranks.py: rounds of every score and guard, written as JSON.
+
+    curricula.py OUTPUT
+
+One process without a launcher gives what the ranks are compared with.
+"""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch.distributed as dist
+from accelerate import PartialState
+
+from miwv_trainer import MIWVConfig
+from miwv_trainer.data.chat_template import pool_from_rows
+from miwv_trainer.distributed.world import World
+from miwv_trainer.rounds.exemplars import find_exemplars
+from miwv_trainer.rounds.identity import TrainingPoint
+from miwv_trainer.rounds.round import run_round
+from miwv_trainer.storage.store import Store
+from tests.helpers.tiny import tiny_dataset, tiny_model, tiny_tokenizer
+
+COUNT = 45
+SETTINGS: dict[str, dict[str, Any]] = {
+    **{score: {"score": score} for score in ("miwv", "low_miwv", "residual_miwv", "zero_shot_loss", "one_shot_loss")},
+    **{score: {"score": score} for score in ("random", "longest")},
+    "length": {"min_response_tokens": 12},
+    "quantiles": {"quantile_band": [0.1, 0.9]},
+    "losses": {"loss_band": [0.0, 0.7]},
+    "similarity": {"min_similarity": 0.3},
+    "unlike": {"max_selected_similarity": 0.6},
+    "bands": {"length_bands": 3},
+    "tokens": {"selection_budget": "tokens"},
+    "groups": {"group_column": "task", "length_bands": 2},
+    "facility location": {"diversity": "facility_location"},
+    "mmr": {"diversity": "mmr", "group_column": "task", "selection_budget": "tokens"},
+    "guarded": {"preset": "guarded", "min_response_tokens": 8},
+    "budget": {"rescore_budget": 0.4},
+    "budget, guards": {"rescore_budget": 0.4, "min_response_tokens": 12, "diversity": "mmr"},
+}
+
+
+def main() -> None:
+    output = Path(sys.argv[1])
+    state = PartialState(cpu=True)
+    world = World.current(state.device)
+    pool = replace(pool_from_rows(tiny_dataset(COUNT), tiny_tokenizer()), groups=np.arange(COUNT) % 3)
+    results: dict[str, Any] = {"rank": world.rank, "world_size": world.size}
+    for name, values in SETTINGS.items():
+        config = MIWVConfig(
+            fraction=0.25, embedder="tfidf", rescore_strategy="epoch", tokens_per_batch=128, sampler_seed=5, **values
+        )
+        store = Store(output / name)
+        exemplars = find_exemplars(tiny_model(), pool, config, store, world, reuse=True)
+        first = run_round(tiny_model(), pool, exemplars, config, store, world, TrainingPoint())
+        second = run_round(
+            tiny_model(seed=1), pool, exemplars, config, store, world, TrainingPoint(1, 9, 1), previous=first
+        )
+        results[name] = [
+            {
+                "selection": each.selection.tolist(),
+                "ages": each.column("age").tolist(),
+                "losses": np.nan_to_num(each.column("zero_shot_loss"), nan=-1).tolist(),
+                "threshold": each.summary["statistics"]["threshold"],
+            }
+            for each in (first, second)
+        ]
+    (output / f"rank-{world.rank}.json").write_text(json.dumps(results))
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""Run on each rank by test_distributed.py: ranks that wait for one another, and hear of each other's errors.
+
+messages.py OUTPUT
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from accelerate import PartialState
+
+from miwv_trainer import MIWVConfig
+from miwv_trainer.distributed import world as distributed
+from miwv_trainer.distributed.world import World
+from miwv_trainer.rounds import exemplars
+from miwv_trainer.scoring.losses import score_batches
+from miwv_trainer.scoring.rows import plan_padded
+from miwv_trainer.storage.store import Store
+from tests.helpers.losses import CONTEXT, pool_of, random_samples
+from tests.helpers.tiny import tiny_model
+
+TIMEOUT = 3.0
+SAMPLES = random_samples(40)
+POOL = pool_of(SAMPLES)
+EXEMPLARS = np.roll(np.arange(len(POOL)), 1)
+FORWARDS_BEFORE = 4
+
+
+def main() -> None:
+    output = Path(sys.argv[1])
+    state = PartialState(cpu=True)
+    running = World.current(state.device)
+    again = World.current(state.device)
+    results: dict = {"rank": running.rank, "world_size": running.size, "is_one_group": again.group is running.group}
+    results["backend"] = dist.get_backend(running.group)
+    results["is_own_group"] = running.group is not dist.group.WORLD
+    for name, heartbeat in (("with_heartbeat", 0.5), ("without_heartbeat", 60.0)):
+        results[name] = after_a_slow_embedder(running, heartbeat, output / name)
+    results["error"] = scored(running, fail_with(OSError("no tea")))
+    results["memory"] = scored(running, out_of_memory_above(4))
+    results["halved"] = scored(running, out_of_memory_above(120))
+    (output / f"rank-{running.rank}.json").write_text(json.dumps(results))
+    state.destroy_process_group()
+
+
+def impatient(world: World) -> World:
+    """With a group of messages of its own, which gives up after seconds."""
+    world.gather(None)  # ranks come here together, in time to meet
+    return replace(world, group=dist.new_group(backend="gloo", timeout=timedelta(seconds=TIMEOUT)))
+
+
+def after_a_slow_embedder(world: World, heartbeat: float, output: Path) -> str:
+    """What comes of a search for exemplars whose embedder takes three times as long as ranks may be silent."""
+
+    def embed_texts(embedder: str, texts: object, show_progress: bool) -> np.ndarray:
+        time.sleep(3 * TIMEOUT)
+        return np.random.default_rng(0).standard_normal((len(POOL), 4)).astype(np.float32)
+
+    exemplars.embed_texts = embed_texts
+    distributed.HEARTBEAT_SECONDS = heartbeat
+    config = MIWVConfig(embedder="tfidf", scoring_max_length=CONTEXT)
+    try:
+        found = exemplars.find_exemplars(tiny_model(), POOL, config, Store(output), impatient(world), False)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return str(found.indices.tolist())
+
+
+def fail_with(error: Exception) -> Callable[[int], None]:
+    def check(tokens: int) -> None:
+        raise error
+
+    return check
+
+
+def out_of_memory_above(most: int) -> Callable[[int], None]:
+    def check(tokens: int) -> None:
+        if tokens > most:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: no")
+
+    return check
+
+
+def scored(world: World, check: Callable[[int], None]) -> dict:
+    """Losses, or the error, and the forwards run, where the last rank checks the tokens of each but the first few."""
+    model, forwards = tiny_model(), 0
+
+    def count(module: object, args: object, inputs: dict) -> None:
+        nonlocal forwards
+        forwards += 1
+        if world.rank == world.size - 1 and forwards > FORWARDS_BEFORE:
+            check(inputs["input_ids"].numel())
+
+    model.register_forward_pre_hook(count, with_kwargs=True)
+    batches = plan_padded(POOL, EXEMPLARS, CONTEXT, 150)
+    try:
+        with torch.no_grad():
+            losses = score_batches(model, POOL, batches, EXEMPLARS, context=CONTEXT, world=world)
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}", "forwards": forwards}
+    return {"losses": [losses.zero_shot.tolist(), losses.one_shot.tolist()], "forwards": forwards}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""The documentation: its code runs, its page of settings is the docstring, and it builds as a site."""
+
+import importlib.util
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import datasets
+import pytest
+import trl
+from transformers import DataCollatorForSeq2Seq, TrainingArguments
+
+from miwv_trainer import MIWVConfig, tokenize
+from miwv_trainer.cli import main as cli
+from tests.helpers.launch import ROOT
+from tests.helpers.tiny import instruction_rows, save_tiny, tiny_model, tiny_tokenizer
+
+DOCS = ROOT / "docs"
+PAGES = sorted([*DOCS.glob("*.md"), ROOT / "README.md"])
+# What a page's commands read and write.
+MODELS, POOLS, OUTPUTS = ("M", "path/to/model"), ("pool.jsonl",), ("O", "out", "OUTPUT")
+
+
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """Language and text of each fenced block."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return [(language, text) for language, text in found]
+
+
+def commands(text: str) -> list[list[str]]:
+    """The command lines of a block, each as words; continued lines joined, comments left out."""
+    lines = text.replace("\\\n", " ").splitlines()
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a model and a pool where the pages have them."""
+    folder = tmp_path_factory.mktemp("workplace")
+    template = (Path(trl.__file__).parent / "chat_templates" / "qwen2_5.jinja").read_text()
+    for name in MODELS:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        tiny_tokenizer(chat_template=template).save_pretrained(save_tiny(folder / name))
+    rows = [
+        {"prompt": f"{row['instruction']} {row['input']}".strip(), "completion": " " + row["output"]}
+        for row in instruction_rows(48)
+    ]
+    for name in POOLS:
+        datasets.Dataset.from_list(rows).to_json(folder / name)
+    yield folder
+
+
+def given(folder: Path) -> dict[str, Any]:
+    """What the README's blocks take as the user's own."""
+    rows = datasets.load_dataset("json", data_files=str(folder / "pool.jsonl"), split="train")
+    return {
+        "model": tiny_model(),
+        "dataset": tokenize(rows, tiny_tokenizer()).select_columns(["input_ids", "labels"]),
+        "args": TrainingArguments(
+            str(folder / "given"), max_steps=2, report_to="none", save_strategy="no", use_cpu=True
+        ),
+        "collator": DataCollatorForSeq2Seq(tiny_tokenizer()),
+        "tokenizer": tiny_tokenizer(),
+    }
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_code_of_a_page_runs(page: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From top to bottom: Python in one namespace, and what `miwv` is told to do."""
+    if not any(language in ("python", "bash") for language, _ in blocks(page)):
+        pytest.skip("no code")
+    monkeypatch.chdir(workplace)
+    for output in OUTPUTS:
+        shutil.rmtree(output, ignore_errors=True)
+    namespace: dict[str, Any] = {"__name__": "page", **(given(workplace) if page.name == "README.md" else {})}
+    if page.name == "report.md":  # a run that is there already
+        assert cli.main("score --model M --dataset pool.jsonl --output O --embedder tfidf".split()) == 0
+    for language, text in blocks(page):
+        if language == "python":
+            exec(
+                compile(text.replace('report_to="none"', 'report_to="none", use_cpu=True'), page.name, "exec"),
+                namespace,
+            )
+        elif language == "bash":
+            for words in commands(text):
+                if words[0] == "miwv" and "--push-to-hub" not in words:
+                    assert cli.main(with_tfidf(words[1:])) == 0, words
+
+
+def with_tfidf(words: list[str]) -> list[str]:
+    """The default embedder would be downloaded."""
+    return words if words[0] != "score" or "--embedder" in words else [*words, "--embedder", "tfidf"]
+
+
+def test_the_page_of_settings_is_the_docstring() -> None:
+    made = load(DOCS / "make_configuration.py")
+    assert (DOCS / "configuration.md").read_text() == made.page(), "run `python docs/make_configuration.py`"
+    found = {name: (kind, description) for name, kind, description in made.entries()}
+    assert list(found) == [field.name for field in fields(MIWVConfig)]
+    default = MIWVConfig()
+    for name, (kind, _) in found.items():
+        value = getattr(default, name)
+        told = re.findall(r"defaults to `(.*)`", kind)
+        assert told == [] if value is None else told and eval(told[0]) == value, (name, kind)
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    named = set(re.findall(r": (\w+\.md)", (ROOT / "mkdocs.yml").read_text()))
+    assert named == {page.name for page in DOCS.glob("*.md")}
+
+
+def test_the_site_builds(tmp_path: Path) -> None:
+    pytest.importorskip("material")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    page = (tmp_path / "site" / "how" / "index.html").read_text()
+    assert "exemplar_tree.svg" in page and "fonts.googleapis" not in page

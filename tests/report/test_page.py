@@ -1,0 +1,253 @@
+"""The page of `miwv report`, as a browser shows it."""
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from miwv_trainer.cli.main import main
+from miwv_trainer.report.page import write_page
+from miwv_trainer.report.texts import CUT, encodable, shortened, sizes_of
+from tests.helpers.browser import Browser
+from tests.helpers.rounds import highest, made_columns, write_round
+
+COUNT = 130
+EVIL = (
+    '</script><script>document.title="owned"</script><img src=x onerror="document.title=\'owned\'">'
+    "<!-- <script> ]]> {{data}} {{script}} &lt; \u2028 \u2029 \x00 \U0001f600 </td></table></pre>"
+)
+
+
+def texts(count: int = COUNT) -> list[dict[str, str]]:
+    rows = [{"prompt": f"Question {index} of mine", "completion": f"Answer {index}"} for index in range(count)]
+    rows[3] = {"prompt": EVIL + " prompt", "completion": EVIL + " completion"}
+    rows[17]["completion"] = "A Zebra crosses"
+    return rows
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two rounds of a pool whose sample 3 would like to run; it is selected, and the exemplar of sample 2."""
+    folder = tmp_path_factory.mktemp("run")
+    first, second = made_columns(COUNT), made_columns(COUNT, seed=1)
+    for columns in (first, second):
+        columns["miwv"][3] = columns["score"][3] = 3.0
+        columns["one_shot_loss"][3] = columns["zero_shot_loss"][3] + 3.0
+        for name in ("zero_shot_loss", "one_shot_loss", "miwv", "score"):
+            columns[name][[40, 41]] = np.nan
+    for number, columns in enumerate((first, second)):
+        write_round(folder, columns, highest(columns["miwv"], 10), number, group_column=EVIL)
+    (folder / "pool.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts()))
+    assert main(["report", "--run", str(folder), "--dataset", str(folder / "pool.jsonl")]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    browser = Browser(tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()
+
+
+@pytest.fixture
+def browser(opened: Browser) -> Browser:
+    opened.events.clear()
+    return opened
+
+
+def address(run: Path, view: str = "") -> str:
+    return (run / "report" / "index.html").as_uri() + view
+
+
+def column(browser: Browser, head: str) -> list[str]:
+    place = browser.texts("#samples thead th").index(head) + 1
+    return browser.texts(f"#samples tbody tr.sample td:nth-child({place})")
+
+
+def test_a_script_in_the_dataset_is_shown_and_not_run(run: Path, browser: Browser) -> None:
+    browser.show(address(run, "#open=3"))
+    assert browser.value("document.title") == "MIWV report"
+    assert browser.value("document.querySelectorAll('img, iframe, object, link').length") == 0
+    full = browser.texts("#samples tr.full pre")
+    assert full[0] == EVIL + " prompt"
+    assert full[1] == EVIL + " completion"
+    browser.show(address(run, "#q=question 2 of&open=2"))
+    assert browser.texts("#samples tr.full pre")[2:] == [EVIL + " prompt", EVIL + " completion"]
+    # In HTML itself, unlike in JSON, there is no NUL.
+    assert EVIL.replace("\x00", "") in browser.texts("dd")
+    assert browser.value("document.title") == "MIWV report"
+
+
+def test_the_page_asks_nothing_of_anyone_and_has_nothing_to_complain_of(run: Path, browser: Browser) -> None:
+    browser.show(address(run))
+    assert {url.split("#")[0] for url in browser.requested()} <= {"about:blank", address(run)}
+    assert browser.complaints() == []
+    page = (run / "report" / "index.html").read_text()
+    assert not re.search(r"""(src|href|url)\s*[=(]\s*["']?(https?:)?//""", page)
+    policy = browser.value("document.querySelector('meta[http-equiv]').content")
+    assert "default-src 'none'" in policy and "unsafe" not in policy
+
+
+def test_a_script_that_got_into_the_page_would_not_run(run: Path, browser: Browser, tmp_path: Path) -> None:
+    (tmp_path / "report").mkdir()
+    page = (run / "report" / "index.html").read_text()
+    changed = page.replace("<header>", '<script>document.title="owned"</script><header onclick="1">')
+    (tmp_path / "report" / "index.html").write_text(changed)
+    browser.show(address(tmp_path))
+    assert browser.value("document.title") == "MIWV report"
+    assert any("Content Security Policy" in json.dumps(one) for one in browser.complaints())
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_fits_its_window_in_light_and_dark(
+    scheme: str, width: int, run: Path, browser: Browser, tmp_path: Path
+) -> None:
+    browser.show(address(run, "#open=3"), width, scheme)
+    assert browser.value("document.documentElement.scrollWidth") <= width
+    assert browser.value("innerWidth") == width
+    background = browser.value("getComputedStyle(document.body).backgroundColor")
+    ink = browser.value("getComputedStyle(document.body).color")
+    bright, inked = (sum(map(int, re.findall(r"\d+", colour)[:3])) / 765 for colour in (background, ink))
+    assert (bright > 0.9 and inked < 0.25) if scheme == "light" else (bright < 0.2 and inked > 0.8)
+    browser.screenshot(tmp_path / f"{scheme}-{width}.png")
+    assert (tmp_path / f"{scheme}-{width}.png").stat().st_size > 20_000
+
+
+def test_no_label_of_a_chart_covers_another_or_leaves_its_chart(run: Path, browser: Browser) -> None:
+    for width in (1280, 390):
+        browser.show(address(run), width)
+        assert len(browser.texts("figure")) == 8
+        bad = browser.value("""[...document.querySelectorAll("svg")].flatMap((svg) => {
+          const all = [...svg.querySelectorAll("text")].map((one) => [one.textContent, one.getBoundingClientRect()]);
+          const frame = svg.getBoundingClientRect();
+          return all.flatMap(([text, a], i) => [
+            ...(a.left < frame.left - 1 || a.right > frame.right + 1 || a.bottom > frame.bottom + 1 ? [text] : []),
+            ...all.slice(i + 1).filter(([, b]) => a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 3
+              && b.top < a.bottom - 3).map(([other]) => `${text} / ${other}`)]);
+        })""")
+        assert bad == []
+
+
+def test_searching_sorting_and_filtering_by_the_address(run: Path, browser: Browser) -> None:
+    browser.show(address(run, "#q=zebra"))  # the response of 17, which is the exemplar of 16
+    assert sorted(column(browser, "index")) == ["16", "17"]
+    browser.show(address(run, "#sort=miwv&dir=desc&round=0"))
+    shown = [float(text) for text in column(browser, "MIWV")]
+    expected = made_columns(COUNT)["miwv"]
+    expected[[3, 40, 41]] = 3.0, -np.inf, -np.inf
+    np.testing.assert_allclose(shown, np.sort(expected)[::-1][:50], atol=5.1e-4)
+    browser.show(address(run, "#show=selected&sort=index"))
+    second = made_columns(COUNT, seed=1)["miwv"]
+    second[[3, 40, 41]] = 3.0, -np.inf, -np.inf
+    assert [int(text) for text in column(browser, "index")] == sorted(np.argsort(-second)[:10].tolist())
+    browser.show(address(run, "#reason=unscorable: no finite loss"))
+    assert sorted(column(browser, "index")) == ["40", "41"]
+    assert column(browser, "MIWV") == ["–", "–"]
+
+
+def test_searching_sorting_and_turning_pages_by_hand(run: Path, browser: Browser) -> None:
+    browser.show(address(run))
+    assert column(browser, "rank")[:2] == ["1", "2"] and len(column(browser, "rank")) == 50
+    assert column(browser, "reason")[0] == "selected: rank 1 of 128 by MIWV"
+    assert column(browser, "reason")[10] == "below the threshold (rank 11; 10 selected)"
+    browser.value("document.querySelector('#next').click()")
+    assert column(browser, "rank")[0] == "51"
+    browser.value("document.querySelector('[data-key=miwv]').click()")
+    assert browser.texts("th[aria-sort=descending]") == ["MIWV"]
+    browser.value("document.querySelector('[data-key=miwv]').click()")
+    assert browser.texts("th[aria-sort=ascending]") == ["MIWV"]
+    ascending = [float(text) for text in column(browser, "MIWV")]
+    assert ascending == sorted(ascending) and len(set(ascending)) > 40
+    browser.value("document.querySelector('#q').value = 'answer 77'")
+    browser.value("document.querySelector('#q').dispatchEvent(new Event('input'))")
+    browser.wait("location.hash.includes('q=answer')")
+    assert sorted(column(browser, "index")) == ["76", "77"]
+    browser.value("document.querySelector('button[data-index=\"77\"]').click()")
+    assert browser.texts("tr.full pre")[:2] == ["Question 77 of mine", "Answer 77"]
+    assert browser.value("document.querySelector('[data-index=\"77\"]').ariaExpanded") == "true"
+
+
+def test_without_a_dataset_the_table_shows_indices(tmp_path: Path, browser: Browser) -> None:
+    columns = made_columns(20)
+    path, _ = write_page(tmp_path, [write_round(tmp_path, columns, highest(columns["miwv"], 4))])
+    browser.show(path.as_uri())
+    assert "prompt" not in browser.texts("#samples thead th")
+    assert column(browser, "exemplar")[0] == str(columns["exemplar"][int(columns["miwv"].argmax())])
+    assert not browser.value("document.querySelector('#round').checkVisibility()")  # there is one round
+    assert "made without --dataset" in browser.value("document.body.textContent")
+
+
+def test_a_pool_of_55185_samples_stays_below_10_megabytes(tmp_path: Path, browser: Browser) -> None:
+    count = 55_185
+    generator = np.random.default_rng(0)
+    words = np.asarray([f"{a}{b}{c}" for a in "bdfgklmnprst" for b in "aeiou" for c in "lmnrst"])
+    prompts = [" ".join(words[generator.integers(0, len(words), 150)]) for _ in range(count)]
+    first, second = made_columns(count), made_columns(count, seed=1)
+    rounds = [
+        write_round(tmp_path, columns, highest(columns["miwv"], count // 20), number)
+        for number, columns in enumerate((first, second))
+    ]
+    started = time.process_time()
+    path, _ = write_page(tmp_path, rounds, (prompts, prompts))
+    seconds = time.process_time() - started
+    assert path.stat().st_size < 10_000_000
+    assert seconds < 60
+    browser.show(path.as_uri() + "#sort=miwv&page=1000")
+    assert len(column(browser, "MIWV")) == 50
+    best = int(second["miwv"].argmax())
+    browser.show(path.as_uri() + f"#open={best}")
+    shown = browser.texts("tr.full pre")[0]
+    assert shown.endswith(CUT.strip()) or shown == prompts[best]
+    assert prompts[best].startswith(shown.removesuffix(CUT)) and len(shown) > 300
+    assert re.search(r"at [\d,]+ bytes those of selected samples", browser.value("document.body.textContent"))
+
+
+def test_a_pool_too_large_for_the_table_keeps_the_selected_and_the_highest(tmp_path: Path, browser: Browser) -> None:
+    count, lowest = 70_000, 7
+    columns = made_columns(count)
+    columns["miwv"][lowest] = columns["score"][lowest] = columns["miwv"].min() - 1
+    columns["one_shot_loss"][lowest] = columns["zero_shot_loss"][lowest] + columns["miwv"][lowest]
+    chosen = np.append(highest(columns["miwv"], 699), lowest)  # below the threshold, as a stored selection may be
+    order = np.argsort(-columns["miwv"], kind="stable")
+    left_out = order[65_000]
+    prompts = [f"What is {index} and one?" for index in range(count)]
+    answers = [f"{index + 1}." for index in range(count)]
+    lowest_before = order[-300:]  # selected by the round before, and of no rank now
+    kept = {*order[:59_699].tolist(), *lowest_before.tolist(), lowest}
+    lonely = next(index for index in chosen.tolist() if index + 1 not in kept)  # its exemplar is the sample after it
+    before = write_round(tmp_path, columns, lowest_before[lowest_before != lowest])
+    path, _ = write_page(tmp_path, [before, write_round(tmp_path, columns, chosen, 1)], (prompts, answers))
+    assert path.stat().st_size < 10_000_000
+    browser.show(path.as_uri() + "#sort=miwv")
+    text = browser.value("document.body.textContent")
+    assert "The table holds 60,000 of 70,000 samples: those that the last round selected, those that a round" in text
+    assert browser.texts("#status")[0].startswith("60,000 of 60,000 samples.")
+    browser.show(path.as_uri() + "#round=0&show=selected")
+    assert browser.texts("#status")[0].startswith("299 of 60,000 samples.")
+    browser.show(path.as_uri() + f"#open={lowest}")
+    assert browser.texts("tr.full pre")[:2] == [prompts[lowest], answers[lowest]]
+    assert browser.texts("#where") == ["page 1,200 of 1,200"]
+    assert 0 < browser.value("document.querySelector('tr.full').getBoundingClientRect().top") < 800
+    browser.show(path.as_uri() + f"#q=What is {left_out} and")
+    assert column(browser, "MIWV") == []
+    browser.show(path.as_uri() + f"#open={lonely}")
+    assert f"sample {lonely + 1} is not on this page" in browser.value("document.body.textContent")
+
+
+def test_texts_that_matter_are_cut_last() -> None:
+    given = ["é" * 400, "<b>" * 200, "short", "\n" * 300]
+    cut, long, short = shortened(given, sizes_of(given), np.asarray([True, False, False, False]), 600)
+    assert long == 8 * short
+    assert sum(len(json.dumps(text, ensure_ascii=False).encode()) for text in cut) <= 600
+    assert cut[2] == "short" and cut[1].endswith(CUT) and cut[3].endswith(CUT)
+    assert given[1].startswith(cut[1].removesuffix(CUT))
+    assert shortened(given, sizes_of(given), np.zeros(4, dtype=bool), 10_000)[0] == given
+
+
+def test_half_a_surrogate_pair_can_be_written() -> None:
+    assert encodable("a\ud83db") == "a?b" and encodable("\U0001f600") == "\U0001f600"

@@ -1,0 +1,109 @@
+"""What only a GPU can show: `make test-gpu`."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from miwv_trainer.config import MIWVConfig
+from miwv_trainer.data.pool import Pool
+from miwv_trainer.distributed.world import World
+from miwv_trainer.scoring.attention import _block_mask
+from miwv_trainer.scoring.isolation import no_trace
+from miwv_trainer.scoring.layout import choose_layout, score_pool
+from miwv_trainer.scoring.trees import Tree, tree_row
+from tests.helpers.launch import CONFIGS, ROOT, run
+from tests.helpers.tiny import instruction_rows, save_tiny
+from tests.helpers.trees import (
+    SMALL,
+    random_model,
+    synthetic_pool,
+)
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
+
+
+def world() -> World:
+    return World(0, 1, torch.device("cuda"))
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "flex_attention"])
+def test_trees_have_the_losses_of_padded_rows(attention: str, case: tuple[Pool, np.ndarray]) -> None:
+    values: dict[str, Any] = {**SMALL, "hidden_size": 64}
+    model = random_model("Llama", values, attention).cuda()
+    reference = random_model("Llama", values, "sdpa").cuda()
+    with no_trace(model), no_trace(reference):
+        assert choose_layout(model, *case, MIWVConfig(), world()) == "tree"
+        tree = score_pool(model, *case, MIWVConfig(tokens_per_row=256), "tree", world())
+        padded = score_pool(reference, *case, MIWVConfig(), "padded", world())
+    np.testing.assert_allclose(tree.zero_shot, padded.zero_shot, atol=1e-4, rtol=0)
+    np.testing.assert_allclose(tree.one_shot, padded.one_shot, atol=1e-4, rtol=0)
+
+
+def test_a_block_mask_costs_less_than_a_tenth_of_the_forward_it_is_for() -> None:
+    config = LlamaConfig(hidden_size=1024, intermediate_size=2816, num_hidden_layers=16, num_attention_heads=16)
+    with torch.device("cuda"):
+        model = LlamaForCausalLM(config).bfloat16().eval()
+    pool = synthetic_pool([200] * 40)
+    row = tree_row([Tree(i, (i + 1, i + 2, i + 3), True, 8192) for i in range(0, 40, 4)], pool)
+    ids = torch.as_tensor(row.ids % config.vocab_size, device="cuda").long()[None]
+
+    def seconds(run: Any) -> float:
+        run()
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        for _ in range(5):
+            run()
+        torch.cuda.synchronize()
+        return time.perf_counter() - started
+
+    with torch.no_grad():
+        forward = seconds(lambda: model(ids, logits_to_keep=1, use_cache=False))
+    assert seconds(lambda: _block_mask(row, torch.device("cuda"))) < forward / 10
+
+
+def test_a_gpu_that_runs_out_of_memory_goes_on_with_half(caplog: pytest.LogCaptureFixture) -> None:
+    pool = synthetic_pool([100] * 200)
+    pool = Pool(pool.preamble, pool.tokens % SMALL["vocab_size"], pool.is_response, pool.offsets)
+    exemplars = (np.arange(200) + 1) % 200
+    model = random_model("Llama", {**SMALL, "hidden_size": 256, "intermediate_size": 16384}, "sdpa").cuda()
+    with no_trace(model):
+        expected = score_pool(model, pool, exemplars, MIWVConfig(tokens_per_batch=1024), "tree", world())
+        torch.cuda.empty_cache()
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 2**30) / total)
+        try:
+            found = score_pool(model, pool, exemplars, MIWVConfig(tokens_per_batch=2**17), "tree", world())
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0)
+    assert "Out of memory on" in caplog.text
+    np.testing.assert_allclose(found.one_shot, expected.one_shot, atol=1e-4, rtol=0)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are not two GPUs")
+def test_a_trainer_under_fsdp2_scores_as_one_process_does(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "model")
+    rows = "".join(json.dumps(row) + "\n" for row in instruction_rows(24))
+    (tmp_path / "pool.jsonl").write_text(rows)
+    alone = [sys.executable, str(ROOT / "examples" / "train.py")]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / "fsdp2.yaml")]
+    found = []
+    for name, command in (("alone", alone), ("fsdp2", [*launcher, "--num_processes", "2", alone[1]])):
+        output = tmp_path / name
+        options = f"--model_name_or_path {folder} --dataset {tmp_path / 'pool.jsonl'} --output_dir {output}"
+        training = "--fraction 0.5 --embedder tfidf --rescore_strategy epoch --num_train_epochs 2 --report_to none"
+        done = run([*command, *options.split(), *training.split()])
+        assert done.returncode == 0, done.stderr[-4000:]
+        scores = [pq.read_table(output / "miwv" / f"round-00{number}" / "scores.parquet") for number in range(2)]
+        assert json.loads((output / "miwv" / "round-000" / "round.json").read_text())["processes"] == len(found) + 1
+        found.append(scores[0])
+    for column in ("zero_shot_loss", "one_shot_loss"):
+        np.testing.assert_allclose(found[1][column].to_numpy(), found[0][column].to_numpy(), atol=1e-4, rtol=0)
+    assert found[0]["selected"] == found[1]["selected"]

@@ -1,0 +1,340 @@
+"""The tree layout: what the planner promises, and the same losses as padded rows or an announced fallback."""
+
+import logging
+import re
+import subprocess
+import sys
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from miwv_trainer.config import MIWVConfig
+from miwv_trainer.data.pool import Pool
+from miwv_trainer.distributed.world import World
+from miwv_trainer.scoring import layout as layout_module
+from miwv_trainer.scoring.isolation import no_trace
+from miwv_trainer.scoring.layout import check_layout, choose_layout, score_pool
+from miwv_trainer.scoring.losses import Losses
+from miwv_trainer.scoring.trees import Tree, TreeBatch, plan_trees, tree_batches, tree_row
+from tests.helpers.tiny import tiny_model
+from tests.helpers.trees import (
+    CONTEXT,
+    FULL_ATTENTION,
+    PREAMBLE,
+    SMALL,
+    random_case,
+    random_model,
+    synthetic_pool,
+)
+
+WORLD = World(0, 1, torch.device("cpu"))
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def scorable(pool: Pool, exemplars: np.ndarray, context: int) -> list[int]:
+    return [i for i in range(len(pool)) if exemplars[i] >= 0 and PREAMBLE + pool.lengths[i] < context]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_each_sample_is_scored_once_as_a_trunk_and_once_as_a_branch(seed: int) -> None:
+    pool, exemplars, context, budget = random_case(seed)
+    trees = [tree for row in plan_trees(pool, exemplars, context, budget) for tree in row]
+    trunks = sorted(tree.trunk for tree in trees if tree.scores_trunk)
+    branches = sorted(branch for tree in trees for branch in tree.branches)
+    assert trunks == branches == scorable(pool, exemplars, context)
+    assert all(exemplars[branch] == tree.trunk for tree in trees for branch in tree.branches)
+    # Context only: nothing of it is forwarded for nothing.
+    assert all(tree.scores_trunk or tree.branches for tree in trees)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_no_row_is_over_budget_unless_a_single_sample_behind_its_exemplar_is(seed: int) -> None:
+    pool, exemplars, context, budget = random_case(seed)
+    for row in plan_trees(pool, exemplars, context, budget):
+        tokens = len(tree_row(row, pool).ids)
+        assert tokens == sum(tree.tokens(pool) for tree in row)
+        if tokens > budget:
+            (tree,) = row
+            longest = max((int(pool.lengths[i]) for i in np.flatnonzero(exemplars == tree.trunk)), default=0)
+            assert tokens <= PREAMBLE + int(pool.lengths[tree.trunk]) + longest
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_every_branch_reads_as_its_one_shot_sequence_and_every_trunk_as_its_zero_shot_one(seed: int) -> None:
+    pool, exemplars, context, budget = random_case(seed)
+    for trees in plan_trees(pool, exemplars, context, budget):
+        row = tree_row(trees, pool)
+        for number, tree in enumerate(trees):
+            trunk = row.ids[(row.tree == number) & (row.branch == 0)]
+            if tree.scores_trunk:
+                assert trunk.tolist() == [*range(PREAMBLE), *pool.sample(tree.trunk)]
+            for branch, sample in enumerate(tree.branches, start=1):
+                mine = (row.tree == number) & ((row.branch == 0) | (row.branch == branch))
+                room = context - PREAMBLE - int(pool.lengths[sample])
+                expected = [*range(PREAMBLE), *pool.sample(tree.trunk)[-room:], *pool.sample(sample)]
+                assert row.ids[mine].tolist() == expected
+                assert row.positions[mine].tolist() == list(range(len(expected)))
+                assert len(expected) <= context
+
+
+def test_rows_behind_a_trunk_longer_than_the_budget_are_as_long_as_its_longest_sample_makes_them() -> None:
+    pool = synthetic_pool([300, 85, *[20] * 8])
+    exemplars = np.array([1, *[0] * 9])
+    rows = [row for row in plan_trees(pool, exemplars, 4096, 100) if row[0].trunk == 0]
+    assert sorted(len(row[0].branches) for row in rows) == [1, 4, 4]
+
+
+def test_rows_are_the_same_in_another_process_and_for_any_number_of_ranks() -> None:
+    pool, exemplars, context, budget = random_case(3)
+    rows = plan_trees(pool, exemplars, context, budget)
+    code = (
+        "from miwv_trainer.scoring.trees import plan_trees; from tests.helpers.trees import random_case\n"
+        "pool, exemplars, context, budget = random_case(3)\n"
+        "print(plan_trees(pool, exemplars, context, budget))"
+    )
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert other.stdout.strip() == str(rows)
+    batches = tree_batches(rows, pool, 2 * budget, is_padded=False)
+    for size in (1, 2, 4, 8):
+        shares = [World(rank, size, torch.device("cpu")).deal(batches) for rank in range(size)]
+        assert sorted(map(str, chain(*shares))) == sorted(map(str, batches))
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("is_padded", [False, True])
+def test_halves_of_a_batch_score_what_it_scores(seed: int, is_padded: bool) -> None:
+    pool, exemplars, context, budget = random_case(seed)
+    rows = plan_trees(pool, exemplars, context, budget)
+    batches = tree_batches(rows, pool, 3 * budget, is_padded)
+    assert [row for batch in batches for row in batch.rows] == rows
+    scored = sorted(losses_of(batches, pool))
+    smaller = 0
+    while any(batch.halves(pool) for batch in batches):
+        halves = [batch.halves(pool) for batch in batches]
+        batches = [part for batch, two in zip(batches, halves, strict=True) for part in two or [batch]]
+        smaller += 1
+    assert smaller
+    assert sorted(losses_of(batches, pool)) == scored
+    assert all(len(losses_of([batch], pool)) == 1 for batch in batches)
+
+
+def losses_of(batches: list[TreeBatch], pool: Pool) -> list[tuple[int, int]]:
+    rows = [tree_row(row, pool) for batch in batches for row in batch.rows]
+    assert [len(row.ids) for row in rows] == [length for batch in batches for length in batch.lengths]
+    return [loss for row in rows for loss in set(zip(row.kinds.tolist(), row.samples.tolist(), strict=True))]
+
+
+def test_targets_are_the_response_tokens_of_a_hand_worked_row() -> None:
+    pool = synthetic_pool([6, 3, 4])  # tokens 3..8, 9..11, 12..15; responses 7 8, 11, 15
+    row = tree_row([Tree(0, (1, 2), True, CONTEXT), Tree(2, (), True, CONTEXT)], pool)
+    assert row.ids.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 12, 13, 14, 15]
+    assert row.positions.tolist() == [*range(9), 9, 10, 11, 9, 10, 11, 12, *range(7)]
+    assert row.ids[row.targets].tolist() == [7, 8, 11, 15, 15]
+    assert list(zip(row.samples.tolist(), row.kinds.tolist(), strict=True)) == [(0, 0), (0, 0), (1, 1), (2, 1), (2, 0)]
+
+
+def test_long_rows_forward_hardly_more_than_twice_the_pool() -> None:
+    generator = np.random.default_rng(0)
+    pool = synthetic_pool(generator.integers(20, 200, 2000).tolist())
+    exemplars = (np.arange(2000) + 1 + generator.integers(0, 5, 2000)) % 2000
+    rows = plan_trees(pool, exemplars, 4096, 2048)
+    tokens = sum(tree.tokens(pool) for row in rows for tree in row)
+    assert tokens <= 2.1 * (pool.lengths.sum() + PREAMBLE * len(pool))
+    assert len(rows) <= 1.05 * tokens / 2048 + 1  # filled to the brim
+
+
+OTHERS = {
+    "Gemma2": ({**SMALL, "head_dim": 8, "sliding_window": 16}, "its attention slides over a window of 16 tokens"),
+    "Gemma3Text": ({**SMALL, "head_dim": 8, "sliding_window": 16}, "its attention slides over a window of 16 tokens"),
+    "Mistral": ({**SMALL, "sliding_window": CONTEXT - 1}, f"{CONTEXT - 1} tokens, less than the context of {CONTEXT}"),
+    "Llama4Text": ({**SMALL, "head_dim": 8, "num_local_experts": 2}, "it has layers of chunked_attention"),
+    "Mamba": ({"vocab_size": 512, "hidden_size": 32, "num_hidden_layers": 2}, "it has layers of linear_attention"),
+    "Jamba": (
+        {**SMALL, "attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 2},
+        "it has layers of linear_attention",
+    ),
+    "Qwen3Next": (
+        {**SMALL, "head_dim": 8, "num_experts": 2, "layer_types": ["linear_attention", "full_attention"]},
+        "it has layers of linear_attention",
+    ),
+    "Lfm2": ({**SMALL, "layer_types": ["conv", "full_attention"]}, "it has layers of conv"),
+    "FalconH1": (
+        {**SMALL, "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8},
+        "it has layers of hybrid",
+    ),
+    "Bloom": ({"vocab_size": 512, "hidden_size": 32, "n_layer": 2, "n_head": 4}, "takes no `position_ids`"),
+}
+
+
+def both_layouts(model: Any, case: tuple[Pool, np.ndarray], **overrides: Any) -> tuple[np.ndarray, np.ndarray]:
+    with no_trace(model):
+        found = (score_pool(model, *case, MIWVConfig(**overrides), layout, WORLD) for layout in ("tree", "padded"))
+        tree, padded = (np.stack([losses.zero_shot, losses.one_shot]) for losses in found)
+    return tree, padded
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", FULL_ATTENTION)
+def test_families_with_full_attention_have_the_same_losses_by_tree(
+    family: str, attention: str, case: tuple[Pool, np.ndarray]
+) -> None:
+    model = random_model(family, FULL_ATTENTION[family], attention)
+    with no_trace(model):
+        assert choose_layout(model, *case, MIWVConfig(), WORLD) == "tree"
+    tree, padded = both_layouts(model, case, tokens_per_row=200)
+    np.testing.assert_allclose(tree, padded, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("family", "attention"),
+    [("Mistral", "sdpa"), ("Mistral", "eager"), ("Phi3", "sdpa"), ("Gemma2", "eager"), ("Gemma3Text", "sdpa")],
+)
+def test_a_window_that_hides_nothing_is_no_obstacle(family: str, attention: str, case: tuple[Pool, np.ndarray]) -> None:
+    """No sequence is longer than the window, although a row of several trees is."""
+    longest = 96
+    model = random_model(family, {**SMALL, "head_dim": 8, "sliding_window": longest}, attention)
+    config = MIWVConfig(scoring_max_length=longest, tokens_per_row=400)
+    with no_trace(model):
+        assert choose_layout(model, *case, config, WORLD) == "tree"
+    tree, padded = both_layouts(model, case, scoring_max_length=longest, tokens_per_row=400)
+    np.testing.assert_allclose(tree, padded, atol=2e-5, rtol=0)
+
+
+class OfTwo(World):
+    """Rank 0 of two; on the other one a forward of trees failed."""
+
+    def sum_slots(self, array: np.ndarray) -> np.ndarray:
+        return array
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value, "a forward of trees fails (RuntimeError: no tea)"]
+
+
+def test_ranks_choose_the_same_layout_where_trees_fail_on_one_alone(case: tuple[Pool, np.ndarray], caplog: Any) -> None:
+    model = tiny_model()
+    with no_trace(model):
+        assert choose_layout(model, *case, MIWVConfig(), WORLD) == "tree"
+        assert choose_layout(model, *case, MIWVConfig(), OfTwo(0, 2, torch.device("cpu"))) == "padded"
+    assert "a forward of trees fails (RuntimeError: no tea)" in caplog.text
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_other_families_fall_back_with_a_warning_that_says_why(
+    family: str, case: tuple[Pool, np.ndarray], caplog: pytest.LogCaptureFixture
+) -> None:
+    values, reason = OTHERS[family]
+    model = random_model(family, values)
+    with no_trace(model), caplog.at_level(logging.WARNING, logger="miwv_trainer"):
+        assert choose_layout(model, *case, MIWVConfig(), WORLD) == "padded"
+        (warning,) = caplog.messages
+        assert type(model).__name__ in warning and reason in warning and '`layout="padded"` silences' in warning
+        with pytest.raises(ValueError, match='cannot be scored with `layout="tree"`.*Use "auto" or "padded"'):
+            choose_layout(model, *case, MIWVConfig(layout="tree"), WORLD)
+        with pytest.raises(ValueError, match=f"{type(model).__name__} cannot be scored with .*{re.escape(reason)}"):
+            check_layout(model, MIWVConfig(layout="tree"))
+        check_layout(model, MIWVConfig())
+        caplog.clear()
+        assert choose_layout(model, *case, MIWVConfig(), WORLD) == "padded"  # the next round says nothing new
+        assert choose_layout(model, *case, MIWVConfig(layout="padded"), WORLD) == "padded"
+    assert not caplog.messages
+
+
+def test_attention_that_takes_no_mask_falls_back(case: tuple[Pool, np.ndarray], caplog: Any) -> None:
+    model = tiny_model()
+    model.config._attn_implementation = "flash_attention_2"
+    with no_trace(model):
+        assert choose_layout(model, *case, MIWVConfig(), WORLD) == "padded"
+    assert "its attention is 'flash_attention_2', which takes no mask of its own" in caplog.text
+
+
+def test_a_mask_that_does_not_reach_every_layer_is_noticed(
+    case: tuple[Pool, np.ndarray], monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    """The configuration says nothing here; only the losses of a few real samples do."""
+    model = random_model("Llama", SMALL, "eager")
+    original = model.model.layers[1].forward
+
+    def forward_without_a_tree_mask(*args: Any, attention_mask: Any = None, **kwargs: Any) -> Any:
+        length = kwargs["position_ids"].shape[-1]
+        causal = torch.full((1, 1, length, length), -1e9).triu(1)
+        return original(*args, attention_mask=causal, **kwargs)
+
+    monkeypatch.setattr(model.model.layers[1], "forward", forward_without_a_tree_mask)
+    with no_trace(model):
+        assert choose_layout(model, *case, MIWVConfig(), WORLD) == "padded"
+    assert "differ by" in caplog.text
+
+
+def test_a_forward_that_refuses_the_mask_falls_back(
+    case: tuple[Pool, np.ndarray], monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    model = random_model("Llama", SMALL, "eager")
+    original = model.model.forward
+
+    def forward(*args: Any, attention_mask: Any = None, **kwargs: Any) -> Any:
+        if attention_mask is not None and attention_mask.ndim == 4:
+            raise ValueError("two dimensions, please")
+        return original(*args, attention_mask=attention_mask, **kwargs)
+
+    monkeypatch.setattr(model.model, "forward", forward)
+    with no_trace(model):
+        assert choose_layout(model, *case, MIWVConfig(), WORLD) == "padded"
+    assert "a forward of trees fails (ValueError: two dimensions, please)" in caplog.text
+
+
+@pytest.mark.parametrize(("autocast", "expected"), [(True, "tree"), (False, "padded")])
+def test_a_difference_of_a_hundredth_is_rounding_under_the_autocast_of_accelerate_only(
+    autocast: bool, expected: str, case: tuple[Pool, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model()
+    if autocast:
+        model.forward = torch.autocast("cpu", torch.bfloat16)(model.forward)
+
+    def score(model: Any, pool: Pool, exemplars: Any, config: Any, layout: str, world: Any) -> Losses:
+        model(torch.zeros((1, 2), dtype=torch.long))
+        losses = np.full(len(pool), 2.01 if layout == "tree" else 2.0, dtype=np.float32)
+        return Losses(losses, losses, 0)
+
+    monkeypatch.setattr(layout_module, "score_pool", score)
+    with no_trace(model):
+        assert choose_layout(model, *case, MIWVConfig(), WORLD) == expected
+
+
+def test_lora_and_trls_fused_head_have_the_same_losses_by_tree(case: tuple[Pool, np.ndarray]) -> None:
+    from trl.trainer.utils import add_fused_lm_head
+
+    model = tiny_model()
+    add_fused_lm_head(model)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = get_peft_model(model, LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+    tree, padded = both_layouts(model, case)
+    np.testing.assert_allclose(tree, padded, atol=2e-5, rtol=0)
+    assert np.abs(padded - both_layouts(tiny_model(), case)[1]).max() > 1e-3  # the adapter does something
+
+
+def test_exemplars_cut_to_fit_the_context_are_cut_alike(case: tuple[Pool, np.ndarray]) -> None:
+    pool, exemplars = case
+    context = int(len(pool.preamble) + pool.lengths.max() + 5)
+    tree, padded = both_layouts(tiny_model(), case, scoring_max_length=context)
+    assert (len(pool.preamble) + pool.lengths + pool.lengths[exemplars] > context).any()
+    np.testing.assert_allclose(tree, padded, atol=2e-5, rtol=0)
+
+
+def test_a_loss_that_is_not_finite_stays_with_its_own_sample(case: tuple[Pool, np.ndarray]) -> None:
+    pool, exemplars = case
+    model = tiny_model()
+    words, counts = np.unique(pool.tokens, return_counts=True)
+    rare = int(words[np.argmin(counts)])
+    with torch.no_grad():
+        model.model.embed_tokens.weight[rare] = torch.nan
+    holds_it = np.array([rare in pool.sample(index) for index in range(len(pool))])
+    tree, padded = both_layouts(model, case)
+    assert np.array_equal(np.isnan(tree), np.isnan(padded))
+    assert np.isnan(tree).any() and not np.isnan(tree[:, ~holds_it & ~holds_it[exemplars]]).any()
+    np.testing.assert_allclose(tree, padded, atol=2e-5, rtol=0)

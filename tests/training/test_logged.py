@@ -1,0 +1,83 @@
+"""Statistics of rounds in the Trainer's log, beside what the Trainer logs itself."""
+
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from trl import SFTConfig, SFTTrainer
+
+from miwv_trainer import MIWVConfig, attach
+from tests.helpers.resumed import Run, config_of
+from tests.helpers.tiny import tiny_model
+from tests.helpers.trainers import arguments, noting_trainer, prompt_completions, qwen_tokenizer
+
+
+def of_rounds(trainer: Any) -> list[dict[str, Any]]:
+    return [entry for entry in trainer.state.log_history if any(name.startswith("miwv/") for name in entry)]
+
+
+def rounds_and_steps(run: Run) -> list[tuple[int, int]]:
+    return [(entry["miwv/round"], entry["step"]) for entry in of_rounds(run.trainer)]
+
+
+@pytest.mark.parametrize("strategy", ["epoch", "steps"])
+def test_on_resuming_past_rounds_are_not_logged_again(strategy: str, tmp_path: Path) -> None:
+    whole = Run(tmp_path, config=config_of(strategy))
+    scored = [current.summary["global_step"] for current in whole.callback.rounds]
+    assert rounds_and_steps(whole) == list(enumerate(scored))
+    for step in (5, 8, 9):
+        resumed = Run(tmp_path, tmp_path / f"checkpoint-{step}", config_of(strategy))
+        assert rounds_and_steps(resumed) == list(enumerate(scored))
+
+
+@pytest.mark.parametrize("strategy", ["epoch", "steps"])
+def test_a_round_takes_no_loss_out_of_the_log(strategy: str, tmp_path: Path) -> None:
+    run = Run(tmp_path, config=config_of(strategy), logging_strategy="steps", logging_steps=1, save_strategy="no")
+    assert len(of_rounds(run.trainer)) >= 3
+    assert [entry["step"] for entry in run.trainer.state.log_history if "loss" in entry] == list(range(1, 25))
+
+
+@pytest.mark.parametrize("strategy", [{"rescore_strategy": "epoch"}, {"rescore_strategy": "steps", "rescore_steps": 2}])
+@pytest.mark.parametrize("logging_steps", [1, 3])
+def test_metrics_of_sft_trainer_stay_in_its_own_entries(
+    strategy: dict[str, Any], logging_steps: int, tmp_path: Path
+) -> None:
+    values = arguments(tmp_path).to_dict()
+    kept = ("output_dir", "per_device_train_batch_size", "use_cpu", "disable_tqdm", "save_strategy")
+    trainer = SFTTrainer(
+        model=tiny_model(),
+        args=SFTConfig(
+            **{name: values[name] for name in kept},
+            num_train_epochs=3,
+            logging_steps=logging_steps,
+            report_to="none",
+            bf16=False,
+            max_length=256,
+        ),
+        train_dataset=datasets.Dataset.from_list(prompt_completions(24)),
+        processing_class=qwen_tokenizer(),
+    )
+    attach(trainer, MIWVConfig(fraction=0.5, embedder="tfidf", **strategy))
+    trainer.train()
+    assert len(of_rounds(trainer)) >= 3
+    own = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert [entry["step"] for entry in own] == list(range(logging_steps, 10, logging_steps))
+    for entry in own:
+        assert {"entropy", "num_tokens", "mean_token_accuracy"} <= set(entry)
+    for entry in of_rounds(trainer):
+        assert all(name.startswith("miwv/") or name in ("epoch", "step") for name in entry)
+
+
+def test_statistics_reach_tensorboard(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    trainer = noting_trainer(tmp_path, report_to="tensorboard")
+    attach(trainer, MIWVConfig(fraction=0.25, embedder="tfidf", rescore_strategy="epoch"))
+    trainer.train()
+    (file,) = tmp_path.rglob("events.out*")
+    events = EventAccumulator(str(file))
+    events.Reload()
+    (name,) = [tag for tag in events.Tags()["scalars"] if tag.endswith("miwv/threshold")]
+    assert [event.step for event in events.Scalars(name)] == [0, 2]
