@@ -26,7 +26,11 @@ from miwv_trainer.checks import (
 DEFAULT_EMBEDDER = "BAAI/bge-large-en-v1.5"
 RescoreStrategy = Literal["no", "epoch", "steps"]
 Layout = Literal["auto", "tree", "padded"]
-ScoreName = Literal["miwv", "low_miwv", "residual_miwv", "zero_shot_loss", "one_shot_loss", "random", "longest"]
+# The records of the scores are in selection/scores.py, which imports this file. So that the checks below need not name
+# a score, the two properties they depend on are types here; a test holds the records to them.
+UnorderedScore = Literal["random"]  # says nothing about how hard a sample is
+ForwardFreeScore = Literal[UnorderedScore, "longest"]  # needs no loss
+ScoreName = Literal["miwv", "low_miwv", "residual_miwv", "zero_shot_loss", "one_shot_loss", ForwardFreeScore]
 SelectionBudget = Literal["samples", "tokens"]
 Diversity = Literal["none", "facility_location", "mmr"]
 EpochOrder = Literal["shuffled", "easy_to_hard", "hard_to_easy"]
@@ -53,7 +57,7 @@ SELECTION_FIELDS = (
     "mmr_weight",
 )
 # Scores that need fewer than both losses.
-WITHOUT_FORWARD = ("random", "longest")
+WITHOUT_FORWARD = get_args(ForwardFreeScore)
 WITHOUT_EXEMPLAR = (*WITHOUT_FORWARD, "zero_shot_loss")
 
 
@@ -283,12 +287,12 @@ class MIWVConfig:
                 setattr(self, f.name, copy(PRESETS[self.preset][f.name]))
 
     def _check_together(self) -> None:
-        if self.epoch_order != "shuffled" and self.score == "random":
+        if self.epoch_order != "shuffled" and self.score in get_args(UnorderedScore):
             raise ValueError(
-                f'`epoch_order={self.epoch_order!r}` needs to know how hard samples are, which `score="random"` does '
-                'not tell. Use "shuffled", or another score.'
+                f'`epoch_order={self.epoch_order!r}` needs to know how hard samples are, which `score="{self.score}"` '
+                'does not tell. Use "shuffled", or another score.'
             )
-        if self.loss_band != [0.0, 1.0] and not self.needs_forwards:
+        if self.loss_band != [0.0, 1.0] and self.score in get_args(ForwardFreeScore):
             raise ValueError(
                 f"`loss_band` is {self.loss_band}, but `score={self.score!r}` makes no forward, so that there are no "
                 "losses. Leave it out, or use another score."
