@@ -67,7 +67,7 @@ def page(rounds: Sequence[StoredRound], charts: Sequence[Chart], missing: Sequen
 
 
 def _template(name: str) -> str:
-    return (files("miwv_trainer") / "templates" / name).read_text(encoding="utf-8")
+    return (files("miwv_trainer.report") / "templates" / name).read_text(encoding="utf-8")
 
 
 def _hash(text: str) -> str:
