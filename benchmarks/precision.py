@@ -23,7 +23,8 @@ from miwv_trainer.scoring.isolation import no_trace
 from miwv_trainer.scoring.layout import choose_layout, score_pool
 from miwv_trainer.scoring.losses import Losses
 from miwv_trainer.scoring.refine import refine
-from miwv_trainer.selection.choose import number_selected, overlap, select_top
+from miwv_trainer.selection.choose import Choice, choose, number_selected, overlap
+from miwv_trainer.selection.scores import Measured
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"machine: {machine(arguments.device)}, {datetime.date.today().isoformat()}")
     print(f"{len(case.pool)} samples, {number} selected, bfloat16 weights")
     low, _, reference = runs = measure_all(case)
-    print("\n".join(table(runs, number)))
+    print("\n".join(table(runs, case)))
     print("\n".join(differences(low.losses, reference.losses)))
     return 0
 
@@ -80,7 +81,7 @@ def measure_all(case: Case) -> tuple[Run, Run, Run]:
         started = time.perf_counter()
         losses = score_pool(model, pool, exemplars, config, layout, world, show_progress=True)
         low = Run("bfloat16", losses, time.perf_counter() - started, 0)
-        again = refine(model, pool, exemplars, losses, config, layout, world)
+        again = refine(model, pool, exemplars, losses, config, layout, world, ranking=lambda found: rank(found, case))
         refined = Run("bfloat16, refined", again.losses, low.seconds + again.seconds, again.samples)
         started = time.perf_counter()
         with float32_arithmetic(model):
@@ -88,12 +89,24 @@ def measure_all(case: Case) -> tuple[Run, Run, Run]:
         return low, refined, Run("float32", losses, time.perf_counter() - started, len(pool))
 
 
-def table(runs: Sequence[Run], number: int) -> list[str]:
+def choice_of(losses: Losses, case: Case) -> Choice:
+    pool = case.pool
+    unknown = np.full(len(pool), np.nan, dtype=np.float32)
+    measured = Measured(losses.zero_shot, losses.one_shot, unknown, pool.response_tokens)
+    return choose(measured, pool.has_prompt_and_response, case.config)
+
+
+def rank(losses: Losses, case: Case) -> tuple[np.ndarray, np.ndarray]:
+    choice = choice_of(losses, case)
+    return choice.scores, choice.distances
+
+
+def table(runs: Sequence[Run], case: Case) -> list[str]:
     """Seconds and the share of the reference's selection, one line a run; the reference is the last."""
-    wanted = select_top(runs[-1].losses.miwv, number)
+    wanted = choice_of(runs[-1].losses, case).selection
     lines = [f"{'':18s}  {'seconds':>8s}  {'in float32':>10s}  {'selection as in float32':>23s}"]
     for run in runs:
-        share = overlap(select_top(run.losses.miwv, number), wanted)
+        share = overlap(choice_of(run.losses, case).selection, wanted)
         lines.append(f"{run.name:18s}  {run.seconds:8.1f}  {run.in_float32:10d}  {share:23.1%}")
     return lines
 

@@ -244,9 +244,7 @@ def _score(model: nn.Module, work: RoundInputs, store: Store, world: World, iden
     tokens = planned_tokens(model, pool, behind, config, layout, world)
     if world.is_main:
         logger.info(cost_line(moment.number, work.is_scored, tokens, pool, config, work.previous))
-    refined = score_refined(
-        model, pool, behind, config, layout, world, world.shows_progress, journal=journal, ranking=work.ranking
-    )
+    refined = score_refined(model, pool, behind, config, layout, world, work.ranking, world.shows_progress, journal)
     refined = replace(refined, seconds=refined.seconds + refined_earlier)
     journal.close()
     return ScoredRound(refined, layout, earlier + refined_earlier, journal)

@@ -5,7 +5,6 @@ both sides of the threshold change places. Far from it rounding changes no selec
 scored again, with the same low-precision weights in float32 arithmetic, as wide as the rounding measured there asks.
 """
 
-import functools
 import logging
 import time
 from collections.abc import Callable
@@ -24,7 +23,6 @@ from miwv_trainer.scoring.isolation import noticing_autocast
 from miwv_trainer.scoring.layout import score_pool
 from miwv_trainer.scoring.losses import Losses
 from miwv_trainer.scoring.rows import exemplars_of
-from miwv_trainer.selection.choose import number_selected, select_top
 from miwv_trainer.storage.journal import Journal
 
 logger = logging.getLogger(__name__)
@@ -61,9 +59,9 @@ def score_refined(
     config: MIWVConfig,
     layout: str,
     world: World,
+    ranking: Ranking,
     show_progress: bool = False,
     journal: Journal | None = None,
-    ranking: Ranking | None = None,
 ) -> Refined:
     """
     Like [`~miwv_trainer.scoring.layout.score_pool`]; then, where the model computes below float32 and
@@ -81,7 +79,7 @@ def score_refined(
         if world.is_main:
             logger.info("Samples near the threshold are not scored again in float32: %s.", obstacle)
         return Refined(losses)
-    return refine(model, pool, exemplars, losses, config, layout, world, show_progress, journal, ranking)
+    return refine(model, pool, exemplars, losses, config, layout, world, ranking, show_progress, journal)
 
 
 def refine(
@@ -92,9 +90,9 @@ def refine(
     config: MIWVConfig,
     layout: str,
     world: World,
+    ranking: Ranking,
     show_progress: bool = False,
     journal: Journal | None = None,
-    ranking: Ranking | None = None,
 ) -> Refined:
     """
     Scores the samples near the threshold of `losses` again, in float32 arithmetic.
@@ -106,11 +104,9 @@ def refine(
         model: In evaluation mode, without gradients ([`~miwv_trainer.scoring.isolation.no_trace`]).
         exemplars: `(N,)` index of each sample's exemplar.
         losses: Of the same pool, by the model as it computes.
-        ranking: What is ranked and where its threshold lies; by default MIWV and the selection's number.
+        ranking: What is ranked, and how far each sample is from the threshold of the selection.
     """
     started = time.perf_counter()
-    if ranking is None:
-        ranking = functools.partial(_by_miwv, number=number_selected(config.fraction, len(pool)))
     most = max(CALIBRATION, int(MOST_REFINED * len(pool)))
     refined, is_done = losses, np.zeros(len(pool), dtype=bool)
     scores, distances = ranking(losses)
@@ -149,21 +145,6 @@ def _root_mean_square(values: np.ndarray) -> float:
     """Over what is finite; 0 where nothing is."""
     finite = values[np.isfinite(values)]
     return float(np.sqrt(np.mean(np.square(finite)))) if len(finite) else 0.0
-
-
-def _by_miwv(losses: Losses, number: int) -> tuple[np.ndarray, np.ndarray]:
-    return losses.miwv, threshold_distances(losses.miwv, number)
-
-
-def threshold_distances(miwv: np.ndarray, number: int) -> np.ndarray:
-    """
-    `(N,)` distance of each MIWV from the `number`-th highest, in nats; NaN where a sample has none.
-
-    Where no more than `number` have one, all of these are selected, and none is near a threshold: NaN everywhere.
-    """
-    if np.count_nonzero(~np.isnan(miwv)) <= number:
-        return np.full(len(miwv), np.nan)
-    return np.abs(miwv - miwv[select_top(miwv, number)].min())
 
 
 def nearest(distances: np.ndarray, width: float) -> np.ndarray:

@@ -153,22 +153,6 @@ def largest_remainder(weights: np.ndarray, total: int) -> np.ndarray:
     return shares
 
 
-def select_top(scores: np.ndarray, count: int) -> np.ndarray:
-    """
-    The samples of highest score, ties by lower index.
-
-    Args:
-        scores: `(N,)`; NaN where a sample has none. Those are never selected.
-        count: How many to select.
-
-    Returns:
-        Ascending indices, `count` of them, or fewer where fewer have a score.
-    """
-    order = np.argsort(-scores, kind="stable")  # NaN sorts last
-    scored = int(np.count_nonzero(~np.isnan(scores)))
-    return np.sort(order[: min(count, scored)]).astype(np.int64)
-
-
 def overlap(first: np.ndarray, second: np.ndarray) -> float:
     """Share of the first selection that is in the second too."""
     return len(np.intersect1d(first, second)) / len(first)

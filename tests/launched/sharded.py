@@ -38,13 +38,14 @@ from miwv_trainer.rounds.round import run_round
 from miwv_trainer.scoring.isolation import no_trace
 from miwv_trainer.scoring.layout import choose_layout
 from miwv_trainer.scoring.refine import score_refined
-from miwv_trainer.selection.choose import select_top
 from miwv_trainer.storage.store import Store
 from tests.helpers.held import live_bytes
+from tests.helpers.selecting import ranking_by_miwv, select_highest
 from tests.helpers.tiny import tiny_config, tiny_dataset, tiny_model, tiny_tokenizer
 
 CONFIG = MIWVConfig(embedder="tfidf", tokens_per_batch=256, tokens_per_row=256)
 STEPS = 6
+SELECTED = 5
 
 
 def lora(model: Any) -> Any:
@@ -121,11 +122,11 @@ def scored(model: Any, pool: Pool, exemplars: np.ndarray) -> dict[str, Any]:
     with no_trace(model):
         found["layout"] = choose_layout(model, pool, exemplars, CONFIG, world)
         for layout in ("tree", "padded"):
-            refined = score_refined(model, pool, exemplars, CONFIG, layout, world)
+            refined = score_refined(model, pool, exemplars, CONFIG, layout, world, ranking_by_miwv(SELECTED))
             losses = refined.losses
             found[layout] = [losses.zero_shot.tolist(), losses.one_shot.tolist()]
             found["refined"] = refined.samples
-            found["selection"] = select_top(losses.miwv, 5).tolist()
+            found["selection"] = select_highest(losses.miwv, SELECTED).tolist()
     found["held"] = [before, live_bytes()]
     return found
 
@@ -154,7 +155,7 @@ def trajectory(model: Any, pool: Pool, exemplars: np.ndarray, optimizer: str, sc
         if step == scored_step:
             world = World.current(torch.device("cpu"), model)
             with evaluating(SimpleNamespace(optimizer=inner, **of_wrapper(inner))), no_trace(model):
-                score_refined(model, pool, exemplars, CONFIG, "tree", world)
+                score_refined(model, pool, exemplars, CONFIG, "tree", world, ranking_by_miwv(SELECTED))
         if optimizer == "schedule_free":
             inner.train()
         ids = torch.from_numpy(pool.sample(2 * step + dist.get_rank()).astype(np.int64))[None]

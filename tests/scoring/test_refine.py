@@ -32,9 +32,10 @@ from miwv_trainer.scoring.float32 import float32_arithmetic
 from miwv_trainer.scoring.isolation import no_trace
 from miwv_trainer.scoring.layout import score_pool
 from miwv_trainer.scoring.losses import Losses
-from miwv_trainer.scoring.refine import Refined, nearest, refine, score_refined, threshold_distances
-from miwv_trainer.selection.choose import overlap, select_top
+from miwv_trainer.scoring.refine import Refined, nearest, refine, score_refined
+from miwv_trainer.selection.choose import overlap
 from miwv_trainer.storage.store import Store
+from tests.helpers.selecting import ranking_by_miwv, select_highest
 from tests.helpers.tiny import instruction_rows, save_tiny, tiny_config, tiny_dataset, tiny_model, tiny_tokenizer
 from tests.helpers.trainers import arguments
 
@@ -269,7 +270,8 @@ def test_what_layers_share_is_float32_in_all_of_them() -> None:
 )
 def test_near_threshold_by_hand(number: int, width: float, expected: list[int]) -> None:
     miwv = np.array([2.5, np.nan, 0.5, 2.0, -1.0, 1.5], dtype=np.float32)
-    assert nearest(threshold_distances(miwv, number), width).tolist() == expected
+    _, distances = ranking_by_miwv(number)(Losses(np.zeros(6, dtype=np.float32), miwv, 0))
+    assert nearest(distances, width).tolist() == expected
 
 
 def scored(model: Any, case: tuple[Pool, np.ndarray], config: MIWVConfig = CONFIG) -> Losses:
@@ -280,12 +282,12 @@ def scored(model: Any, case: tuple[Pool, np.ndarray], config: MIWVConfig = CONFI
 def test_the_selection_is_float32s_where_bfloat16_alone_flips_it(case: tuple[Pool, np.ndarray]) -> None:
     model = bfloat16_model(seed=FLIPPING_SEED)
     exact = scored(copy.deepcopy(model).float(), case)
-    reference = select_top(exact.miwv, COUNT // 10)
+    reference = select_highest(exact.miwv, COUNT // 10)
     off = score_with(model, case, refine_near_threshold=False)
-    assert overlap(reference, select_top(off.losses.miwv, COUNT // 10)) < 0.95
+    assert overlap(reference, select_highest(off.losses.miwv, COUNT // 10)) < 0.95
     assert (off.samples, off.tokens, off.seconds) == (0, 0, 0.0)
     on = score_with(model, case)
-    assert select_top(on.losses.miwv, COUNT // 10).tolist() == reference.tolist()
+    assert select_highest(on.losses.miwv, COUNT // 10).tolist() == reference.tolist()
     # As many as were scored again have float32's losses, and the others the model's own.
     again = np.abs(on.losses.miwv - exact.miwv) < 1e-5
     assert 0 < on.samples < COUNT and on.samples <= again.sum() < on.samples + 5
@@ -297,7 +299,7 @@ def test_the_selection_is_float32s_where_bfloat16_alone_flips_it(case: tuple[Poo
 def score_with(model: Any, case: tuple[Pool, np.ndarray], world: World = WORLD, **settings: Any) -> Refined:
     config = MIWVConfig(fraction=0.1, embedder="tfidf", **settings)
     with no_trace(model):
-        return score_refined(model, *case, config, "tree", world)
+        return score_refined(model, *case, config, "tree", world, ranking_by_miwv(COUNT // 10))
 
 
 def test_a_float32_model_is_scored_once(case: tuple[Pool, np.ndarray]) -> None:
@@ -313,7 +315,7 @@ def test_autocast_is_noticed_by_what_the_modules_run_under(
     assert on.samples > 0 and state(model) == before
     exact = scored(tiny_model(seed=FLIPPING_SEED), case)
     assert (np.abs(on.losses.miwv - exact.miwv) < 1e-5).sum() >= on.samples
-    assert select_top(on.losses.miwv, 7).tolist() == select_top(exact.miwv, 7).tolist()
+    assert select_highest(on.losses.miwv, 7).tolist() == select_highest(exact.miwv, 7).tolist()
 
 
 def offload(model: Any) -> None:
@@ -388,7 +390,8 @@ class Measured:
         low = Losses(np.zeros(self.count, dtype=np.float32), self.rounded, 10 * self.count)
         pool: Any = range(self.count)
         exemplars = np.zeros(self.count, dtype=np.int64)
-        return refine(nn.Linear(1, 1), pool, exemplars, low, MIWVConfig(fraction=fraction), "tree", WORLD)
+        ranking = ranking_by_miwv(round(fraction * self.count))
+        return refine(nn.Linear(1, 1), pool, exemplars, low, MIWVConfig(), "tree", WORLD, ranking)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -397,9 +400,9 @@ def test_the_band_is_widened_to_what_rounding_moves_and_each_sample_scored_once(
 ) -> None:
     pool = Measured(monkeypatch, count=2000, noise=0.03, seed=seed)
     refined = pool.refined(fraction=0.05)
-    reference = select_top(pool.exact, 100)
-    assert overlap(reference, select_top(pool.rounded, 100)) < 0.97
-    assert overlap(reference, select_top(refined.losses.miwv, 100)) >= 0.98
+    reference = select_highest(pool.exact, 100)
+    assert overlap(reference, select_highest(pool.rounded, 100)) < 0.97
+    assert overlap(reference, select_highest(refined.losses.miwv, 100)) >= 0.98
     assert len(pool.asked) == len(set(pool.asked)) == refined.samples < 500
     assert refined.tokens == 10 * refined.samples
     # Independently: whoever is within three root mean squares of float32's threshold has been asked for.

@@ -7,8 +7,9 @@ import pytest
 
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.selection import choose as selection
-from miwv_trainer.selection.choose import Choice, choose, fill, largest_remainder, select_top
+from miwv_trainer.selection.choose import Choice, choose, fill, largest_remainder
 from tests.helpers.measured import INF, NAN, drawn, measured
+from tests.helpers.selecting import select_highest
 
 #       0    1    2     3    4    5    6    7    8    9
 MIWV = [0.5, 0.9, -0.2, 0.8, 0.1, NAN, 0.7, 0.9, 0.6, 0.3]
@@ -269,7 +270,7 @@ def test_no_unselected_score_of_a_cell_is_above_its_selected_ones(seed):
 def test_by_default_the_selection_is_that_of_the_highest_miwv(seed):
     table, fraction = drawn(seed, 100), (seed + 1) / 50
     found = choose(table, np.ones(100, dtype=bool), MIWVConfig(fraction=fraction)).selection
-    assert found.tolist() == select_top(table.one_shot_loss - table.zero_shot_loss, 2 * (seed + 1)).tolist()
+    assert found.tolist() == select_highest(table.one_shot_loss - table.zero_shot_loss, 2 * (seed + 1)).tolist()
 
 
 GUARDS = [

@@ -1,7 +1,12 @@
+"""How many samples are selected, and that without guards they are those of highest score."""
+
 import numpy as np
 import pytest
 
-from miwv_trainer.selection.choose import number_selected, overlap, select_top
+from miwv_trainer.config import MIWVConfig
+from miwv_trainer.selection.choose import choose, number_selected, overlap
+from tests.helpers.measured import NAN, measured
+from tests.helpers.selecting import select_highest
 
 
 @pytest.mark.parametrize(
@@ -34,44 +39,42 @@ def test_every_percentage_of_every_small_pool_is_the_floor_in_whole_numbers():
             assert number_selected(percent / 100, pool_size) == max(1, percent * pool_size // 100)
 
 
+def select(miwv, count: int) -> list[int]:
+    """What is chosen of samples with these values of MIWV, no guard being set."""
+    table = measured(miwv, [1] * len(miwv))
+    fraction = min(1.0, (count + 0.5) / len(miwv))  # the floor is taken of so many
+    return choose(table, np.ones(len(miwv), dtype=bool), MIWVConfig(fraction=fraction)).selection.tolist()
+
+
 def test_the_highest_scores_are_selected_in_ascending_index_order():
-    miwv = np.array([0.1, -0.5, 0.9, 0.3, 0.8], dtype=np.float32)
-    assert select_top(miwv, 3).tolist() == [2, 3, 4]
-    assert select_top(miwv, 1).tolist() == [2]
+    miwv = [0.1, -0.5, 0.9, 0.3, 0.8]
+    assert select(miwv, 3) == [2, 3, 4]
+    assert select(miwv, 1) == [2]
 
 
 def test_equal_scores_are_selected_by_lower_index():
-    miwv = np.array([0.5, 0.7, 0.5, 0.7, 0.5, 0.7], dtype=np.float32)
-    assert select_top(miwv, 2).tolist() == [1, 3]
-    assert select_top(miwv, 4).tolist() == [0, 1, 3, 5]
-    assert select_top(np.zeros(100, dtype=np.float32), 7).tolist() == list(range(7))
+    miwv = [0.5, 0.7, 0.5, 0.7, 0.5, 0.7]
+    assert select(miwv, 2) == [1, 3]
+    assert select(miwv, 4) == [0, 1, 3, 5]
+    assert select([0.0] * 100, 7) == list(range(7))
 
 
 def test_a_selection_equals_sorting_by_score_and_index():
     generator = np.random.default_rng(0)
     miwv = generator.integers(-5, 5, size=200).astype(np.float32)  # many ties
-    by_hand = sorted(range(200), key=lambda index: (-miwv[index], index))
     for count in (1, 2, 50, 199, 200):
-        assert select_top(miwv, count).tolist() == sorted(by_hand[:count])
+        assert select(miwv, count) == select_highest(miwv, count).tolist()
 
 
 def test_a_sample_without_a_score_is_never_selected():
-    miwv = np.array([np.nan, -3.0, np.nan, -4.0], dtype=np.float32)
-    assert select_top(miwv, 1).tolist() == [1]
-    assert select_top(miwv, 2).tolist() == [1, 3]
+    miwv = [NAN, -3.0, NAN, -4.0]
+    assert select(miwv, 1) == [1]
+    assert select(miwv, 2) == [1, 3]
 
 
 def test_fewer_scored_samples_than_asked_are_all_selected():
-    miwv = np.array([np.nan, 0.2, np.nan, 0.1], dtype=np.float32)
-    assert select_top(miwv, 4).tolist() == [1, 3]
-    assert select_top(np.full(3, np.nan, dtype=np.float32), 2).tolist() == []
-
-
-def test_selecting_leaves_the_scores_as_they_were():
-    miwv = np.array([0.3, np.nan, 0.1], dtype=np.float32)
-    before = miwv.copy()
-    select_top(miwv, 2)
-    assert np.array_equal(miwv, before, equal_nan=True)
+    assert select([NAN, 0.2, NAN, 0.1], 4) == [1, 3]
+    assert select([NAN] * 3, 2) == []
 
 
 def test_overlap_is_the_share_of_the_first_selection_that_the_second_holds():
