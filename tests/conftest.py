@@ -21,13 +21,13 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    from tests.tiny import tiny_tokenizer
+    from tests.helpers.tiny import tiny_tokenizer
 
     return tiny_tokenizer()
 
 
 @pytest.fixture
 def model():
-    from tests.tiny import tiny_model
+    from tests.helpers.tiny import tiny_model
 
     return tiny_model()

@@ -26,18 +26,13 @@ from miwv_trainer.scoring.rows import zero_shot_row
 from miwv_trainer.storage.store import Store
 from tests.helpers.held import facts, live_bytes
 from tests.helpers.tiny import tiny_dataset, tiny_model, tiny_tokenizer
-from tests.helpers.trainers import NotingTrainer, by_epoch, lora, noting_trainer, rebuilt, trained
+from tests.helpers.trainers import NotingTrainer, by_epoch, lora, noting_trainer, rebuilt
 
 WORLD = World(0, 1, torch.device("cpu"))
 CONFIG = MIWVConfig(fraction=0.5, embedder="tfidf", rescore_strategy="epoch")
 # All samples, so that rounds choose nothing and the training is the same with any number of them.
 ALL = MIWVConfig(fraction=1.0, embedder="tfidf", rescore_strategy="epoch")
 ONCE = MIWVConfig(fraction=1.0, embedder="tfidf")
-
-
-@pytest.fixture(autouse=True)
-def nothing_trained() -> None:
-    trained.clear()
 
 
 def plain_loss(model: Any, pool: Any, sample: int) -> float:
@@ -98,7 +93,6 @@ def test_rounds_change_nothing_in_the_training_around_them(optim: str, evaluates
     found = []
     for config in (ONCE, ALL):
         options = {"optim": optim, "lr_scheduler_type": "constant", "learning_rate": 1e-2, "num_train_epochs": 3}
-        trained.clear()
         plain = noting_trainer(tmp_path / str(len(found)), **options)
         plain.args.eval_strategy = evaluates
         trainer = rebuilt(EvaluatedTrainer, plain, eval_dataset=plain.train_dataset.select(range(4)))

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import DataCollatorForSeq2Seq, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
@@ -33,11 +32,6 @@ class NotingTrainer(Trainer):
 trained: list[tuple[int, list[int]]] = []
 
 
-@pytest.fixture(autouse=True)
-def no_trained_indices() -> None:
-    trained.clear()
-
-
 def arguments(folder: Path, **overrides: Any) -> TrainingArguments:
     values = {
         "output_dir": str(folder),
@@ -55,6 +49,8 @@ def arguments(folder: Path, **overrides: Any) -> TrainingArguments:
 
 
 def noting_trainer(folder: Path, count: int = 32, model: Any = None, **overrides: Any) -> NotingTrainer:
+    """Forgets what Trainers before it trained on."""
+    trained.clear()
     tokenizer = tiny_tokenizer()
     pool = tokenize(tiny_dataset(count), tokenizer).add_column("position", list(range(count)))
     return NotingTrainer(

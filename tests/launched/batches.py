@@ -27,7 +27,6 @@ def main() -> None:
     def train(case: str, count: int = 24, accumulation: int = 1, split: bool = False, **options: Any) -> Trainer:
         batch = EFFECTIVE_BATCH // accumulation // (1 if split else processes)
         accelerator = {"split_batches": split, **options.pop("accelerator_config", {})}
-        trained.clear()
         trainer = noting_trainer(
             output / case,
             48,

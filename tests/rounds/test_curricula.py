@@ -23,12 +23,10 @@ from miwv_trainer.rounds.round import run_round
 from miwv_trainer.storage.store import Store, StoredRound
 from tests.helpers.resumed import Run
 from tests.helpers.tiny import instruction_rows, tiny_dataset, tiny_model, tiny_tokenizer
-from tests.helpers.trainers import PositionCollator, arguments, by_epoch, no_trained_indices, noting_trainer
+from tests.helpers.trainers import PositionCollator, arguments, by_epoch, noting_trainer
 
 WORLD = World(0, 1, torch.device("cpu"))
 COUNT = 32
-# Clears what was trained before each test.
-pytestmark = pytest.mark.usefixtures(no_trained_indices.__name__)
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,6 @@ from tests.helpers.trainers import (
     prompt_completions,
     qwen_tokenizer,
     rebuilt,
-    trained,
 )
 
 
@@ -132,7 +131,6 @@ def test_by_hand_gives_the_same_order_and_the_same_weights_as_attach(tmp_path: P
     attached.train()
     order_attached = by_epoch()
 
-    trained.clear()
     sampler = MIWVDataSampler(32, fraction=0.25, seed=3)
 
     class ByHand(NotingTrainer):

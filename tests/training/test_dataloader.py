@@ -150,7 +150,6 @@ def test_the_trainers_own_arguments_know_no_stateful_dataloader() -> None:
 
 @pytest.mark.parametrize("strategy", ["sequential", "group_by_length"])
 def test_a_trainer_follows_its_strategy_within_the_selection(tmp_path: Path, strategy: str) -> None:
-    trained.clear()
     trainer = noting_trainer(
         tmp_path,
         64,
@@ -241,7 +240,6 @@ def test_a_run_resumed_in_the_middle_of_an_epoch_goes_on_in_groups_of_like_lengt
     config = MIWVConfig(fraction=0.5, embedder="tfidf")
 
     def train(resume_from: str | None) -> list[list[int]]:
-        trained.clear()
         options = {"train_sampling_strategy": "group_by_length", "save_strategy": "steps", "save_steps": 5}
         trainer = noting_trainer(tmp_path, 64, per_device_train_batch_size=4, **options)
         attach(trainer, config)
