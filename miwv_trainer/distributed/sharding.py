@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
@@ -15,8 +16,7 @@ def whole_models() -> Iterator[None]:
     Inside, `from_pretrained` loads a model whole. Under ZeRO-3 it would split every model over the ranks, and hang
     where only one of them loads it.
     """
-    reference = deepspeed._hf_deepspeed_config_weak_ref
-    running = reference() if reference is not None else None
+    running = _running_deepspeed_config()
     deepspeed.unset_hf_deepspeed_config()
     try:
         yield
@@ -53,6 +53,20 @@ def resharded(model: nn.Module) -> Iterator[None]:
             if isinstance(module, FSDPModule):
                 module.reshard()
         for part in FullyShardedDataParallel.fsdp_modules(model):
-            # FSDP1 has no such method of its own. `_is_root` is not known before the first forward.
-            if part._is_root is not None and part._handle is not None and part._handle.uses_sharded_strategy:
-                part._handle.reshard(free_unsharded_flat_param=True)
+            _reshard_fsdp1(part)
+
+
+def _running_deepspeed_config() -> Any:
+    """The configuration under which transformers loads models in parts; None where there is none."""
+    # Private, seen in transformers 5.23.0. The public `deepspeed_config()` gives the dictionary inside; but
+    # `set_hf_deepspeed_config` keeps only a weak reference, so what is put back must be the Trainer's own object.
+    reference = deepspeed._hf_deepspeed_config_weak_ref
+    return reference() if reference is not None else None
+
+
+def _reshard_fsdp1(part: FullyShardedDataParallel) -> None:
+    """Frees what a module wrapped by FSDP1 has gathered. Modules that have run no forward yet have gathered nothing."""
+    # Private, seen in torch 2.13.0. FSDP1 reshards only after a backward and has no public method for it (FSDP2 has
+    # `reshard`); `check_is_root` would start what the first forward starts.
+    if part._is_root is not None and part._handle is not None and part._handle.uses_sharded_strategy:
+        part._handle.reshard(free_unsharded_flat_param=True)

@@ -62,7 +62,8 @@ def unwrapped(model: nn.Module) -> Any:
     The module inside DataParallel, DistributedDataParallel, a DeepSpeed engine or `torch.compile`, which shares its
     weights. What FSDP made stays: its forward gathers the parameters.
     """
-    as_it_was: Any = model._orig_mod if is_compiled_module(model) else model
+    # `torch.compile` holds the module that it was given as its only child.
+    as_it_was: Any = next(model.children()) if is_compiled_module(model) else model
     if fsdp_root_inside(as_it_was) is not as_it_was:
         return as_it_was
     return extract_model_from_parallel(model, keep_torch_compile=False)
@@ -74,7 +75,7 @@ def uncompiled(model: nn.Module) -> Iterator[None]:
     Inside, what `torch.compile` made of the model runs as it was before: rows of a hundred lengths would be compiled a
     hundred times. Flex attention, which is compiled by itself, is left alone.
     """
-    if inner_model(model).config._attn_implementation == "flex_attention":
+    if attention_implementation(model) == "flex_attention":
         yield
         return
     with torch.compiler.set_stance("force_eager"):
@@ -119,6 +120,13 @@ def inner_model(model: Any) -> Any:
     """The transformers model inside the wrappers of PEFT and FSDP1, which hand their arguments through."""
     model = fsdp_root_inside(model)
     return model.get_base_model() if _is_peft(model) else model
+
+
+def attention_implementation(model: nn.Module) -> str | None:
+    """The name of the attention function of a transformers model, such as `"sdpa"` or `"eager"`."""
+    # Private, seen in transformers 5.23.0. The public `attn_implementation` can only be set, by `from_pretrained` and
+    # `set_attn_implementation`; transformers' own models read this attribute in every attention layer.
+    return inner_model(model).config._attn_implementation
 
 
 def is_prompt_tuned(model: Any) -> bool:

@@ -20,7 +20,7 @@ from torch import nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from miwv_trainer.distributed.wrappers import inner_model
+from miwv_trainer.distributed.wrappers import attention_implementation, inner_model
 from miwv_trainer.scoring.head import PADDING_ID
 from miwv_trainer.scoring.trees import TreeRow
 
@@ -28,6 +28,8 @@ Attention = Literal["segments", "blocks", "mask"]
 SEGMENTS = "miwv_segments"
 # Branches of one tree share a call up to this many tokens: a call costs as much as some masked pairs.
 TOKENS_PER_CALL = 256
+# Tokens a side of a block of flex attention: what `create_block_mask` takes by default, whose kernels are tuned for it.
+BLOCK_SIZE = 128
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def tree_obstacle(model: nn.Module, context: int) -> str | None:
     """
     inner = inner_model(model)
     config = inner.config.get_text_config()
-    attention = inner.config._attn_implementation
+    attention = attention_implementation(model)
     if attention not in ("sdpa", "eager", "flex_attention"):
         return f"its attention is {attention!r}, which takes no mask of its own for each row"
     window = getattr(config, "sliding_window", None)
@@ -78,12 +80,12 @@ def tree_obstacle(model: nn.Module, context: int) -> str | None:
 def tree_attention(model: nn.Module) -> Attention:
     """Which of the three ways a model that has no [`tree_obstacle`] takes."""
     inner = inner_model(model)
-    implementation = inner.config._attn_implementation
+    implementation = attention_implementation(model)
     if implementation == "flex_attention":
         return "blocks"
     on_cpu = next(model.parameters()).device.type == "cpu"
-    # The attribute says that the model calls the attention function which its configuration names.
-    return "segments" if implementation == "sdpa" and on_cpu and inner._supports_attention_backend else "mask"
+    # Such a model calls the attention function which its configuration names.
+    return "segments" if implementation == "sdpa" and on_cpu and inner.is_backend_compatible() else "mask"
 
 
 @contextmanager
@@ -94,7 +96,7 @@ def attending(model: nn.Module, attention: Attention) -> Iterator[None]:
         return
     inner = inner_model(model)
     # The whole before its parts: setting the whole sets them all.
-    before = [(m, m.config._attn_implementation) for m in inner.modules() if isinstance(m, PreTrainedModel)]
+    before = [(m, attention_implementation(m)) for m in inner.modules() if isinstance(m, PreTrainedModel)]
     inner.set_attn_implementation(SEGMENTS)
     try:
         yield
@@ -141,7 +143,7 @@ def _mask(model: nn.Module, rows: list[TreeRow], device: torch.device) -> torch.
     # Padding is a tree by itself, so that it sees something and nobody sees it.
     tree, branch = pad([row.tree for row in rows], -1, device), pad([row.branch for row in rows], 0, device)
     seen = _sees(tree[:, :, None], branch[:, :, None], tree[:, None], branch[:, None]).tril()[:, None]
-    if inner_model(model).config._attn_implementation == "sdpa":
+    if attention_implementation(model) == "sdpa":
         return seen
     # The eager attention of transformers adds its mask.
     dtype = next(model.parameters()).dtype
@@ -159,7 +161,6 @@ def _block_mask(row: TreeRow, device: torch.device) -> Any:
 
     Which blocks are looked at follows from the row's spans; `create_block_mask` would look at every pair of tokens.
     """
-    from torch.nn.attention.flex_attention import _DEFAULT_SPARSE_BLOCK_SIZE as size
     from torch.nn.attention.flex_attention import BlockMask
 
     tree, branch = torch.as_tensor(row.tree, device=device), torch.as_tensor(row.branch, device=device)
@@ -168,17 +169,17 @@ def _block_mask(row: TreeRow, device: torch.device) -> Any:
         return (key <= query) & _sees(tree[query], branch[query], tree[key], branch[key])
 
     length = len(row.ids)
-    number = -(-length // size)
+    number = -(-length // BLOCK_SIZE)
     looked_at = np.zeros((number, number), dtype=bool)
     for own, trunk in _spans(row):
-        queries = slice(own.start // size, -(-own.stop // size))
+        queries = slice(own.start // BLOCK_SIZE, -(-own.stop // BLOCK_SIZE))
         for keys in (own, trunk or own):
-            looked_at[queries, keys.start // size : -(-keys.stop // size)] = True
+            looked_at[queries, keys.start // BLOCK_SIZE : -(-keys.stop // BLOCK_SIZE)] = True
     looked_at = np.tril(looked_at)
     counts = torch.as_tensor(looked_at.sum(axis=1), dtype=torch.int32, device=device)
     indices = torch.as_tensor(np.argsort(~looked_at, axis=1, kind="stable"), dtype=torch.int32, device=device)
     return BlockMask.from_kv_blocks(
-        counts[None, None], indices[None, None], BLOCK_SIZE=size, mask_mod=sees, seq_lengths=(length, length)
+        counts[None, None], indices[None, None], BLOCK_SIZE=BLOCK_SIZE, mask_mod=sees, seq_lengths=(length, length)
     )
 
 

@@ -18,7 +18,7 @@ from torch import nn
 
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.distributed.world import World
-from miwv_trainer.distributed.wrappers import inner_model
+from miwv_trainer.distributed.wrappers import attention_implementation, inner_model
 from miwv_trainer.scoring.attention import Attention, tree_attention
 
 SHARE_OF_FREE_MEMORY = 0.5
@@ -80,7 +80,7 @@ def extra_memory(model: Any, tokens_per_row: int, tokens: int, logits_chunk: int
     intermediate = getattr(config, "intermediate_size", None) or 4 * hidden
     activations = tokens * number * (4 * intermediate + 8 * hidden)
     pairs = 0 if attention != "mask" else -(-tokens // tokens_per_row) * tokens_per_row**2
-    is_eager = inner_model(model).config._attn_implementation == "eager"
+    is_eager = attention_implementation(model) == "eager"
     of_a_pair = config.num_attention_heads * (4 + 2 * number) if is_eager else 1 + number
     return activations + pairs * of_a_pair + logits_chunk * config.vocab_size * (8 + number)
 

@@ -63,13 +63,21 @@ def attach(trainer: Trainer, config: MIWVConfig | Mapping[str, Any] | None = Non
     # Not `trainer.log`: SFTTrainer's adds the metrics of the steps since its last entry, and forgets them.
     callback.log = partial(Trainer.log, trainer)
 
-    def _get_train_sampler(*args: Any, **kwargs: Any) -> MIWVDataSampler:
-        return sampler
-
-    # The Trainer asks itself for its sampler each time it builds the dataloader; set on this instance only.
-    trainer._get_train_sampler = _get_train_sampler
+    _give_sampler(trainer, sampler)
     trainer.add_callback(callback)
     return callback
+
+
+def _give_sampler(trainer: Trainer, sampler: MIWVDataSampler) -> None:
+    """Makes a Trainer take its samples in the order of `sampler`, each time it builds its dataloader."""
+
+    # Arguments are ignored, whatever they are: they have changed between releases (transformers#38090, #38226).
+    def give_sampler(*args: Any, **kwargs: Any) -> MIWVDataSampler:
+        return sampler
+
+    # Private, seen in transformers 5.23.0, and the only hook there is: a callback cannot exchange the dataloader
+    # (transformers#25925), and to replace `get_train_dataloader` is to copy it. Set on this instance, not on its class.
+    trainer._get_train_sampler = give_sampler
 
 
 def _check_trainer(trainer: Trainer) -> None:
