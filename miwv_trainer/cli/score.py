@@ -92,7 +92,7 @@ def _scoring_config(arguments: argparse.Namespace) -> MIWVConfig:
 def _told_by_rank_0(world: World, doing: str) -> Iterator[None]:
     """Like `world.together`, but one line tells an error, not one a process: most are the same on each of them."""
     try:
-        with world.together(doing):
+        with world.run_together(doing):
             yield
     except Exception as error:
         if world.is_main:

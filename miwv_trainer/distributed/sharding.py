@@ -1,20 +1,39 @@
-"""Models whose parameters are split over ranks: ZeRO-3, FSDP1 and FSDP2."""
+"""
+Models whose parameters are split over ranks: ZeRO-3, FSDP1 and FSDP2.
+
+Each forward of such a model gathers parameters from all ranks. A rank that runs one forward less than the others leaves
+them waiting until the timeout of the process group, 30 minutes by default (DeepSpeed#4367).
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 from transformers.integrations import deepspeed, is_deepspeed_zero3_enabled
+from transformers.integrations.deepspeed import HfDeepSpeedConfig
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether the model's parameters are split over ranks by ZeRO-3, FSDP2 (as DTensors) or FSDP1."""
+    if is_deepspeed_zero3_enabled() or any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        return True
+    return len(FullyShardedDataParallel.fsdp_modules(model)) > 0
+
+
+def unwrap_fsdp1(model: nn.Module) -> nn.Module:
+    """The module inside FSDP1's outermost wrapper; the model itself if it has none."""
+    return model.module if isinstance(model, FullyShardedDataParallel) else model
 
 
 @contextmanager
-def whole_models() -> Iterator[None]:
+def load_models_whole() -> Iterator[None]:
     """
-    Inside, `from_pretrained` loads a model whole. Under ZeRO-3 it would split every model over the ranks, and hang
-    where only one of them loads it.
+    Inside, `from_pretrained` loads whole models.
+
+    Under ZeRO-3 it would split every model over the ranks. An embedder that only rank 0 loads would then wait for the
+    other ranks for ever.
     """
     running = _running_deepspeed_config()
     deepspeed.unset_hf_deepspeed_config()
@@ -25,26 +44,14 @@ def whole_models() -> Iterator[None]:
             deepspeed.set_hf_deepspeed_config(running)
 
 
-def is_sharded(model: nn.Module) -> bool:
-    """
-    Whether a forward of the model waits for all ranks, because parameters are split over them: by ZeRO-3, by FSDP2
-    (`fully_shard`, whose parameters are DTensors) or by FSDP1.
-    """
-    if is_deepspeed_zero3_enabled() or any(isinstance(parameter, DTensor) for parameter in model.parameters()):
-        return True
-    return len(FullyShardedDataParallel.fsdp_modules(model)) > 0
-
-
-def fsdp_root_inside(model: nn.Module) -> nn.Module:
-    """The module that FSDP1 wraps, whose forward takes what it takes; the model itself where nothing wraps it."""
-    return model.module if isinstance(model, FullyShardedDataParallel) else model
-
-
 @contextmanager
-def resharded(model: nn.Module) -> Iterator[None]:
+def reshard_afterwards(model: nn.Module) -> Iterator[None]:
     """
-    Afterwards FSDP holds no more than its share. Its root, and with some settings every module, would keep what it
-    gathered for a backward to come: memory, and the weights of now where the next forward is to see others.
+    Afterwards, FSDP holds only this rank's share of the parameters.
+
+    After a forward, FSDP keeps the root's gathered parameters for the backward to come (and those of every module with
+    SHARD_GRAD_OP). After a scoring pass no backward comes: the memory would stay taken, and the next training forward
+    would use the gathered weights of before the optimizer's step.
     """
     try:
         yield
@@ -56,17 +63,17 @@ def resharded(model: nn.Module) -> Iterator[None]:
             _reshard_fsdp1(part)
 
 
-def _running_deepspeed_config() -> Any:
-    """The configuration under which transformers loads models in parts; None where there is none."""
-    # Private, seen in transformers 5.23.0. The public `deepspeed_config()` gives the dictionary inside; but
-    # `set_hf_deepspeed_config` keeps only a weak reference, so what is put back must be the Trainer's own object.
+def _running_deepspeed_config() -> HfDeepSpeedConfig | None:
+    """The configuration by which transformers knows that it runs under DeepSpeed; None if it does not."""
+    # Private, seen in transformers 5.23.0. The public `deepspeed_config()` returns only the dictionary inside. As
+    # `set_hf_deepspeed_config` keeps a weak reference, what is set again must be the Trainer's own object.
     reference = deepspeed._hf_deepspeed_config_weak_ref
     return reference() if reference is not None else None
 
 
 def _reshard_fsdp1(part: FullyShardedDataParallel) -> None:
-    """Frees what a module wrapped by FSDP1 has gathered. Modules that have run no forward yet have gathered nothing."""
-    # Private, seen in torch 2.13.0. FSDP1 reshards only after a backward and has no public method for it (FSDP2 has
-    # `reshard`); `check_is_root` would start what the first forward starts.
+    """Frees the gathered parameters of a module that FSDP1 wraps. Before its first forward it has none."""
+    # Private, seen in torch 2.13.0. FSDP1 reshards after a backward and has no public method for it, as FSDP2 has. The
+    # public `check_is_root` initialises the module, which only a first forward of all ranks should do.
     if part._is_root is not None and part._handle is not None and part._handle.uses_sharded_strategy:
         part._handle.reshard(free_unsharded_flat_param=True)

@@ -1,9 +1,11 @@
-"""The only file that knows ranks, DeepSpeed and FSDP: dealing work, agreeing, reducing.
+"""
+The ranks of a run: what each of them computes, what they tell each other, and how all end when one fails.
 
-Messages travel between the CPUs, over a gloo group of their own, so that no collective of the training's group is
-pending while a rank computes. No rank waits for an answer longer than a heartbeat or a forward takes: in a block that
-all run `together` those that work say so every few seconds, and after each turn of forwards all agree whether one
-failed and whether one has more.
+Messages travel between CPUs over a gloo group of their own. Work that only rank 0 does can take an hour (embedding a
+pool, searching neighbours), and a collective of the training's group that waited that long would end the run: its
+timeout is 30 minutes by default. Here no rank waits for longer than a heartbeat or a forward takes: in a block that all
+ranks run together, those that work send a heartbeat every few seconds; after each turn of forwards, all ranks agree
+whether one failed and whether one has more.
 """
 
 import os
@@ -15,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -27,9 +29,10 @@ from miwv_trainer.distributed.sharding import is_sharded
 
 T = TypeVar("T")
 HEARTBEAT_SECONDS = 20.0
-# Far beyond a heartbeat and the longest forward: only a machine that vanished without closing its connections is silent
-# for so long.
+# Much longer than a heartbeat or the longest forward. Only a machine that disappeared without closing its connections
+# is silent for this long.
 TIMEOUT = timedelta(minutes=30)
+# `new_group` is a collective and each group keeps threads and sockets, so one is made for each process group.
 _message_groups: WeakKeyDictionary[dist.ProcessGroup, dist.ProcessGroup] = WeakKeyDictionary()
 
 
@@ -47,14 +50,14 @@ class Turn:
 @dataclass(frozen=True)
 class World:
     """
-    Who takes part.
+    The ranks that take part.
 
     Args:
         rank: This process.
         size: Number of processes.
         device: Where this process computes.
         sharded: Whether parameters are split over ranks, so that each forward waits for all of them.
-        group: What messages travel over; None in a world of one.
+        group: The process group of messages; None in a world of one.
         quiet: Whether no progress is shown, not even by rank 0.
     """
 
@@ -68,15 +71,15 @@ class World:
     @classmethod
     def current(cls, device: torch.device, model: nn.Module | None = None, quiet: bool = False) -> "World":
         """
-        The running process group, or a world of one. On all ranks alike: the first call makes the group of messages.
+        The running process group, or a world of one. All ranks must call it: the first call makes the message group.
 
         Args:
-            model: What will be forwarded, wrapped as it is; without it, a world in which nothing is sharded.
+            model: The model that will be forwarded, with its wrappers. Without it, nothing counts as sharded.
         """
         if not (dist.is_available() and dist.is_initialized()):
             return cls(0, 1, device, quiet=quiet)
         sharded = model is not None and is_sharded(model)
-        return cls(dist.get_rank(), dist.get_world_size(), device, sharded, _message_group(), quiet)
+        return cls(dist.get_rank(), dist.get_world_size(), device, sharded, _get_message_group(), quiet)
 
     @property
     def is_main(self) -> bool:
@@ -86,53 +89,57 @@ class World:
     def shows_progress(self) -> bool:
         return self.is_main and not self.quiet
 
-    def deal(self, work: Sequence[T]) -> list[T]:
+    def split_between_ranks(self, work: Sequence[T]) -> list[T]:
         """
-        This rank's share, dealt as 0, 1, 2, 2, 1, 0, 0, 1, ...: where work is sorted by size, shares differ by no more
-        than one piece in number, and by no more than the first one in size.
-        """
-        turns = range(0, len(work), self.size)
-        places = (self.rank if turn % 2 == 0 else self.size - 1 - self.rank for turn in range(len(turns)))
-        at = [start + place for start, place in zip(turns, places, strict=True)]
-        return [work[index] for index in at if index < len(work)]
+        This rank's part of the work. Pieces go to ranks 0, 1, 2, 2, 1, 0, 0, 1, ...
 
-    def share(self, value: T) -> T:
-        """Rank 0's value, on every rank."""
+        If the pieces are sorted by size, two ranks differ by at most one piece in number and by at most the first
+        piece in size. (In the order 0, 1, 2, 0, 1, 2, rank 0 would get the largest piece of every three.)
+        """
+        starts = range(0, len(work), self.size)
+        places = (self.rank if turn % 2 == 0 else self.size - 1 - self.rank for turn in range(len(starts)))
+        indices = [start + place for start, place in zip(starts, places, strict=True)]
+        return [work[index] for index in indices if index < len(work)]
+
+    def broadcast_from_main(self, value: T) -> T:
+        """Returns rank 0's value on every rank."""
         if self.size == 1:
             return value
-        box: list[Any] = [value]
-        with _contact():
-            dist.broadcast_object_list(box, src=0, group=self.group, device=torch.device("cpu"))
-        return box[0]
+        values = [value]
+        with _explain_lost_contact():
+            dist.broadcast_object_list(values, src=0, group=self.group, device=torch.device("cpu"))
+        return values[0]
 
-    def gather(self, value: T) -> list[T]:
-        """Each rank's value, on every rank."""
-        if self.size == 1:
-            return [value]
-        values: list[Any] = [None] * self.size
-        with _contact():
-            dist.all_gather_object(values, value, group=self.group)
+    def all_gather(self, value: T) -> list[T]:
+        """Returns the values of all ranks, in their order, on every rank."""
+        values = [value] * self.size
+        if self.size > 1:
+            with _explain_lost_contact():
+                dist.all_gather_object(values, value, group=self.group)
         return values
 
-    def sum_slots(self, array: np.ndarray) -> np.ndarray:
-        """Sum over ranks. Exact where each slot is non-zero on one rank only."""
+    def all_reduce_sum(self, array: np.ndarray) -> np.ndarray:
+        """Returns the sum over ranks on every rank. It is exact if each element is non-zero on one rank only."""
         if self.size == 1:
             return array
         tensor = torch.from_numpy(array.copy())
-        with _contact():
+        with _explain_lost_contact():
             dist.all_reduce(tensor, group=self.group)
         return tensor.numpy()
 
     @contextmanager
-    def together(self, doing: str) -> Iterator[None]:
+    def run_together(self, task: str) -> Iterator[None]:
         """
-        Runs the block on every rank, however long it takes each, and lets all of them fail if one does.
+        Runs the block on every rank, however long each rank takes. If it fails on one rank, it fails on all.
 
-        What rank 0 does alone goes into such a block too. Within it ranks exchange nothing but heartbeats, which a
-        thread sends and answers.
+        Work that rank 0 does while the others wait belongs into such a block too. Inside it, ranks must exchange no
+        messages of their own: a thread exchanges heartbeats over the same group.
+
+        Args:
+            task: What the block does, for messages: "Rank 1 failed while <task>".
 
         Raises:
-            RuntimeError: on the ranks that did not fail, naming one that did. That one raises its own error.
+            RuntimeError: on the ranks that did not fail; it names a rank that did. That rank raises its own error.
             ConnectionError: another rank's process is gone.
         """
         if self.size == 1:
@@ -140,7 +147,7 @@ class World:
             return
         is_done, error = threading.Event(), None
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="heartbeat") as background:
-            heartbeats = background.submit(self._beat, is_done)
+            heartbeats = background.submit(self._send_heartbeats, is_done)
             try:
                 yield
             except Exception as raised:
@@ -150,54 +157,56 @@ class World:
         if error is not None and heartbeats.exception() is not None:
             raise error
         heartbeats.result()
-        self._agree(doing, error)
+        self._agree(task, error)
 
-    def _beat(self, is_done: threading.Event) -> None:
-        """Messages until all ranks are done: at once when this one is, every few seconds while it is not."""
+    def _send_heartbeats(self, is_done: threading.Event) -> None:
+        """Exchanges heartbeats until all ranks are done: every few seconds, and at once when this rank is done."""
         working = 1
         while working:
             is_done.wait(HEARTBEAT_SECONDS)
-            (working,) = self.sum_slots(np.array([not is_done.is_set()], dtype=np.int64))
+            (working,) = self.all_reduce_sum(np.array([not is_done.is_set()], dtype=np.int64))
 
     @contextmanager
-    def turn(self, doing: str) -> Iterator[Turn]:
+    def run_turn(self, task: str) -> Iterator[Turn]:
         """
-        Runs one forward, or none, on every rank, and lets all of them fail if one does, as `together` does.
+        Runs at most one forward on every rank. If it fails on one rank, it fails on all, as in `run_together`.
 
-        Where parameters are sharded, every rank must run one, and an error cannot be agreed on: the others wait inside
-        the forward. So the failing rank prints and exits, and the launcher ends the rest.
+        If parameters are sharded, every rank must run exactly one forward, and an error cannot be agreed on, because
+        the other ranks wait inside the forward. The failing rank then prints its error and exits, and the launcher
+        ends the other ranks.
         """
         error, turn = None, Turn()
         try:
             yield turn
         except Exception as raised:
             if self.sharded and self.size > 1:
-                self._exit(doing)
+                self._end_process(task)
             error = raised
-        turn.has_more = self._agree(doing, error, turn.has_more)
+        turn.has_more = self._agree(task, error, turn.has_more)
 
-    def _agree(self, doing: str, error: Exception | None, has_more: bool = False) -> bool:
-        """Whether any rank has more to do. Raises on all ranks where one has an error."""
-        failed, more = self.sum_slots(np.array([error is not None, has_more], dtype=np.int64))
+    def _agree(self, task: str, error: Exception | None, has_more: bool = False) -> bool:
+        """Returns whether any rank has more to do. Raises on all ranks if one has an error."""
+        failed, more = self.all_reduce_sum(np.array([error is not None, has_more], dtype=np.int64))
         if failed:
-            messages = self.gather(None if error is None else f"{type(error).__name__}: {error}")
+            messages = self.all_gather(None if error is None else f"{type(error).__name__}: {error}")
             if error is not None:
                 raise error
             rank, message = next((rank, message) for rank, message in enumerate(messages) if message is not None)
-            raise RuntimeError(f"Rank {rank} failed while {doing}: {message}")
+            raise RuntimeError(f"Rank {rank} failed while {task}: {message}")
         return bool(more)
 
-    def _exit(self, doing: str) -> NoReturn:
-        """Ends this process at once, inside an `except`."""
+    def _end_process(self, task: str) -> NoReturn:
+        """Prints the error that is being handled and ends this process."""
         traceback.print_exc()
-        print(f"Rank {self.rank} failed while {doing} and ends the run.", file=sys.stderr)
+        print(f"Rank {self.rank} failed while {task} and ends the run.", file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()
+        # Not `sys.exit`: its handlers (the process group's among them) could wait for ranks that wait for this one.
         os._exit(1)
 
 
-def _message_group() -> dist.ProcessGroup:
-    """The group of messages beside the running process group, made by the first call."""
+def _get_message_group() -> dist.ProcessGroup:
+    """The message group of the running process group; the first call makes it."""
     running = dist.group.WORLD
     assert running is not None
     if running not in _message_groups:
@@ -206,8 +215,8 @@ def _message_group() -> dist.ProcessGroup:
 
 
 @contextmanager
-def _contact() -> Iterator[None]:
-    """Says what it means that a message did not get through."""
+def _explain_lost_contact() -> Iterator[None]:
+    """Turns the error of a message that did not get through into one that says what that means."""
     try:
         yield
     except RuntimeError as error:

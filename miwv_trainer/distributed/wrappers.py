@@ -1,17 +1,27 @@
-"""How a Trainer holds its model: what is scored through, what cannot be, and what comes back afterwards."""
+"""
+The wrappers in which a Trainer holds its model and its optimizer, and the state to restore after a scoring pass.
+
+Scoring runs the module inside DataParallel, DistributedDataParallel, a DeepSpeed engine or `torch.compile`, because a
+wrapper's own forward does more than a forward: DistributedDataParallel broadcasts buffers, so ranks that run unequal
+numbers of forwards would hang; `torch.compile` compiles once for every new length.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, TypeGuard, cast
 
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState, DistributedType
 from accelerate.utils import extract_model_from_parallel, is_compiled_module
 from torch import nn
-from transformers import TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 from transformers.utils import is_peft_available
 
-from miwv_trainer.distributed.sharding import fsdp_root_inside
+from miwv_trainer.distributed.sharding import unwrap_fsdp1
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 PARALLELISMS = {
     "tp_size": ("tensor parallelism", "the ranks of a group hold parts of one layer and need the very same rows"),
@@ -22,11 +32,13 @@ PARALLELISMS = {
 
 def check_parallelism(args: TrainingArguments, model: nn.Module) -> None:
     """
-    Raises `ValueError` where ranks do not each hold rows of their own, which scoring deals among them, or where the
-    model is not sharded as the arguments say.
+    Checks that each rank can take rows of its own, and that the model is sharded as the arguments say.
+
+    Raises:
+        ValueError: tensor, context or sequence parallelism, whose ranks share rows; or FSDP that is not active.
     """
     state = AcceleratorState()
-    for name, degree in _degrees(args, state, model).items():
+    for name, degree in _read_degrees(args, state, model).items():
         if degree > 1:
             what, why = PARALLELISMS[name]
             raise ValueError(
@@ -41,8 +53,13 @@ def check_parallelism(args: TrainingArguments, model: nn.Module) -> None:
         )
 
 
-def _degrees(args: TrainingArguments, state: AcceleratorState, model: nn.Module) -> dict[str, int]:
-    """Ranks in a group of each kind, wherever that may be said."""
+def _read_degrees(args: TrainingArguments, state: AcceleratorState, model: nn.Module) -> dict[str, int]:
+    """
+    The number of ranks in a group of each kind of parallelism: the largest that any of five places says.
+
+    The arguments and accelerate's state have a ParallelismConfig each; `from_pretrained(tp_plan=...)` notes the number
+    in the model; DeepSpeed has configuration keys of its own.
+    """
     degrees = dict.fromkeys(PARALLELISMS, 1)
     for config in (args.parallelism_config, state.parallelism_config):
         if config is not None:
@@ -57,23 +74,26 @@ def _degrees(args: TrainingArguments, state: AcceleratorState, model: nn.Module)
     return degrees
 
 
-def unwrapped(model: nn.Module) -> Any:
+def unwrap_model(model: nn.Module) -> nn.Module:
     """
-    The module inside DataParallel, DistributedDataParallel, a DeepSpeed engine or `torch.compile`, which shares its
-    weights. What FSDP made stays: its forward gathers the parameters.
+    The module inside DataParallel, DistributedDataParallel, a DeepSpeed engine or `torch.compile`.
+
+    FSDP1's wrapper stays, because its forward gathers the parameters.
     """
-    # `torch.compile` holds the module that it was given as its only child.
-    as_it_was: Any = next(model.children()) if is_compiled_module(model) else model
-    if fsdp_root_inside(as_it_was) is not as_it_was:
-        return as_it_was
+    # The compiled module's only child is the module that `torch.compile` was given.
+    uncompiled = next(model.children()) if is_compiled_module(model) else model
+    if unwrap_fsdp1(uncompiled) is not uncompiled:
+        return uncompiled
     return extract_model_from_parallel(model, keep_torch_compile=False)
 
 
 @contextmanager
-def uncompiled(model: nn.Module) -> Iterator[None]:
+def disable_compilation(model: nn.Module) -> Iterator[None]:
     """
-    Inside, what `torch.compile` made of the model runs as it was before: rows of a hundred lengths would be compiled a
-    hundred times. Flex attention, which is compiled by itself, is left alone.
+    Inside, compiled parts of the model run as the plain modules they were made from.
+
+    Rows have a hundred lengths, and `torch.compile` would compile for each, at seconds a length. Flex attention stays
+    compiled: without it, transformers' flex attention computes every pair of tokens.
     """
     if attention_implementation(model) == "flex_attention":
         yield
@@ -83,43 +103,45 @@ def uncompiled(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def evaluating(optimizer: Any) -> Iterator[None]:
+def use_evaluation_weights(optimizer: AcceleratedOptimizer | None) -> Iterator[None]:
     """
-    Inside, an optimizer that has weights of its own for evaluation (schedule-free) shows them, as the Trainer does when
-    it evaluates. Afterwards it is in the mode in which it was (the Trainer's own evaluation leaves it showing them),
-    and all weights are what they were to the bit: back and forth, its arithmetic would round.
+    Inside, the model has the weights that its optimizer keeps for evaluation (a schedule-free one: their average).
+
+    Afterwards the optimizer is in the mode it was in: training, or evaluation if the Trainer has just evaluated and
+    left it so. All weights are equal to the bit. Switching the optimizer's mode twice rounds them, so they are restored
+    from copies, which take as much memory as the trained parameters during the pass.
 
     Args:
-        optimizer: accelerate's wrapper, as the Trainer hands it to callbacks; None where there is no optimizer.
+        optimizer: accelerate's wrapper, as the Trainer gives it to callbacks; None if there is no optimizer.
     """
     if optimizer is None or not callable(getattr(optimizer.optimizer, "eval", None)):
         yield
         return
-    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    before, mode = [parameter.detach().clone() for parameter in held], _settings(optimizer)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    copies, settings = [parameter.detach().clone() for parameter in parameters], _read_settings(optimizer)
     optimizer.eval()
-    was_training = _settings(optimizer) != mode
+    was_training = _read_settings(optimizer) != settings
     if not was_training:
-        before.clear()
+        copies.clear()
     try:
         yield
     finally:
         if was_training:
             optimizer.train()
             with torch.no_grad():
-                for parameter, value in zip(held, before, strict=True):
+                for parameter, value in zip(parameters, copies, strict=True):
                     parameter.copy_(value)
 
 
-def _settings(optimizer: Any) -> list[dict[str, Any]]:
-    """What an optimizer notes about its groups of parameters, its mode among it."""
+def _read_settings(optimizer: AcceleratedOptimizer) -> list[dict[str, object]]:
+    """The settings of each parameter group. A schedule-free optimizer keeps its mode there (`train_mode`)."""
     return [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
 
 
-def inner_model(model: Any) -> Any:
-    """The transformers model inside the wrappers of PEFT and FSDP1, which hand their arguments through."""
-    model = fsdp_root_inside(model)
-    return model.get_base_model() if _is_peft(model) else model
+def inner_model(model: nn.Module) -> PreTrainedModel:
+    """The transformers model inside the wrappers of PEFT and FSDP1, whose forwards take the same arguments."""
+    model = unwrap_fsdp1(model)
+    return cast(PreTrainedModel, model.get_base_model() if _is_peft(model) else model)
 
 
 def attention_implementation(model: nn.Module) -> str | None:
@@ -129,15 +151,19 @@ def attention_implementation(model: nn.Module) -> str | None:
     return inner_model(model).config._attn_implementation
 
 
-def is_prompt_tuned(model: Any) -> bool:
-    """Whether PEFT puts virtual tokens before the input. (Prefix tuning's are keys and values, which shift nothing.)"""
+def is_prompt_tuned(model: nn.Module) -> bool:
+    """
+    Whether PEFT puts virtual tokens before the input, which moves every position.
+
+    Prefix tuning does not: its virtual tokens are keys and values of the attention.
+    """
     if not _is_peft(model):
         return False
     config = model.active_peft_config
     return config.is_prompt_learning and config.peft_type != "PREFIX_TUNING"
 
 
-def _is_peft(model: nn.Module) -> bool:
+def _is_peft(model: nn.Module) -> "TypeGuard[PeftModel]":
     if not is_peft_available():
         return False
     from peft import PeftModel

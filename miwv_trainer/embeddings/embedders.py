@@ -9,7 +9,7 @@ import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from miwv_trainer.data.files import is_folder
-from miwv_trainer.distributed.sharding import whole_models
+from miwv_trainer.distributed.sharding import load_models_whole
 from miwv_trainer.embeddings.vectors import Embeddings
 
 ALTERNATIVES = (
@@ -38,7 +38,7 @@ def embed_texts(embedder: str, texts: Sequence[str] | None, show_progress: bool 
         )
     if embedder == "tfidf":
         return _tfidf(texts)
-    with whole_models():
+    with load_models_whole():
         encoder = _sentence_encoder(embedder)
         embeddings = encoder.encode(list(texts), show_progress_bar=show_progress, convert_to_numpy=True)
     return np.asarray(embeddings, dtype=np.float32)

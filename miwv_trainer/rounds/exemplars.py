@@ -9,7 +9,7 @@ from torch import nn
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.pool import NO_EXEMPLAR, Pool
 from miwv_trainer.distributed.world import World
-from miwv_trainer.distributed.wrappers import uncompiled, unwrapped
+from miwv_trainer.distributed.wrappers import disable_compilation, unwrap_model
 from miwv_trainer.embeddings.embedders import embed_texts, given_embeddings
 from miwv_trainer.embeddings.nearest import nearest_exemplars
 from miwv_trainer.embeddings.vectors import Embeddings
@@ -35,17 +35,17 @@ def find_exemplars(
     so are those that came from the model in training, whose weights may be others now; where no new ones can be found,
     they come back.
     """
-    model = unwrapped(model)
+    model = unwrap_model(model)
     context = context_length(model, config)
     fingerprint = exemplar_fingerprint(pool, config, context)
     is_from_model = fingerprint["embedder"] == "model"
     stored = aside = None
-    with world.together("reading the exemplars"):
+    with world.run_together("reading the exemplars"):
         if world.is_main:
             aside = None if reuse else store.set_stale_aside(None if is_from_model else fingerprint)
             stored = store.read_exemplars(fingerprint) if config.needs_exemplars else None
     try:
-        return _found(model, pool, config, store, world, fingerprint, world.share(stored))
+        return _found(model, pool, config, store, world, fingerprint, world.broadcast_from_main(stored))
     except BaseException:
         if aside is not None and store.bring_back(aside):
             aside = None
@@ -73,7 +73,7 @@ def _found(
         return Exemplars(*stored)
     embeddings = find_embeddings(model, pool, config, store, world, may_embed=True)
     found: Any = None
-    with world.together("finding the exemplars"):
+    with world.run_together("finding the exemplars"):
         if world.is_main:
             assert embeddings is not None
             indices, similarities = found = nearest_exemplars(
@@ -85,7 +85,7 @@ def _found(
                 world.device,
             )
             store.write_exemplars(indices, similarities, fingerprint)
-    return Exemplars(*world.share(found))
+    return Exemplars(*world.broadcast_from_main(found))
 
 
 def find_embeddings(
@@ -100,14 +100,14 @@ def find_embeddings(
     Raises:
         ValueError: it may not, and the store has lost its embeddings.
     """
-    model = unwrapped(model)
+    model = unwrap_model(model)
     context = context_length(model, config)
     fingerprint = exemplar_fingerprint(pool, config, context)
     embeddings = None
-    with world.together("reading the embeddings"):
+    with world.run_together("reading the embeddings"):
         if world.is_main:
             embeddings = store.read_embeddings(fingerprint)
-    if not world.share(embeddings is None):
+    if not world.broadcast_from_main(embeddings is None):
         return embeddings
     if fingerprint["embedder"] == "model" and not may_embed:
         raise ValueError(
@@ -115,7 +115,7 @@ def find_embeddings(
             "embeddings.safetensors back, or start afresh in another output folder."
         )
     embeddings = _embed(model, pool, config, context, world)
-    with world.together("writing the embeddings"):
+    with world.run_together("writing the embeddings"):
         if world.is_main:
             store.write_embeddings(embeddings, fingerprint)
     return embeddings if world.is_main else None
@@ -128,12 +128,12 @@ def _embed(model: nn.Module, pool: Pool, config: MIWVConfig, context: int, world
     if config.embedder == "model":
         budget = choose_budget(model, config, world, int(pool.prompt_tokens.sum()))
         batches = plan_prompts(pool, context, budget.tokens_per_batch)
-        with no_trace(model), uncompiled(model):
+        with no_trace(model), disable_compilation(model):
             return prompt_embeddings(
                 model, pool, batches, context=context, world=world, show_progress=world.shows_progress
             )
     embeddings: Embeddings = np.empty((0, 0), dtype=np.float32)
-    with world.together("embedding the instructions"):
+    with world.run_together("embedding the instructions"):
         if world.is_main:
             embeddings = embed_texts(config.embedder, pool.texts, show_progress=world.shows_progress)
     return embeddings

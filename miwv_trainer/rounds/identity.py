@@ -123,4 +123,6 @@ def identify(
         alone = World(0, 1, world.device, world.sharded)
         losses = score_batches(model, pool, batches, context=context, logits_chunk=config.logits_chunk, world=alone)
         fingerprint["model"] = model_fingerprint(model, losses.zero_shot)
-    return world.share({"fingerprint": fingerprint, "round": moment.number, "global_step": moment.global_step})
+    return world.broadcast_from_main(
+        {"fingerprint": fingerprint, "round": moment.number, "global_step": moment.global_step}
+    )

@@ -45,7 +45,7 @@ def finished_before(
 ) -> StoredRound | None:
     """The very same round, if it lies in the store, of the same `rows`."""
     found: StoredRound | None = None
-    with world.together("reading the rounds"):
+    with world.run_together("reading the rounds"):
         if world.is_main and identity["round"] in store.rounds():
             stored = store.read_round(identity["round"])
             refines = stored.summary["config"].get("refine_near_threshold") == config.refine_near_threshold
@@ -53,7 +53,7 @@ def finished_before(
             found = stored if refines and is_same else None
             if found is not None:  # killed when the round was written and its journal not yet deleted
                 shutil.rmtree(store.journal_folder(found.number), ignore_errors=True)
-    return world.share(found)
+    return world.broadcast_from_main(found)
 
 
 def open_journal(
@@ -71,11 +71,11 @@ def open_journal(
     """
     folder = store.journal_folder(identity["round"])
     found: dict[str, Any] | None = None
-    with world.together("reading the journal"):
+    with world.run_together("reading the journal"):
         if world.is_main:
             of_this_round = (header for header in Journal.headers(folder) if is_same_round(header, identity))
             found = next(of_this_round, None)
-    found = world.share(found)
+    found = world.broadcast_from_main(found)
     if found is not None and config.layout in ("auto", found["layout"]):
         if world.is_main:
             logger.info("Round %d goes on where it was interrupted, by its journal in %s.", identity["round"], folder)
@@ -91,4 +91,4 @@ def earlier_seconds(journal: Journal, world: World) -> tuple[float, float]:
         for entries in journal.read():
             before = max(before, sum(entry.seconds for entry in entries if not entry.stage.startswith(REFINED)))
             refined = max(refined, sum(entry.seconds for entry in entries if entry.stage.startswith(REFINED)))
-    return world.share((before, refined))
+    return world.broadcast_from_main((before, refined))

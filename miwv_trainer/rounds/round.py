@@ -14,7 +14,7 @@ from torch import nn
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.pool import Pool
 from miwv_trainer.distributed.world import World
-from miwv_trainer.distributed.wrappers import is_prompt_tuned, uncompiled, unwrapped
+from miwv_trainer.distributed.wrappers import disable_compilation, is_prompt_tuned, unwrap_model
 from miwv_trainer.rounds.exemplars import find_embeddings
 from miwv_trainer.rounds.identity import Exemplars, TrainingPoint, identify, one_shot_exemplars
 from miwv_trainer.rounds.messages import (
@@ -146,9 +146,9 @@ def run_round(
         ValueError: not one sample could be scored, or the guards leave none.
     """
     started = time.perf_counter()
-    model = unwrapped(model)
+    model = unwrap_model(model)
     work = prepare_inputs(model, pool, exemplars, config, moment, previous)
-    with no_trace(model), uncompiled(model), _resumable(store, moment.number, world):
+    with no_trace(model), disable_compilation(model), _resumable(store, moment.number, world):
         identity = identify(model, pool, exemplars, config, world, moment, previous)
         before = finished_before(store, identity, config, (notes or {}).get("rows"), world)
         if before is not None:
@@ -165,12 +165,12 @@ def run_round(
     described["model"] = _name(model)
     described["statistics"] = statistics(choice, measured, work.is_scored, cost, previous)
     finished: Any = None
-    with world.together("writing the round"):
+    with world.run_together("writing the round"):
         if world.is_main:
             store.set_aside(moment.number)
             finished = store.write_round(moment.number, _columns(work, measured, choice), described)
             shutil.rmtree(store.journal_folder(moment.number), ignore_errors=True)
-    finished = world.share(finished)
+    finished = world.broadcast_from_main(finished)
     if scored.journal is not None:
         scored.journal.path.unlink(missing_ok=True)  # on a machine whose disk rank 0 does not see
     return finished
@@ -267,14 +267,14 @@ def _selected(
         may_embed = work.moment.number == 0
         embeddings = find_embeddings(model, work.pool, config, store, world, may_embed)
     found: Any = None
-    with world.together("selecting"):
+    with world.run_together("selecting"):
         if world.is_main:
             found = work.choice(measured, embeddings)
             if not len(found.selection):
                 _forget(scored)
                 raise ValueError(no_candidate(found.left_out))
             log_left_out(work.moment.number, found)
-    return world.share(found)
+    return world.broadcast_from_main(found)
 
 
 def _forget(scored: ScoredRound) -> None:

@@ -34,7 +34,7 @@ def run_forwards(
     The largest comes first: what does not fit shows at once, and ranks end together.
     """
     largest_first = sorted(batches, key=lambda batch: -batch.tokens)
-    share = _Share(deque(world.deal(largest_first)), forward, halves, world.sharded)
+    share = _Share(deque(world.split_between_ranks(largest_first)), forward, halves, world.sharded)
     description = doing[0].upper() + doing[1:]
     with tqdm(
         total=share.tokens, desc=description, unit=" tokens", unit_scale=True, disable=not show_progress
@@ -42,7 +42,7 @@ def run_forwards(
         turn = Turn(has_more=True)
         while turn.has_more:
             finished = None
-            with world.turn(doing) as turn:
+            with world.run_turn(doing) as turn:
                 if share.pending:
                     finished = share.forward_next()
                 elif world.sharded:

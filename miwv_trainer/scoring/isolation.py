@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from miwv_trainer.distributed.sharding import resharded
+from miwv_trainer.distributed.sharding import reshard_afterwards
 
 
 @contextmanager
@@ -23,7 +23,7 @@ def no_trace(model: nn.Module) -> Iterator[None]:
     flags = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with preserved_rng(), torch.no_grad(), resharded(model):
+        with preserved_rng(), torch.no_grad(), reshard_afterwards(model):
             yield
     finally:
         for module, training in flags:

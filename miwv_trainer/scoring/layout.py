@@ -157,9 +157,9 @@ def _no_trees(model: nn.Module, obstacle: str) -> str:
 
 def _difference(model: nn.Module, pool: Pool, exemplars: np.ndarray, config: MIWVConfig, world: World) -> str | None:
     """Scores a few samples both ways, on every rank, and says by how much their losses differ, if too much on any."""
-    with world.turn("comparing trees with padded rows"):
+    with world.run_turn("comparing trees with padded rows"):
         found = _own_difference(model, pool, exemplars, config, World(0, 1, world.device, world.sharded))
-    return next((each for each in world.gather(found) if each is not None), None)
+    return next((each for each in world.all_gather(found) if each is not None), None)
 
 
 def _own_difference(

@@ -141,7 +141,7 @@ def _sweep(
     scored = np.zeros((2, size))
     tokens = np.zeros(1, dtype=np.int64)
     doing = "scoring the pool"
-    with world.turn(doing):
+    with world.run_turn(doing):
         head = choose_head(model)
 
     def forward(batch: Any) -> Scored:
@@ -154,10 +154,10 @@ def _sweep(
         losses[kinds, samples] = values
         scored[kinds, samples] = 1
         tokens += batch.tokens
-    losses, scored = world.sum_slots(losses), world.sum_slots(scored)
+    losses, scored = world.all_reduce_sum(losses), world.all_reduce_sum(scored)
     losses = np.where(scored > 0, losses, np.where(recorded.known, recorded.losses, np.nan))
     zero_shot, one_shot = losses.astype(np.float32)
-    return Losses(zero_shot, one_shot, int(world.sum_slots(tokens)[0]) + recorded.tokens)
+    return Losses(zero_shot, one_shot, int(world.all_reduce_sum(tokens)[0]) + recorded.tokens)
 
 
 @dataclass(frozen=True)
@@ -175,14 +175,14 @@ def _recorded(journal: Journal | None, stage: str, size: int, world: World) -> _
     if journal is None:
         return _Recorded(losses, known > 0, 0)
     tokens = np.zeros(world.size, dtype=np.int64)
-    with world.together("reading the journal"):
+    with world.run_together("reading the journal"):
         for entry in (entry for entries in journal.read() for entry in entries if entry.stage == stage):
             losses[entry.kinds, entry.samples] = entry.losses
             known[entry.kinds, entry.samples] = 1
             tokens[world.rank] += entry.tokens
     # A loss is float32, so that neither the sum over the ranks that read it nor the division rounds.
-    losses, known = world.sum_slots(losses), world.sum_slots(known)
-    return _Recorded(losses / np.maximum(known, 1), known > 0, int(world.sum_slots(tokens).max()))
+    losses, known = world.all_reduce_sum(losses), world.all_reduce_sum(known)
+    return _Recorded(losses / np.maximum(known, 1), known > 0, int(world.all_reduce_sum(tokens).max()))
 
 
 def response_losses(model: nn.Module, rows: list[Row], logits_chunk: int = 256, head: Head | None = None) -> np.ndarray:
@@ -238,8 +238,8 @@ def prompt_embeddings(
             sums = np.zeros((len(pool), means.shape[1]), dtype=np.float32)
         sums[batch.samples] = means
     # Rank 0 always has a batch; a rank without one learns the width from it.
-    width = world.share(0 if sums is None else sums.shape[1])
-    return world.sum_slots(sums if sums is not None else np.zeros((len(pool), width), dtype=np.float32))
+    width = world.broadcast_from_main(0 if sums is None else sums.shape[1])
+    return world.all_reduce_sum(sums if sums is not None else np.zeros((len(pool), width), dtype=np.float32))
 
 
 def _prompt_means(model: nn.Module, rows: list[Row]) -> np.ndarray:

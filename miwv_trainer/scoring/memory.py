@@ -95,4 +95,4 @@ def least_free_memory(device: torch.device, world: World) -> int:
         free = psutil.virtual_memory().available // world.size
     slots = np.zeros(world.size, dtype=np.int64)
     slots[world.rank] = free
-    return int(world.sum_slots(slots).min())
+    return int(world.all_reduce_sum(slots).min())

@@ -71,7 +71,7 @@ def score_refined(
     """
     with noticing_autocast(model) as noticed:
         losses = score_pool(model, pool, exemplars, config, layout, world, show_progress, journal)
-    is_low = world.share(any(noticed) or any(map(is_low_precision, model.parameters())))
+    is_low = world.broadcast_from_main(any(noticed) or any(map(is_low_precision, model.parameters())))
     if not is_low or not config.refine_near_threshold:
         return Refined(losses)
     obstacle = _obstacle(model, world)
@@ -113,7 +113,7 @@ def refine(
     wanted, passes = nearest(distances, np.inf)[:CALIBRATION], 0
     try:
         with ExitStack() as stack:
-            with world.together("copying weights to float32"):
+            with world.run_together("copying weights to float32"):
                 stack.enter_context(float32_arithmetic(model))
             while len(again := wanted[: most - is_done.sum()]):
                 of_these, stage = exemplars_of(again, exemplars), f"{REFINED}, pass {passes}"

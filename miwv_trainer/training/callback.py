@@ -20,7 +20,7 @@ from miwv_trainer.config import MIWVConfig, embeds_text
 from miwv_trainer.data.chat_template import pool_from_tokenized
 from miwv_trainer.data.pool import Pool, with_groups
 from miwv_trainer.distributed.world import World
-from miwv_trainer.distributed.wrappers import check_parallelism, evaluating
+from miwv_trainer.distributed.wrappers import check_parallelism, use_evaluation_weights
 from miwv_trainer.rounds.exemplars import find_exemplars
 from miwv_trainer.rounds.identity import Exemplars, TrainingPoint, exemplar_fingerprint, run_fingerprint
 from miwv_trainer.rounds.messages import round_line
@@ -103,7 +103,7 @@ class MIWVCallback(TrainerCallback, ExportableState):
         _check_dataloader(dataloader, self.sampler)
         with preserved_rng():
             if self.pool is None:
-                with world.together("reading the pool"):
+                with world.run_together("reading the pool"):
                     self.pool = pool_from_tokenized(
                         dataloader.dataset,
                         kwargs.get("processing_class"),
@@ -119,14 +119,14 @@ class MIWVCallback(TrainerCallback, ExportableState):
                 log_last_batch(args, self.sampler)
             before = checkpoint_state(state, args, type(self).__name__, was_begun=bool(self.rounds))
             self._store = Store(self.config.scores_dir or args.output_dir)
-            with world.together("claiming the output folder"):
+            with world.run_together("claiming the output folder"):
                 if world.is_main:
                     self._store.claim()
             self._trainer_state = state
             self._run_state = self._new_run_state(model, world, pace_of(dataloader, args))
             self._epoch, made = divmod(state.global_step, self._run_state.steps_per_epoch)
             self._is_mid_epoch = made > 0
-            with evaluating(kwargs["optimizer"]):
+            with use_evaluation_weights(kwargs["optimizer"]):
                 if before is None:
                     self._begin(model, world)
                 else:
@@ -162,7 +162,7 @@ class MIWVCallback(TrainerCallback, ExportableState):
 
     def _rescore(self, args: TrainingArguments, parts: Mapping[str, Any], place: Place) -> None:
         model = parts["model"]
-        with preserved_rng(), evaluating(parts["optimizer"]):
+        with preserved_rng(), use_evaluation_weights(parts["optimizer"]):
             self._score(model, World.current(args.device, model, args.disable_tqdm), place)
 
     @property
@@ -210,13 +210,13 @@ class MIWVCallback(TrainerCallback, ExportableState):
         step, fingerprint = self._trainer_state.global_step, self._run_state.fingerprint
         before.check_fits(self._run_state)
         found: list[StoredRound] = []
-        with world.together("reading the rounds"):
+        with world.run_together("reading the rounds"):
             if world.is_main:
                 found = read_history(self._store, before.history, fingerprint, step)
                 if self.config.needs_exemplars:
                     context = context_length(model, self.config)
                     keep_exemplars(self._store, found[0], exemplar_fingerprint(self.pool, self.config, context))
-        self.rounds = world.share(found)
+        self.rounds = world.broadcast_from_main(found)
         self._exemplars = find_exemplars(model, self.pool, self.config, self._store, world, reuse=True)
         ahead = max(before.look_ahead, self._run_state.look_ahead)
         self._run_state = replace(self._run_state, look_ahead=ahead, history=list(before.history))
@@ -230,7 +230,7 @@ class MIWVCallback(TrainerCallback, ExportableState):
             self._score(model, world, self._pace.first_free(step))
 
     def _set_aside(self, world: World, first: int) -> None:
-        with world.together("moving rounds aside"):
+        with world.run_together("moving rounds aside"):
             if world.is_main and self._store is not None:
                 self._store.set_aside(first)
 
@@ -238,7 +238,7 @@ class MIWVCallback(TrainerCallback, ExportableState):
         """Adds a round, scored with the model as it is, in force from a place on."""
         assert self._store is not None and self.pool is not None and self._exemplars is not None
         assert self._trainer_state is not None and self._run_state is not None
-        with world.together("placing a round"):
+        with world.run_together("placing a round"):
             if self.rounds and self.sampler.is_drawn(place.epoch, place.position):
                 raise RuntimeError(
                     f"The selection of round {len(self.rounds)} was to take effect at position {place.position} of "

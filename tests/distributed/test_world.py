@@ -183,7 +183,7 @@ def test_inside_sharded_forwards_the_failing_rank_prints_and_exits(
         raise Exited(status)
 
     monkeypatch.setattr("os._exit", note_exit)
-    with pytest.raises(Exited, match="1"), World(1, 2, torch.device("cpu"), sharded=True).turn("scoring"):
+    with pytest.raises(Exited, match="1"), World(1, 2, torch.device("cpu"), sharded=True).run_turn("scoring"):
         raise RuntimeError("out of memory")
     printed = capsys.readouterr().err
     assert "RuntimeError: out of memory" in printed
@@ -194,7 +194,7 @@ def test_inside_sharded_forwards_the_failing_rank_prints_and_exits(
 @pytest.mark.parametrize("count", [0, 1, 2, 5, 12, 100])
 def test_each_piece_is_dealt_once_and_no_rank_carries_much_more_than_another(size: int, count: int) -> None:
     pieces = np.sort(np.random.default_rng(count).pareto(1.2, count))[::-1].tolist()
-    shares = [World(rank, size, torch.device("cpu")).deal(pieces) for rank in range(size)]
+    shares = [World(rank, size, torch.device("cpu")).split_between_ranks(pieces) for rank in range(size)]
     assert sorted(sum(shares, []), reverse=True) == pieces
     assert all(share == sorted(share, reverse=True) for share in shares)
     numbers, sums = [len(share) for share in shares], [sum(share) for share in shares]
@@ -205,11 +205,11 @@ def test_each_piece_is_dealt_once_and_no_rank_carries_much_more_than_another(siz
 def test_the_dealing_order_turns_back_at_each_end() -> None:
     """By hand: 25, 20 and 19 of 64, where dealing round by round would give 27, 20 and 17."""
     pieces = [12, 11, 10, 9, 8, 7, 6, 1]
-    shares = [World(rank, 3, torch.device("cpu")).deal(pieces) for rank in range(3)]
+    shares = [World(rank, 3, torch.device("cpu")).split_between_ranks(pieces) for rank in range(3)]
     assert shares == [[12, 7, 6], [11, 8, 1], [10, 9]]
 
 
-@pytest.mark.parametrize("block", [World.together, World.turn])
+@pytest.mark.parametrize("block", [World.run_together, World.run_turn])
 def test_an_error_on_one_process_alone_is_raised_as_it_is(block: Callable[[World, str], Any]) -> None:
     with pytest.raises(KeyError, match="lost"), block(World(0, 1, torch.device("cpu"), sharded=True), "testing"):
         raise KeyError("lost")
@@ -251,10 +251,10 @@ def test_a_new_process_group_gets_new_messages() -> None:
 
 def test_a_world_of_one_exchanges_nothing() -> None:
     world = World(0, 1, torch.device("cpu"))
-    assert world.share("value") == "value"
-    assert world.gather("value") == ["value"]
-    assert world.sum_slots(np.array([1.5, 2])).tolist() == [1.5, 2]
+    assert world.broadcast_from_main("value") == "value"
+    assert world.all_gather("value") == ["value"]
+    assert world.all_reduce_sum(np.array([1.5, 2])).tolist() == [1.5, 2]
     for has_more in (True, False):
-        with world.turn("testing") as turn:
+        with world.run_turn("testing") as turn:
             turn.has_more = has_more
         assert turn.has_more == has_more

@@ -249,7 +249,7 @@ def test_deepspeeds_own_parallelisms_are_refused(
         distributed_type=DistributedType.DEEPSPEED,
         deepspeed_plugin=SimpleNamespace(deepspeed_config=deepspeed),
     )
-    monkeypatch.setattr("miwv_trainer.holding.AcceleratorState", lambda: state)
+    monkeypatch.setattr("miwv_trainer.distributed.wrappers.AcceleratorState", lambda: state)
     with pytest.raises(ValueError, match=words):
         check_parallelism(args, model)
 

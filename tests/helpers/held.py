@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from miwv_trainer.data.pool import Pool
-from miwv_trainer.distributed.wrappers import unwrapped
+from miwv_trainer.distributed.wrappers import unwrap_model
 from miwv_trainer.scoring.rows import one_shot_row, zero_shot_row
 
 
@@ -35,7 +35,7 @@ def facts(model: nn.Module) -> dict[str, Any]:
         "requires_grad": [parameter.requires_grad for parameter in model.parameters()],
         "grad": [None if p.grad is None else p.grad.sum().item() for p in model.parameters()],
         "dtypes": [str(parameter.dtype) for parameter in model.parameters()],
-        "attention": unwrapped(model).config._attn_implementation,
+        "attention": unwrap_model(model).config._attn_implementation,
         "random": [hash(python_state), hash(numpy_state.tobytes()), hash(torch.get_rng_state().numpy().tobytes())],
         "checkpointing": [getattr(module, "gradient_checkpointing", None) for module in model.modules()],
     }

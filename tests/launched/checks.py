@@ -73,7 +73,7 @@ def failure_of_the_last_rank(rank: int) -> str:
     """What this rank raises when the last one fails in a block that all run together."""
     world = World.current(torch.device("cpu"))
     try:
-        with world.together("reading tea leaves"):
+        with world.run_together("reading tea leaves"):
             if rank == world.size - 1:
                 raise OSError("no tea")
     except Exception as error:

@@ -52,7 +52,7 @@ def main() -> None:
 
 def impatient(world: World) -> World:
     """With a group of messages of its own, which gives up after seconds."""
-    world.gather(None)  # ranks come here together, in time to meet
+    world.all_gather(None)  # ranks come here together, in time to meet
     return replace(world, group=dist.new_group(backend="gloo", timeout=timedelta(seconds=TIMEOUT)))
 
 

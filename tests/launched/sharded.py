@@ -29,7 +29,7 @@ from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.chat_template import pool_from_rows
 from miwv_trainer.data.pool import Pool
 from miwv_trainer.distributed.world import World
-from miwv_trainer.distributed.wrappers import evaluating
+from miwv_trainer.distributed.wrappers import use_evaluation_weights
 from miwv_trainer.embeddings.embedders import embed_texts
 from miwv_trainer.embeddings.nearest import nearest_exemplars
 from miwv_trainer.rounds.exemplars import find_exemplars
@@ -154,7 +154,7 @@ def trajectory(model: Any, pool: Pool, exemplars: np.ndarray, optimizer: str, sc
     for step in range(STEPS):
         if step == scored_step:
             world = World.current(torch.device("cpu"), model)
-            with evaluating(SimpleNamespace(optimizer=inner, **of_wrapper(inner))), no_trace(model):
+            with use_evaluation_weights(SimpleNamespace(optimizer=inner, **of_wrapper(inner))), no_trace(model):
                 score_refined(model, pool, exemplars, CONFIG, "tree", world, ranking_by_miwv(SELECTED))
         if optimizer == "schedule_free":
             inner.train()

@@ -69,7 +69,7 @@ def test_ranks_carry_about_equal_work_whatever_their_number(count: int, monkeypa
     batches = tree_batches(plan_trees(pool, exemplars, 4096, found.tokens_per_row), pool, found.tokens_per_batch, True)
     sizes = sorted((batch.tokens for batch in batches), reverse=True)
     for ranks, most in ((2, 1.03), (3, 1.05), (8, 1.1), (64, 1.6)):
-        shares = [World(rank, ranks, CPU).deal(sizes) for rank in range(ranks)]
+        shares = [World(rank, ranks, CPU).split_between_ranks(sizes) for rank in range(ranks)]
         in_turns = [[share[turn] for share in shares if turn < len(share)] for turn in range(len(shares[0]))]
         assert sum(map(max, in_turns)) <= most * sum(sizes) / ranks
 

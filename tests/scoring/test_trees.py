@@ -101,7 +101,7 @@ def test_rows_are_the_same_in_another_process_and_for_any_number_of_ranks() -> N
     assert other.stdout.strip() == str(rows)
     batches = tree_batches(rows, pool, 2 * budget, is_padded=False)
     for size in (1, 2, 4, 8):
-        shares = [World(rank, size, torch.device("cpu")).deal(batches) for rank in range(size)]
+        shares = [World(rank, size, torch.device("cpu")).split_between_ranks(batches) for rank in range(size)]
         assert sorted(map(str, chain(*shares))) == sorted(map(str, batches))
 
 
@@ -208,7 +208,7 @@ def test_a_window_that_hides_nothing_is_no_obstacle(family: str, attention: str,
 class OfTwo(World):
     """Rank 0 of two; on the other one a forward of trees failed."""
 
-    def sum_slots(self, array: np.ndarray) -> np.ndarray:
+    def all_reduce_sum(self, array: np.ndarray) -> np.ndarray:
         return array
 
     def gather(self, value: Any) -> list[Any]:
