@@ -56,9 +56,6 @@ SELECTION_FIELDS = (
     "diversity_candidates",
     "mmr_weight",
 )
-# Scores that need fewer than both losses.
-WITHOUT_FORWARD = get_args(ForwardFreeScore)
-WITHOUT_EXEMPLAR = (*WITHOUT_FORWARD, "zero_shot_loss")
 
 
 @dataclass
@@ -308,16 +305,6 @@ class MIWVConfig:
         return replace(self, preset="none", loss_band=[0.0, 1.0], quantile_band=[0.0, 1.0])
 
     @property
-    def needs_forwards(self) -> bool:
-        """Whether anything is forwarded to tell the scores."""
-        return self.score not in WITHOUT_FORWARD
-
-    @property
-    def needs_exemplars(self) -> bool:
-        """Whether scores or guards ask for the most similar samples."""
-        return self.score not in WITHOUT_EXEMPLAR or self.min_similarity > -1
-
-    @property
     def needs_embeddings(self) -> bool:
         """Whether the selection itself looks at the embeddings."""
         return self.diversity != "none" or self.max_selected_similarity < 1
@@ -346,12 +333,6 @@ CHOICES: dict[str, tuple[str, ...]] = {
 
 def _default(of: Field[Any]) -> Any:
     return of.default if of.default_factory is MISSING else of.default_factory()
-
-
-def embeds_text(config: MIWVConfig) -> bool:
-    """Whether something looks at the instructions as text."""
-    is_of_text = isinstance(config.embedder, str) and config.embedder != "model"
-    return is_of_text and (config.needs_exemplars or config.needs_embeddings)
 
 
 def describe_embedder(embedder: Any) -> str:

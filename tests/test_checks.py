@@ -9,7 +9,7 @@ import pytest
 from transformers import HfArgumentParser
 
 from miwv_trainer import MIWVConfig
-from miwv_trainer.config import PRESETS, SELECTION_FIELDS, embeds_text
+from miwv_trainer.config import PRESETS, SELECTION_FIELDS
 
 NAN, INF = float("nan"), float("inf")
 GUARDED = {"selection_budget": "tokens", "loss_band": [0.0, 0.7], "max_selected_similarity": 0.95}
@@ -187,28 +187,3 @@ def test_every_value_that_is_accepted_is_json():
     assert (shown["min_similarity"], shown["max_selected_similarity"]) == (0.125, 0.5)
     assert (shown["diversity_candidates"], shown["mmr_weight"]) == (3, 1)
     assert set(shown) == {field.name for field in dataclasses.fields(MIWVConfig)}
-
-
-@pytest.mark.parametrize(
-    "values, forwards, exemplars, embeddings",
-    [
-        ({}, True, True, False),
-        ({"score": "residual_miwv"}, True, True, False),
-        ({"score": "one_shot_loss"}, True, True, False),
-        ({"score": "zero_shot_loss"}, True, False, False),
-        ({"score": "zero_shot_loss", "min_similarity": 0.0}, True, True, False),
-        ({"score": "random"}, False, False, False),
-        ({"score": "longest"}, False, False, False),
-        ({"score": "longest", "min_similarity": 0.3}, False, True, False),
-        ({"preset": "guarded"}, True, True, True),
-        ({"score": "random", "diversity": "mmr"}, False, False, True),
-        ({"score": "longest", "diversity": "facility_location"}, False, False, True),
-        ({"max_selected_similarity": 0.99}, True, True, True),
-    ],
-)
-def test_what_is_needed_is_told_by_score_and_guards(values, forwards, exemplars, embeddings):
-    config = MIWVConfig(**values)
-    assert (config.needs_forwards, config.needs_exemplars, config.needs_embeddings) == (forwards, exemplars, embeddings)
-    for embedder, is_of_text in (("tfidf", True), ("some/folder", True), ("model", False), (np.zeros((3, 2)), False)):
-        looks = embeds_text(MIWVConfig(**values, embedder=embedder))
-        assert looks == (is_of_text and (exemplars or embeddings))

@@ -12,6 +12,7 @@ from huggingface_hub import DatasetCardData
 from miwv_trainer.config import SELECTION_FIELDS, MIWVConfig
 from miwv_trainer.rounds.messages import threshold_words
 from miwv_trainer.selection.choose import Choice
+from miwv_trainer.selection.scores import score_of
 from miwv_trainer.storage.store import StoredRound
 from miwv_trainer.version import __version__
 
@@ -113,7 +114,7 @@ as a solved example, minus its loss without ([Jiang et al., AAAI 2026]({paper}))
 
 
 def _title(origin: Origin) -> str:
-    score = "MIWV" if origin.config.score == "miwv" else origin.config.score
+    score = score_of(origin.config).ranking_label
     return f"{len(origin.choice.selection)} samples of {Path(_published(origin.dataset)).name} by {score}"
 
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from miwv_trainer.report.explanations import config_of, no_miwv
 from miwv_trainer.selection.choose import overlap
+from miwv_trainer.selection.scores import score_of
 from miwv_trainer.storage.store import StoredRound
 
 # All charts that there may be, in their order on the page.
@@ -240,11 +241,11 @@ def known(current: StoredRound, *names: str) -> np.ndarray:
 
 def threshold_in_miwv(current: StoredRound) -> float | None:
     """The MIWV at which the selection ends: its lowest, or its highest where the lowest are selected."""
-    score = config_of(current).score
+    score = score_of(config_of(current))
     miwv = current.column("miwv")[current.selection]
-    if score not in ("miwv", "low_miwv") or not len(miwv):
+    if score.column != "miwv" or not len(miwv):
         return None
-    return float(miwv.min() if score == "miwv" else miwv.max())
+    return float(miwv.max() if score.is_lowest_first else miwv.min())
 
 
 def histogram(values: np.ndarray, edges: np.ndarray) -> np.ndarray:

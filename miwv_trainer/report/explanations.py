@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from miwv_trainer.config import PRESETS, SELECTION_FIELDS, WITHOUT_EXEMPLAR, MIWVConfig
+from miwv_trainer.config import PRESETS, SELECTION_FIELDS, MIWVConfig
 from miwv_trainer.rounds.round import measured_of
 from miwv_trainer.selection.guards import iterate_guards, length_bands, ranking
-from miwv_trainer.selection.scores import score_samples, seed_of_draw
+from miwv_trainer.selection.scores import needs_exemplars, score_of, score_samples, seed_of_draw
 from miwv_trainer.storage.store import StoredRound
 
 SELECTED = "selected"
@@ -48,8 +48,8 @@ def config_of(current: StoredRound, **changes: Any) -> MIWVConfig:
 
 def no_miwv(current: StoredRound) -> str:
     """Why a round has none, in a sentence."""
-    score = config_of(current).score
-    why = f"its score is {score}" if score in WITHOUT_EXEMPLAR else "not one of its samples has two finite losses"
+    score = score_of(config_of(current))
+    why = "not one of its samples has two finite losses" if score.needs_exemplars else f"its score is {score.name}"
     return f"Round {current.number} has no MIWV: {why}."
 
 
@@ -58,7 +58,7 @@ def explain_selection(current: StoredRound) -> Explanations:
     config = config_of(current)
     measured = measured_of(current, seed_of_draw(config, current.number))
     is_complete = (measured.response_tokens > 0) & (current.column("prompt_tokens") > 0)
-    scores = score_samples(measured, config.score, is_complete)
+    scores = score_samples(measured, score_of(config), is_complete)
     is_selected = current.column("selected").astype(bool)
 
     may = ~np.isnan(scores)
@@ -100,7 +100,7 @@ def _unscorable(current: StoredRound, scores: np.ndarray, config: MIWVConfig) ->
     context = current.summary["fingerprint"].get("context")
     if context is not None:  # the preamble's tokens are not stored: those close to the context count as too long too
         found.append((f"unscorable: no room in the context of {context}", missing & (prompts + responses >= context)))
-    if config.needs_exemplars:
+    if needs_exemplars(config):
         found.append(("unscorable: no exemplar", missing & (current.column("exemplar") < 0)))
     if current.number > 0 and "scored" in current.summary:  # a first round scores all that it can
         found.append(("not scored yet", missing & (current.column("age") == NEVER)))

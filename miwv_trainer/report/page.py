@@ -18,6 +18,7 @@ from miwv_trainer.report.explanations import SELECTED, Explanations, config_of, 
 from miwv_trainer.report.texts import CUT, as_json, encodable, packed, shortened, sizes_of
 from miwv_trainer.rounds.messages import duration
 from miwv_trainer.selection.choose import overlap
+from miwv_trainer.selection.scores import score_of
 from miwv_trainer.storage.atomic import write_text
 from miwv_trainer.storage.store import StoredRound
 
@@ -220,12 +221,11 @@ def _rows_shown(rounds: Sequence[StoredRound], reasons: Explanations) -> np.ndar
 
 
 def _columns(current: StoredRound, reasons: Explanations, rows: np.ndarray) -> dict[str, Any]:
-    score = config_of(current).score
+    score = score_of(config_of(current))
     ages = current.column("age")
-    has_own_score = score not in ("miwv", "low_miwv", "zero_shot_loss", "one_shot_loss", "longest")
     return {
         "number": current.number,
-        "score": "MIWV" if score == "miwv" else score,
+        "score": score.ranking_label,
         "ranked": reasons.ranked,
         "numberSelected": int(current.column("selected").sum()),
         "phrases": reasons.phrases,
@@ -235,7 +235,7 @@ def _columns(current: StoredRound, reasons: Explanations, rows: np.ndarray) -> d
         "zeroShot": _numbers(current.column("zero_shot_loss")[rows]),
         "oneShot": _numbers(current.column("one_shot_loss")[rows]),
         "miwv": _numbers(current.column("miwv")[rows]),
-        "ownScore": _numbers(reasons.scores[rows]) if has_own_score else None,
+        "ownScore": _numbers(reasons.scores[rows]) if score.column is None else None,
         "age": ages[rows].tolist() if (ages > 0).any() else None,
     }
 

@@ -19,9 +19,16 @@ from miwv_trainer.scoring.layout import context_length
 from miwv_trainer.scoring.losses import prompt_embeddings
 from miwv_trainer.scoring.memory import choose_budget
 from miwv_trainer.scoring.rows import plan_prompts
+from miwv_trainer.selection.scores import needs_exemplars
 from miwv_trainer.storage.store import Store
 
 logger = logging.getLogger(__name__)
+
+
+def embeds_text(config: MIWVConfig) -> bool:
+    """Whether something looks at the instructions as text."""
+    is_of_text = isinstance(config.embedder, str) and config.embedder != "model"
+    return is_of_text and (needs_exemplars(config) or config.needs_embeddings)
 
 
 def find_exemplars(
@@ -43,7 +50,7 @@ def find_exemplars(
     with world.run_together("reading the exemplars"):
         if world.is_main:
             aside = None if reuse else store.set_stale_aside(None if is_from_model else fingerprint)
-            stored = store.read_exemplars(fingerprint) if config.needs_exemplars else None
+            stored = store.read_exemplars(fingerprint) if needs_exemplars(config) else None
     try:
         return _found(model, pool, config, store, world, fingerprint, world.broadcast_from_main(stored))
     except BaseException:
@@ -65,7 +72,7 @@ def _found(
     stored: tuple[np.ndarray, np.ndarray] | None,
 ) -> Exemplars:
     """Stored exemplars, or new ones, which are kept."""
-    if not config.needs_exemplars:
+    if not needs_exemplars(config):
         return Exemplars(np.full(len(pool), NO_EXEMPLAR), np.full(len(pool), np.nan, dtype=np.float32))
     if stored is not None:
         if world.is_main:

@@ -10,6 +10,7 @@ from miwv_trainer.data.pool import NO_EXEMPLAR, Pool
 from miwv_trainer.rounds.statistics import in_epochs
 from miwv_trainer.scoring.rows import scorable
 from miwv_trainer.selection.choose import Choice, number_selected, overlap
+from miwv_trainer.selection.scores import score_of
 from miwv_trainer.storage.store import StoredRound
 
 logger = logging.getLogger(__name__)
@@ -72,15 +73,14 @@ def threshold_words(choice: Choice, config: MIWVConfig) -> str:
     "and above" only where no sample that passes the guards ranks higher and is left: diversity, groups, bands of length
     and near-duplicates pass some over.
     """
-    is_lowest_first = config.score == "low_miwv"
-    name = "MIWV" if config.score in ("miwv", "low_miwv") else config.score
-    score = choice.scores[choice.selection].min()
-    value = f"{-score if is_lowest_first else score:.4f}"
+    score = score_of(config)
+    threshold = choice.scores[choice.selection].min()
+    value = f"{-threshold if score.is_lowest_first else threshold:.4f}"
     is_left = choice.cells >= 0
     is_left[choice.selection] = False
-    if (choice.scores[is_left] > score).any():
-        return f"{'highest' if is_lowest_first else 'lowest'} {name} {value}"
-    return f"{name} {value} and {'below' if is_lowest_first else 'above'}"
+    if (choice.scores[is_left] > threshold).any():
+        return f"{'highest' if score.is_lowest_first else 'lowest'} {score.label} {value}"
+    return f"{score.label} {value} and {'below' if score.is_lowest_first else 'above'}"
 
 
 def log_left_out(number: int, choice: Choice) -> None:

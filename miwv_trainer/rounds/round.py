@@ -35,7 +35,7 @@ from miwv_trainer.scoring.rows import exemplars_of, scorable
 from miwv_trainer.selection.choose import Choice, choose, number_selected
 from miwv_trainer.selection.guards import apply_guards
 from miwv_trainer.selection.rescoring import ages_after, samples_to_score
-from miwv_trainer.selection.scores import Measured, difficulties, score_samples, seed_of_draw
+from miwv_trainer.selection.scores import Measured, compute_difficulty, score_of, score_samples, seed_of_draw
 from miwv_trainer.storage.journal import Journal
 from miwv_trainer.storage.store import Store, StoredRound
 
@@ -102,7 +102,7 @@ class RoundInputs:
         return replace(self, config=plain)
 
     def scores(self, measured: Measured) -> np.ndarray:
-        return score_samples(measured, self.config.score, self.pool.has_prompt_and_response)
+        return score_samples(measured, score_of(self.config), self.pool.has_prompt_and_response)
 
     def ranking(self, losses: Losses) -> tuple[np.ndarray, np.ndarray]:
         """Scores, and distances from the threshold that the guards leave; diversity has none."""
@@ -155,7 +155,8 @@ def run_round(
             if world.is_main:
                 logger.info("Round %d was finished before and is read from %s.", moment.number, before.folder)
             return replace(before, was_there=True)
-        scored = _score(model, work, store, world, identity) if config.needs_forwards else _nothing_scored(pool)
+        needs_forwards = score_of(config).needs_forwards
+        scored = _score(model, work, store, world, identity) if needs_forwards else _nothing_scored(pool)
     seconds = time.perf_counter() - started + scored.earlier_seconds
     measured = work.merged(scored.refined.losses)
     choice = _selected(model, work, measured, scored, store, world)
@@ -178,7 +179,7 @@ def run_round(
 
 def difficulties_of(current: StoredRound, config: MIWVConfig) -> np.ndarray:
     """`(k,)` how hard each sample of a round's selection is."""
-    return difficulties(measured_of(current), config.score)[current.selection]
+    return compute_difficulty(measured_of(current), score_of(config))[current.selection]
 
 
 def measured_of(current: StoredRound, draw: tuple[int, ...] = (0,)) -> Measured:
@@ -197,14 +198,15 @@ def prepare_inputs(
 ) -> RoundInputs:
     context, behind = context_length(model, config), one_shot_exemplars(exemplars, config)
     can_score = scorable(pool, behind, context)
-    if config.needs_forwards and not can_score.any():
+    needs_forwards = score_of(config).needs_forwards
+    if needs_forwards and not can_score.any():
         raise ValueError(nothing_scorable(pool, behind, context))
     nothing = np.full(len(pool), np.nan, dtype=np.float32)
-    _check_guards(can_score if config.needs_forwards else pool.has_prompt_and_response, pool, exemplars, config)
+    _check_guards(can_score if needs_forwards else pool.has_prompt_and_response, pool, exemplars, config)
     draw = seed_of_draw(config, moment.number)
     before = Measured(nothing, nothing, exemplars.similarities, pool.response_tokens, draw)
     work = RoundInputs(pool, exemplars, config, moment, previous, before, None, behind, can_score)
-    if not config.needs_forwards:
+    if not needs_forwards:
         return replace(work, is_scored=np.zeros(len(pool), dtype=bool))
     if previous is None or config.rescore_budget == 1:
         return work
@@ -260,7 +262,7 @@ def _selected(
         if world.is_main:
             _forget(scored)
         raise ValueError(no_finite_loss())
-    if world.is_main and config.needs_forwards:
+    if world.is_main and score_of(config).needs_forwards:
         warn_of_unscorable(work.moment.number, work.pool, work.behind, context_length(model, config), is_lost)
     embeddings = None
     if config.needs_embeddings:

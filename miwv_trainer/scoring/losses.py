@@ -25,7 +25,7 @@ from miwv_trainer.scoring.head import PADDING_ID, Head, answer_losses, choose_he
 from miwv_trainer.scoring.isolation import device_of
 from miwv_trainer.scoring.rows import Batch, Row, batch_rows, prompt_row
 from miwv_trainer.scoring.trees import Tree, TreeBatch, TreeRow, tree_batches, tree_row
-from miwv_trainer.selection.scores import weakness
+from miwv_trainer.selection.scores import compute_miwv
 from miwv_trainer.storage.journal import Journal, JournalLine
 
 # Kinds, samples and losses of one forward, `(losses,)` each.
@@ -49,7 +49,7 @@ class Losses:
 
     @property
     def miwv(self) -> np.ndarray:
-        return weakness(self.one_shot, self.zero_shot)
+        return compute_miwv(self.one_shot, self.zero_shot)
 
     def replaced(self, others: "Losses", samples: np.ndarray) -> "Losses":
         """These losses, those of `samples` (indices, or a mask) taken from `others`; tokens of both."""

@@ -11,7 +11,7 @@ from miwv_trainer.config import MIWVConfig
 from miwv_trainer.embeddings.vectors import Embeddings
 from miwv_trainer.selection.diversity import facility_location, maximal_marginal_relevance, without_near_duplicates
 from miwv_trainer.selection.guards import apply_guards, length_bands, ranking
-from miwv_trainer.selection.scores import Measured, score_samples
+from miwv_trainer.selection.scores import Measured, score_of, score_samples
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def choose(
         groups: `(N,)` number of each sample's group, from 0.
         embeddings: `(N, d)`, where `config.needs_embeddings`.
     """
-    scores = score_samples(measured, config.score, has_prompt_and_response)
+    scores = score_samples(measured, score_of(config), has_prompt_and_response)
     may, left_out = apply_guards(scores, measured, config)
     bands = length_bands(may, measured.response_tokens, config.length_bands)
     ranked = ranking(scores, bands)

@@ -1,29 +1,37 @@
-"""What samples are ranked by: names to functions of the two losses, the lengths and the similarity.
+"""The scores by which samples are ranked, one record each.
 
-A score is `(N,)` float32, higher selected first; NaN where a sample has none. Jiang et al. compare MIWV (equation 4)
-with its lowest values, the one-shot loss and random draws; the longest responses are the baseline of Zhao et al.,
-"Long Is More for Alignment" (ICML 2024).
+A record says what its score needs before it can be computed, so that a round forwards no more than that: nothing for
+`"random"` and `"longest"`, half of the sequences for `"zero_shot_loss"`. Jiang et al. compare MIWV (their equation 4)
+with its lowest values, the one-shot loss and random draws. The longest responses are the baseline of Zhao et al., "Long
+Is More for Alignment" (ICML 2024).
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
 from miwv_trainer.config import MIWVConfig, ScoreName
 
+LossName = Literal["zero_shot", "one_shot"]
+# The losses that scores need. The one-shot loss is never measured alone, because a tree gives both for the price of it.
+NO_LOSS: frozenset[LossName] = frozenset()
+ZERO_SHOT: frozenset[LossName] = frozenset({"zero_shot"})
+BOTH_LOSSES: frozenset[LossName] = frozenset({"zero_shot", "one_shot"})
+
 
 @dataclass(frozen=True)
 class Measured:
     """
-    What is known of N samples, `(N,)` each, NaN where it is not.
+    What is known of N samples. Every array is `(N,)` and holds NaN where a value is not known.
 
     Args:
         zero_shot_loss: In nats per response token.
-        one_shot_loss: Likewise, behind the exemplar.
-        similarity: Cosine to the exemplar.
-        response_tokens: Number of them; a sample with 0 has no score.
-        draw: What random scores are drawn from: the seed and the number of the round.
+        one_shot_loss: The same with the exemplar as an earlier turn.
+        similarity: Cosine between the prompts of the sample and its exemplar.
+        response_tokens: Number of response tokens. A sample with 0 has no score.
+        draw: Seed of random scores: the sampler's seed and the number of the round.
     """
 
     zero_shot_loss: np.ndarray
@@ -34,77 +42,203 @@ class Measured:
 
     @property
     def miwv(self) -> np.ndarray:
-        return weakness(self.one_shot_loss, self.zero_shot_loss)
+        return compute_miwv(self.one_shot_loss, self.zero_shot_loss)
 
-    def updated(self, those: np.ndarray, zero_shot_loss: np.ndarray, one_shot_loss: np.ndarray) -> "Measured":
-        """The same with the losses of `those`, a mask, from other `(N,)` arrays."""
+    def updated(self, is_new: np.ndarray, zero_shot_loss: np.ndarray, one_shot_loss: np.ndarray) -> "Measured":
+        """Takes the losses of the samples in the `(N,)` mask `is_new` from other `(N,)` arrays."""
         return replace(
             self,
-            zero_shot_loss=np.where(those, zero_shot_loss, self.zero_shot_loss),
-            one_shot_loss=np.where(those, one_shot_loss, self.one_shot_loss),
+            zero_shot_loss=np.where(is_new, zero_shot_loss, self.zero_shot_loss),
+            one_shot_loss=np.where(is_new, one_shot_loss, self.one_shot_loss),
         )
 
 
-def seed_of_draw(config: MIWVConfig, number: int) -> tuple[int, ...]:
-    """What the random scores of a round are drawn from."""
-    return config.sampler_seed or 0, number
+Formula = Callable[[Measured], np.ndarray]
 
 
-def weakness(one_shot_loss: np.ndarray, zero_shot_loss: np.ndarray) -> np.ndarray:
-    """`(N,)` float32 MIWV: one-shot minus zero-shot loss; NaN where either is not finite."""
-    with np.errstate(invalid="ignore"):
+@dataclass(frozen=True)
+class Score:
+    """
+    All that the package knows about one score.
+
+    Args:
+        name: The value of `MIWVConfig.score`.
+        label: The ranked quantity as people read it.
+        losses: The losses that must be measured before `formula` can be computed. Empty where no forward is needed.
+        formula: Returns the `(N,)` ranked quantity, NaN where a sample has none.
+        difficulty: Returns `(N,)`, higher for harder samples, for `epoch_order`. None where the score cannot tell.
+        column: The column of scores.parquet that holds the ranked quantity. None where no column but `score` does.
+        is_lowest_first: Whether the samples with the lowest values are selected. Else those with the highest are.
+        is_random: Whether the values depend on the sampler's seed and the round.
+    """
+
+    name: ScoreName
+    label: str
+    losses: frozenset[LossName]
+    formula: Formula
+    difficulty: Formula | None
+    column: str | None = None
+    is_lowest_first: bool = False
+    is_random: bool = False
+
+    @property
+    def needs_forwards(self) -> bool:
+        return len(self.losses) > 0
+
+    @property
+    def needs_exemplars(self) -> bool:
+        return "one_shot" in self.losses
+
+    @property
+    def ranking_label(self) -> str:
+        """Names the ranking: the quantity, and its direction where the lowest values are selected."""
+        return f"lowest {self.label}" if self.is_lowest_first else self.label
+
+
+def compute_miwv(one_shot_loss: np.ndarray, zero_shot_loss: np.ndarray) -> np.ndarray:
+    """Returns `(N,)` float32 MIWV, the one-shot minus the zero-shot loss; NaN where either is not finite."""
+    with np.errstate(invalid="ignore"):  # infinity minus infinity
         difference = one_shot_loss - zero_shot_loss
     return np.where(np.isfinite(difference), difference, np.nan).astype(np.float32)
 
 
-def residual_miwv(measured: Measured) -> np.ndarray:
+def compute_residual_miwv(measured: Measured) -> np.ndarray:
     """
-    MIWV minus its least squares fit on log(response tokens), similarity, and the squares of both.
+    Returns `(N,)` float32: MIWV minus its least squares fit on log(response tokens), similarity, and their squares.
 
-    Centred and scaled, so that the fit is well conditioned. A sample without similarity has no residual.
+    A sample without MIWV or similarity has NaN and is left out of the fit.
     """
     miwv, tokens = measured.miwv, np.maximum(measured.response_tokens, 1)
-    explaining = np.stack([np.log(tokens), measured.similarity.astype(np.float64)])
-    known = np.isfinite(miwv) & np.isfinite(explaining).all(axis=0)
+    regressors = np.stack([np.log(tokens), measured.similarity.astype(np.float64)])
+    is_finite = np.isfinite(miwv) & np.isfinite(regressors).all(axis=0)
     residual = np.full(len(miwv), np.nan, dtype=np.float32)
-    if not known.any():
+    if not is_finite.any():
         return residual
-    x = explaining[:, known]
+    x = regressors[:, is_finite]
+    # Centred and scaled, because log(tokens) and its square are nearly collinear over the few lengths of a pool.
     x = (x - x.mean(axis=1, keepdims=True)) / np.maximum(x.std(axis=1, keepdims=True), np.finfo(np.float32).tiny)
     design = np.column_stack([np.ones(x.shape[1]), *x, *x**2])
-    y = miwv[known].astype(np.float64)
+    y = miwv[is_finite].astype(np.float64)
     coefficients, *_ = np.linalg.lstsq(design, y, rcond=None)
-    residual[known] = y - design @ coefficients
+    residual[is_finite] = y - design @ coefficients
     return residual
 
 
-def _drawn(measured: Measured) -> np.ndarray:
-    return np.random.default_rng(measured.draw).random(len(measured.response_tokens))
+def _get_miwv(measured: Measured) -> np.ndarray:
+    return measured.miwv
 
 
-def _finite(losses: np.ndarray) -> np.ndarray:
+def _get_zero_shot_loss(measured: Measured) -> np.ndarray:
+    return _mask_infinite(measured.zero_shot_loss)
+
+
+def _get_one_shot_loss(measured: Measured) -> np.ndarray:
+    return _mask_infinite(measured.one_shot_loss)
+
+
+def _mask_infinite(losses: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(losses), losses, np.nan)
 
 
-SCORES: Mapping[ScoreName, Callable[[Measured], np.ndarray]] = {
-    "miwv": lambda measured: measured.miwv,
-    "low_miwv": lambda measured: -measured.miwv,
-    "residual_miwv": residual_miwv,
-    "zero_shot_loss": lambda measured: _finite(measured.zero_shot_loss),
-    "one_shot_loss": lambda measured: _finite(measured.one_shot_loss),
-    "random": _drawn,
-    "longest": lambda measured: measured.response_tokens,
-}
-# How hard samples are, where the score itself does not tell; "random" tells nothing.
-DIFFICULTIES: Mapping[ScoreName, ScoreName] = {"low_miwv": "miwv", "residual_miwv": "miwv"}
+def _draw_scores(measured: Measured) -> np.ndarray:
+    return np.random.default_rng(measured.draw).random(len(measured.response_tokens))
 
 
-def difficulties(measured: Measured, name: ScoreName) -> np.ndarray:
-    """`(N,)` how hard samples are, NaN where that is not known: MIWV, or the loss or length that `name` ranks by."""
-    return SCORES[DIFFICULTIES.get(name, name)](measured)
+def _count_response_tokens(measured: Measured) -> np.ndarray:
+    return measured.response_tokens
 
 
-def score_samples(measured: Measured, name: ScoreName, has_prompt_and_response: np.ndarray) -> np.ndarray:
-    """`(N,)` float32 scores; NaN also where a sample lacks prompt or response."""
-    scores = SCORES[name](measured).astype(np.float32)
+_RECORDS = (
+    Score(
+        name="miwv",
+        label="MIWV",
+        losses=BOTH_LOSSES,
+        formula=_get_miwv,
+        difficulty=_get_miwv,
+        column="miwv",
+    ),
+    Score(
+        name="low_miwv",
+        label="MIWV",
+        losses=BOTH_LOSSES,
+        formula=_get_miwv,
+        difficulty=_get_miwv,
+        column="miwv",
+        is_lowest_first=True,
+    ),
+    Score(
+        name="residual_miwv",
+        label="residual_miwv",
+        losses=BOTH_LOSSES,
+        formula=compute_residual_miwv,
+        # The residual says how unusual a MIWV is for its length and similarity, and MIWV how hard the sample is.
+        difficulty=_get_miwv,
+    ),
+    Score(
+        name="zero_shot_loss",
+        label="zero_shot_loss",
+        losses=ZERO_SHOT,
+        formula=_get_zero_shot_loss,
+        difficulty=_get_zero_shot_loss,
+        column="zero_shot_loss",
+    ),
+    Score(
+        name="one_shot_loss",
+        label="one_shot_loss",
+        losses=BOTH_LOSSES,
+        formula=_get_one_shot_loss,
+        difficulty=_get_one_shot_loss,
+        column="one_shot_loss",
+    ),
+    Score(
+        name="random",
+        label="random",
+        losses=NO_LOSS,
+        formula=_draw_scores,
+        difficulty=None,
+        is_random=True,
+    ),
+    Score(
+        name="longest",
+        label="longest",
+        losses=NO_LOSS,
+        formula=_count_response_tokens,
+        difficulty=_count_response_tokens,
+        column="response_tokens",
+    ),
+)
+SCORES: Mapping[ScoreName, Score] = {score.name: score for score in _RECORDS}
+
+
+def score_of(config: MIWVConfig) -> Score:
+    """Returns the record of the score that a configuration names."""
+    return SCORES[config.score]
+
+
+def needs_exemplars(config: MIWVConfig) -> bool:
+    """Tells whether the score or a guard needs each sample's most similar sample."""
+    return score_of(config).needs_exemplars or config.min_similarity > -1
+
+
+def seed_of_draw(config: MIWVConfig, number: int) -> tuple[int, ...]:
+    """Returns the seed of the random scores of round `number`."""
+    return config.sampler_seed or 0, number
+
+
+def compute_difficulty(measured: Measured, score: Score) -> np.ndarray:
+    """Returns `(N,)`, higher for harder samples; NaN where that is not known."""
+    if score.difficulty is None:
+        return np.full(len(measured.response_tokens), np.nan)
+    return score.difficulty(measured)
+
+
+def score_samples(measured: Measured, score: Score, has_prompt_and_response: np.ndarray) -> np.ndarray:
+    """
+    Returns `(N,)` float32 scores, of which the highest are selected; NaN where a sample has none.
+
+    Args:
+        has_prompt_and_response: `(N,)` bool. A sample without either has no score.
+    """
+    values = score.formula(measured).astype(np.float32)
+    scores = -values if score.is_lowest_first else values
     return np.where(has_prompt_and_response, scores, np.nan).astype(np.float32)

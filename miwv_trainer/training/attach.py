@@ -6,10 +6,11 @@ from typing import Any
 
 from transformers import Trainer, TrainingArguments
 
-from miwv_trainer.config import MIWVConfig, embeds_text
+from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.chat_template import pool_from_tokenized
 from miwv_trainer.data.pool import check_map_style, with_groups
 from miwv_trainer.embeddings.embedders import given_embeddings
+from miwv_trainer.rounds.exemplars import embeds_text
 from miwv_trainer.training.callback import MIWVCallback
 from miwv_trainer.training.dataloader import check_batches, sampler_strategy, samples_per_step
 from miwv_trainer.training.sampler import MIWVDataSampler

@@ -16,17 +16,18 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from miwv_trainer.config import MIWVConfig, embeds_text
+from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.chat_template import pool_from_tokenized
 from miwv_trainer.data.pool import Pool, with_groups
 from miwv_trainer.distributed.world import World
 from miwv_trainer.distributed.wrappers import check_parallelism, use_evaluation_weights
-from miwv_trainer.rounds.exemplars import find_exemplars
+from miwv_trainer.rounds.exemplars import embeds_text, find_exemplars
 from miwv_trainer.rounds.identity import Exemplars, TrainingPoint, exemplar_fingerprint, run_fingerprint
 from miwv_trainer.rounds.messages import round_line
 from miwv_trainer.rounds.round import check_model, difficulties_of, run_round
 from miwv_trainer.scoring.isolation import preserved_rng
 from miwv_trainer.scoring.layout import check_layout, context_length
+from miwv_trainer.selection.scores import needs_exemplars
 from miwv_trainer.storage.store import Store, StoredRound
 from miwv_trainer.training.console import Console
 from miwv_trainer.training.dataloader import check_batches, log_last_batch
@@ -213,7 +214,7 @@ class MIWVCallback(TrainerCallback, ExportableState):
         with world.run_together("reading the rounds"):
             if world.is_main:
                 found = read_history(self._store, before.history, fingerprint, step)
-                if self.config.needs_exemplars:
+                if needs_exemplars(self.config):
                     context = context_length(model, self.config)
                     keep_exemplars(self._store, found[0], exemplar_fingerprint(self.pool, self.config, context))
         self.rounds = world.broadcast_from_main(found)

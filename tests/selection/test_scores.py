@@ -6,8 +6,17 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LinearRegression
 
-from miwv_trainer.config import ScoreName
-from miwv_trainer.selection.scores import SCORES, Measured, difficulties, residual_miwv, score_samples, weakness
+from miwv_trainer.config import ForwardFreeScore, MIWVConfig, ScoreName, UnorderedScore
+from miwv_trainer.selection.scores import (
+    SCORES,
+    Measured,
+    compute_difficulty,
+    compute_miwv,
+    compute_residual_miwv,
+    score_of,
+    score_samples,
+)
+from miwv_trainer.storage import store
 from tests.helpers.measured import INF, NAN, measured
 
 #                     0     1     2    3    4    5    6     7
@@ -25,7 +34,7 @@ def in_order(scores: np.ndarray) -> list[int]:
 
 
 def test_miwv_is_one_shot_minus_zero_shot_where_both_are_finite():
-    found = weakness(ONE_SHOT, ZERO_SHOT)
+    found = compute_miwv(ONE_SHOT, ZERO_SHOT)
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found, MIWV)
     np.testing.assert_array_equal(TABLE.miwv, MIWV)
@@ -33,7 +42,7 @@ def test_miwv_is_one_shot_minus_zero_shot_where_both_are_finite():
 
 @pytest.mark.parametrize("one_shot, zero_shot", [(INF, INF), (INF, 1), (1, -INF), (NAN, 1), (1, NAN)])
 def test_no_weakness_comes_of_losses_that_are_not_finite(recwarn, one_shot, zero_shot):
-    assert np.isnan(weakness(np.float32([one_shot]), np.float32([zero_shot]))).all()
+    assert np.isnan(compute_miwv(np.float32([one_shot]), np.float32([zero_shot]))).all()
     assert not recwarn.list
 
 
@@ -48,28 +57,87 @@ def test_no_weakness_comes_of_losses_that_are_not_finite(recwarn, one_shot, zero
     ],
 )
 def test_the_order_of_each_score_by_hand(name, best_first):
-    scores = score_samples(TABLE, name, HAS_BOTH)
+    scores = score_samples(TABLE, SCORES[name], HAS_BOTH)
     assert scores.dtype == np.float32
     assert in_order(scores) == best_first
 
 
-def test_every_score_that_can_be_named_exists_and_none_else():
+def test_every_score_that_can_be_named_has_a_record_and_no_other_does():
     assert set(SCORES) == set(get_args(ScoreName))
+    assert all(score_of(MIWVConfig(score=name)).name == name for name in get_args(ScoreName))
+
+
+def test_what_the_configuration_knows_of_scores_is_what_their_records_say():
+    assert {name for name, score in SCORES.items() if not score.needs_forwards} == set(get_args(ForwardFreeScore))
+    assert {name for name, score in SCORES.items() if score.difficulty is None} == set(get_args(UnorderedScore))
+
+
+@pytest.mark.parametrize(
+    "name, losses",
+    [
+        ("miwv", {"zero_shot", "one_shot"}),
+        ("low_miwv", {"zero_shot", "one_shot"}),
+        ("residual_miwv", {"zero_shot", "one_shot"}),
+        ("zero_shot_loss", {"zero_shot"}),
+        ("one_shot_loss", {"one_shot"}),
+        ("random", set()),
+        ("longest", set()),
+    ],
+)
+def test_a_score_needs_the_losses_without_which_it_is_not_known(name, losses):
+    """Nothing else: each is taken away in turn."""
+    lost = {
+        "zero_shot": Measured(np.full(8, NAN), ONE_SHOT, TABLE.similarity, TOKENS, TABLE.draw),
+        "one_shot": Measured(ZERO_SHOT, np.full(8, NAN), TABLE.similarity, TOKENS, TABLE.draw),
+    }
+    for loss, without in lost.items():
+        is_known = ~np.isnan(score_samples(without, SCORES[name], HAS_BOTH))
+        assert is_known.any() == (loss not in losses)
+    assert losses <= SCORES[name].losses
+
+
+@pytest.mark.parametrize("name", get_args(ScoreName))
+def test_the_column_of_a_score_holds_what_is_ranked(name):
+    score = SCORES[name]
+    columns = {
+        "zero_shot_loss": ZERO_SHOT,
+        "one_shot_loss": np.where(np.isfinite(ONE_SHOT), ONE_SHOT, NAN),
+        "miwv": MIWV,
+        "response_tokens": TOKENS,
+    }
+    found = [column for column, values in columns.items()
+             if np.array_equal(score.formula(TABLE), values, equal_nan=True)]  # fmt: skip
+    assert found == [column for column in [score.column] if column is not None]
+    assert score.column is None or score.column in store.SCORES.names
+
+
+@pytest.mark.parametrize("name", get_args(ScoreName))
+def test_a_score_is_random_where_its_values_change_with_the_draw(name):
+    table = measured([0.1, 0.9, 0.4], tokens=[3, 5, 7], draw=(0,))
+    again = measured([0.1, 0.9, 0.4], tokens=[3, 5, 7], draw=(1,))
+    is_same = np.array_equal(SCORES[name].formula(table), SCORES[name].formula(again))
+    assert SCORES[name].is_random == (not is_same)
+
+
+def test_a_ranking_of_the_lowest_is_called_so():
+    assert SCORES["miwv"].ranking_label == "MIWV"
+    assert SCORES["low_miwv"].ranking_label == "lowest MIWV"
+    assert SCORES["zero_shot_loss"].ranking_label == "zero_shot_loss"
 
 
 @pytest.mark.parametrize("name", get_args(ScoreName))
 def test_a_sample_without_prompt_or_response_has_no_score(name):
     whole = measured([0.1, 0.9, 0.4, 0.8, 0.2, 0.5, 0.3], tokens=[3, 5, 7, 9, 2, 4, 8], similarity=np.arange(7) / 7)
     lacks = np.array([True, False, True, True, False, True, True])
-    scores = score_samples(whole, name, lacks)
+    scores = score_samples(whole, SCORES[name], lacks)
     assert np.isnan(scores).tolist() == (~lacks).tolist()
 
 
 def test_random_scores_are_a_draw_from_the_seed_and_the_round():
-    scores = score_samples(TABLE, "random", HAS_BOTH)
+    scores = score_samples(TABLE, SCORES["random"], HAS_BOTH)
     by_numpy = np.random.default_rng((7, 2)).random(8).astype(np.float32)
     np.testing.assert_array_equal(scores[:7], by_numpy[:7])
-    others = [score_samples(Measured(ZERO_SHOT, ONE_SHOT, TABLE.similarity, TOKENS, draw), "random", HAS_BOTH)
+    others = [score_samples(Measured(ZERO_SHOT, ONE_SHOT, TABLE.similarity, TOKENS, draw), SCORES["random"], HAS_BOTH)
               for draw in [(7, 3), (8, 2)]]  # fmt: skip
     assert all((other[:7] != scores[:7]).all() for other in others)
 
@@ -79,7 +147,7 @@ def test_random_scores_favour_nobody():
     highest = np.zeros(10)
     for seed in range(2000):
         drawn = Measured(nothing, nothing, nothing, np.full(10, 3), (seed, 0))
-        highest[score_samples(drawn, "random", np.ones(10, dtype=bool)).argmax()] += 1
+        highest[score_samples(drawn, SCORES["random"], np.ones(10, dtype=bool)).argmax()] += 1
     # Each is highest 200 times in the mean, with a standard deviation of 13.4.
     assert np.abs(highest - 200).max() < 5 * 13.4
 
@@ -88,7 +156,7 @@ def test_random_scores_favour_nobody():
 @pytest.mark.parametrize("loss", [INF, -INF, NAN])
 def test_a_loss_that_is_not_finite_is_no_score(name, loss):
     bad = np.array([1, loss], dtype=np.float32)
-    scores = score_samples(Measured(bad, bad, bad, np.array([2, 2])), name, np.ones(2, dtype=bool))
+    scores = score_samples(Measured(bad, bad, bad, np.array([2, 2])), SCORES[name], np.ones(2, dtype=bool))
     assert np.isnan(scores).tolist() == [False, True]
 
 
@@ -99,7 +167,7 @@ def test_what_a_fit_explains_is_taken_away_and_what_it_cannot_stays():
     tokens, similarity = rng.integers(5, 400, size=12).repeat(2), rng.random(12).astype(np.float32).repeat(2)
     apart = np.stack([np.arange(1, 13) / 8, -np.arange(1, 13) / 8], axis=1).ravel()
     explained = 2 + 3 * np.log(tokens) - 0.5 * np.log(tokens) ** 2 - similarity + 4 * similarity**2
-    found = residual_miwv(measured(explained + apart, tokens, similarity))
+    found = compute_residual_miwv(measured(explained + apart, tokens, similarity))
     np.testing.assert_allclose(found, apart, atol=2e-5)
     assert found.argmax() == 22  # apart by 12/8
 
@@ -112,7 +180,7 @@ def test_residuals_are_those_of_scikit_learn_and_uncorrelated_with_what_explains
     sample = measured(miwv, tokens, similarity)
     x = np.column_stack([np.log(tokens), np.log(tokens) ** 2, similarity, similarity.astype(float) ** 2])
     y = sample.miwv.astype(np.float64)
-    found = residual_miwv(sample)
+    found = compute_residual_miwv(sample)
     np.testing.assert_allclose(found, y - LinearRegression().fit(x, y).predict(x), atol=1e-5)
     assert abs(found.mean()) < 1e-6
     for column in x.T:
@@ -123,21 +191,25 @@ def test_residuals_are_those_of_scikit_learn_and_uncorrelated_with_what_explains
 def test_a_sample_of_which_something_is_unknown_neither_has_a_residual_nor_bends_the_fit():
     rng = np.random.default_rng(3)
     tokens, similarity, miwv = rng.integers(1, 90, size=40), rng.random(40), rng.normal(size=40)
-    alone = residual_miwv(measured(miwv, tokens, similarity))
+    alone = compute_residual_miwv(measured(miwv, tokens, similarity))
     with_others = measured([*miwv, NAN, 50, 60], [*tokens, 9, 9, 9], [*similarity, 0.5, NAN, INF])
-    found = residual_miwv(with_others)
+    found = compute_residual_miwv(with_others)
     np.testing.assert_allclose(found[:40], alone, atol=1e-6)
     assert np.isnan(found[40:]).all()
 
 
 def test_where_nothing_explains_the_residual_is_what_is_above_the_mean():
-    found = residual_miwv(measured([1, 2, 6], tokens=[8, 8, 8], similarity=[0.3, 0.3, 0.3]))
+    found = compute_residual_miwv(measured([1, 2, 6], tokens=[8, 8, 8], similarity=[0.3, 0.3, 0.3]))
     np.testing.assert_allclose(found, [-2, -1, 3], atol=1e-6)
 
 
 def test_no_residual_where_nothing_is_known():
-    assert np.isnan(residual_miwv(measured([NAN, NAN]))).all()
-    assert residual_miwv(measured([])).shape == (0,)
+    assert np.isnan(compute_residual_miwv(measured([NAN, NAN]))).all()
+    assert compute_residual_miwv(measured([])).shape == (0,)
+
+
+def test_random_scores_tell_nothing_about_how_hard_samples_are():
+    assert np.isnan(compute_difficulty(TABLE, SCORES["random"])).all()
 
 
 @pytest.mark.parametrize(
@@ -152,4 +224,4 @@ def test_no_residual_where_nothing_is_known():
     ],
 )
 def test_how_hard_samples_are_is_told_by_miwv_unless_a_loss_or_length_ranks(name, as_hard_as):
-    np.testing.assert_array_equal(difficulties(TABLE, name), as_hard_as)
+    np.testing.assert_array_equal(compute_difficulty(TABLE, SCORES[name]), as_hard_as)
