@@ -28,8 +28,8 @@ SEARCH_OF_T0 = """
 import gzip, json, resource, sys, time, zlib
 import numpy as np
 import torch
-from miwv_trainer.pool import Pool
-from miwv_trainer.retrieval import nearest_exemplars
+from miwv_trainer.data.pool import Pool
+from miwv_trainer.embeddings.nearest import nearest_exemplars
 
 torch.set_num_threads(2)
 prompts, responses = [], []

@@ -118,7 +118,7 @@ def other_pool(folder: Path) -> list[str]:
 
 def in_use(folder: Path) -> list[str]:
     """Another process has claimed the folder and lives on until its input ends."""
-    code = f"from miwv_trainer.store import Store; Store({str(folder / 'out')!r}).claim(); print('claimed', flush=True); input()"
+    code = f"from miwv_trainer.storage.store import Store; Store({str(folder / 'out')!r}).claim(); print('claimed', flush=True); input()"
     process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "claimed\n"
     BESIDE.append(process)

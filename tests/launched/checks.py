@@ -1,4 +1,4 @@
-"""Run on each rank by test_distributed.py: trains with the sampler attached and writes what it saw as JSON.
+"""Run on each rank by test_world.py: trains with the sampler attached and writes what it saw as JSON.
 
     checks.py FOLDER OUTPUT
 

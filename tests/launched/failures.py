@@ -1,4 +1,4 @@
-"""Run on each rank by test_distributed.py: the last rank fails in the middle of a round, and nothing catches it.
+"""Run on each rank by test_world.py: the last rank fails in the middle of a round, and nothing catches it.
 
     failures.py KIND FOLDER OUTPUT
 

@@ -1,4 +1,4 @@
-"""Run on each rank by test_distributed.py: ranks that wait for one another, and hear of each other's errors.
+"""Run on each rank by test_world.py: ranks that wait for one another, and hear of each other's errors.
 
 messages.py OUTPUT
 """

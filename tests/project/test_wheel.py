@@ -77,10 +77,10 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
         metadata = archive.read(next(name for name in archive.namelist() if name.endswith("METADATA"))).decode()
         entry = archive.read(next(name for name in archive.namelist() if name.endswith("entry_points.txt"))).decode()
     tree = {path.relative_to(ROOT).as_posix() for path in PACKAGE.rglob("*.py")}
-    templates = {path.relative_to(ROOT).as_posix() for path in (PACKAGE / "templates").iterdir()}
+    templates = {path.relative_to(ROOT).as_posix() for path in (PACKAGE / "report" / "templates").iterdir()}
     assert templates and names == tree | templates | {"miwv_trainer/py.typed"}
     assert {f"miwv_trainer/metrics/{path.name}" for path in (PACKAGE / "metrics").glob("*.py")} <= names
-    assert "miwv = miwv_trainer.cli:main" in entry
+    assert "miwv = miwv_trainer.cli.main:main" in entry
     required = [line for line in re.findall(r"^Requires-Dist: (.+)$", metadata, re.MULTILINE) if "extra ==" not in line]
     assert {"torch", "transformers", "huggingface_hub"} <= {re.split(r"[<>=]", line)[0] for line in required}
     named = {re.split(r"[<>=]", line)[0].replace("-", "_") for line in required}
