@@ -1,4 +1,4 @@
-"""Run on each rank by test_dataloader.py: trains under every dataloader option and writes which samples each batch held.
+"""Run on each rank by test_dataloader.py: trains under every dataloader option and writes the samples of each batch.
 
 batches.py MODEL OUTPUT
 """
