@@ -26,7 +26,7 @@ from miwv_trainer.data.chat_template import render, turn_markers
 from miwv_trainer.data.columns import instruction_text
 from miwv_trainer.data.files import load_rows
 from miwv_trainer.data.models import cached_as_safetensors, load_model
-from miwv_trainer.report.tables import round_summary, score_table
+from miwv_trainer.report.tables import format_rounds, format_scores
 
 POOL_SIZE, HELD_OUT_SHARE = 120, 0.1
 MOST_TOKENS = 80
@@ -79,8 +79,8 @@ def main() -> None:
 
     texts = [instruction_text(row) or "" for row in pool]
     print("\nRound 0, the highest and the lowest MIWV:")
-    print(score_table(callback.rounds[0], texts))
-    print("\n" + round_summary(callback.rounds))
+    print(format_scores(callback.rounds[0], texts))
+    print("\n" + format_rounds(callback.rounds))
     trained = f"{callback.rounds[0].summary['number_selected']} of {len(pool)} samples"
     print(f"held-out response loss: {before:.4f} before, {after:.4f} after training on {trained} at a time")
     print(f"scores: {callback.rounds[0].folder.parent}")

@@ -21,7 +21,7 @@ from miwv_trainer.data.models import load_model
 from miwv_trainer.data.pool import with_groups
 from miwv_trainer.distributed.world import World
 from miwv_trainer.export.writers import SELECTED, write_jsonl
-from miwv_trainer.report.tables import round_summary, score_table
+from miwv_trainer.report.tables import format_rounds, format_scores
 from miwv_trainer.rounds.exemplars import find_exemplars
 from miwv_trainer.rounds.identity import TrainingPoint
 from miwv_trainer.rounds.round import check_model, run_round
@@ -59,8 +59,8 @@ def score(arguments: argparse.Namespace) -> None:
     finished = run_round(model, pool, exemplars, config, store, world, TrainingPoint(), notes)
     if world.is_main:
         selected = write_jsonl(store.output / SELECTED, rows, finished.selection)
-        print(score_table(finished, pool.texts))
-        print(round_summary([finished]))
+        print(format_scores(finished, pool.texts))
+        print(format_rounds([finished]))
         print(f"scores: {finished.folder / 'scores.parquet'}\nselected samples: {selected}")
         store.release()
     state.destroy_process_group()

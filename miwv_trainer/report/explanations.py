@@ -46,13 +46,6 @@ def config_of(current: StoredRound, **changes: Any) -> MIWVConfig:
     return MIWVConfig(**{**kept, **others, **changes})
 
 
-def no_miwv(current: StoredRound) -> str:
-    """Why a round has none, in a sentence."""
-    score = score_of(config_of(current))
-    why = "not one of its samples has two finite losses" if score.needs_exemplars else f"its score is {score.name}"
-    return f"Round {current.number} has no MIWV: {why}."
-
-
 def explain_selection(current: StoredRound) -> Explanations:
     """The first reason that applies to each sample; the selection is the stored one."""
     config = config_of(current)

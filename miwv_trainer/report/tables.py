@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from miwv_trainer.report.explanations import no_miwv
+from miwv_trainer.report.round_facts import explain_missing_miwv
 from miwv_trainer.selection.choose import overlap
 from miwv_trainer.storage.store import StoredRound
 
@@ -12,7 +12,7 @@ HIGHEST, LOWEST = 5, 2
 PROMPT_WIDTH = 44
 
 
-def score_table(current: StoredRound, texts: Sequence[str] | None = None) -> str:
+def format_scores(current: StoredRound, texts: Sequence[str] | None = None) -> str:
     """
     The five samples of highest and the two of lowest MIWV, with both losses and the exemplar's prompt.
 
@@ -24,17 +24,17 @@ def score_table(current: StoredRound, texts: Sequence[str] | None = None) -> str
     ranked = np.argsort(-miwv, kind="stable")
     ranked = ranked[~np.isnan(miwv[ranked])]
     if not len(ranked):
-        return no_miwv(current)
+        return explain_missing_miwv(current)
     highest = ranked[:HIGHEST]
     lowest = ranked[max(len(highest), len(ranked) - LOWEST) :]
-    lines = [_line("index", "zero-shot", "one-shot", "MIWV", "prompt", "prompt of its exemplar")]
-    lines += [_score_line(current, int(index), texts) for index in highest]
+    lines = [_format_line("index", "zero-shot", "one-shot", "MIWV", "prompt", "prompt of its exemplar")]
+    lines += [_format_score_line(current, int(index), texts) for index in highest]
     if len(lowest):
-        lines += ["   ..."] + [_score_line(current, int(index), texts) for index in lowest]
+        lines += ["   ..."] + [_format_score_line(current, int(index), texts) for index in lowest]
     return "\n".join(lines)
 
 
-def round_summary(rounds: Sequence[StoredRound]) -> str:
+def format_rounds(rounds: Sequence[StoredRound]) -> str:
     """One line a round: what it cost, what it selected, and how much of that the round before had selected."""
     lines = []
     for position, current in enumerate(rounds):
@@ -55,18 +55,18 @@ def round_summary(rounds: Sequence[StoredRound]) -> str:
     return "\n".join(lines)
 
 
-def _score_line(current: StoredRound, index: int, texts: Sequence[str] | None) -> str:
+def _format_score_line(current: StoredRound, index: int, texts: Sequence[str] | None) -> str:
     exemplar = int(current.column("exemplar")[index])
     losses = (current.column(name)[index] for name in ("zero_shot_loss", "one_shot_loss", "miwv"))
-    prompts = (_shorten(texts[i]) if texts is not None else f"sample {i}" for i in (index, exemplar))
-    return _line(str(index), *(f"{loss:.3f}" for loss in losses), *prompts)
+    prompts = (_shorten_text(texts[i]) if texts is not None else f"sample {i}" for i in (index, exemplar))
+    return _format_line(str(index), *(f"{loss:.3f}" for loss in losses), *prompts)
 
 
-def _line(index: str, zero_shot: str, one_shot: str, miwv: str, prompt: str, exemplar: str) -> str:
+def _format_line(index: str, zero_shot: str, one_shot: str, miwv: str, prompt: str, exemplar: str) -> str:
     return f"{index:>6} {zero_shot:>9} {one_shot:>8} {miwv:>7}  {prompt:<{PROMPT_WIDTH}}  {exemplar}"
 
 
-def _shorten(text: str) -> str:
+def _shorten_text(text: str) -> str:
     # A text that steers the terminal is shown, and does not steer it.
     words = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in " ".join(text.split()))
     return words if len(words) <= PROMPT_WIDTH else words[: PROMPT_WIDTH - 3] + "..."

@@ -13,22 +13,19 @@ import pytest
 from miwv_trainer.cli.main import main
 from miwv_trainer.report.charts import NAMES as KNOWN
 from miwv_trainer.report.charts import (
-    Axis,
-    Bars,
-    Cells,
-    Chart,
-    Line,
-    Points,
-    by_length,
-    charts_of,
-    costs,
-    distribution,
-    losses,
-    movement,
-    overlaps,
-    threshold_in_miwv,
+    build_charts,
+    chart_costs,
+    chart_distribution,
+    chart_lengths,
+    chart_losses,
+    chart_movement,
+    chart_overlaps,
 )
-from miwv_trainer.report.drawing import shades_of, svg, ticks, write_pngs
+from miwv_trainer.report.layers import Axis, Bars, Cells, Chart, Line, Points
+from miwv_trainer.report.png import write_pngs
+from miwv_trainer.report.round_facts import find_miwv_threshold
+from miwv_trainer.report.scales import grade_counts, place_ticks
+from miwv_trainer.report.svg import draw_svg
 from tests.helpers.rounds import highest, made_columns, write_round
 
 NAMES = ["distribution", "losses", "length", "similarity", "overlap", "movement", "between-rounds", "cost"]
@@ -42,7 +39,7 @@ def test_the_histogram_counts_every_sample_once(tmp_path: Path) -> None:
     columns = made_columns(5_000)
     columns["miwv"][7] = 100.0  # far beyond the axis
     columns["miwv"][8] = np.nan
-    chart = distribution(write_round(tmp_path, columns, highest(columns["miwv"], 250)))
+    chart = chart_distribution(write_round(tmp_path, columns, highest(columns["miwv"], 250)))
     everyone, chosen = layers(chart, Bars)
     assert everyone.top.sum() == 4_999 and chosen.top.sum() == 250
     miwv = columns["miwv"]
@@ -56,16 +53,16 @@ def test_the_histogram_counts_every_sample_once(tmp_path: Path) -> None:
 def test_the_threshold_is_where_the_selection_ends(tmp_path: Path) -> None:
     columns = made_columns(50)
     lowest = np.argsort(columns["miwv"])[:5]
-    assert threshold_in_miwv(write_round(tmp_path, columns, lowest, score="low_miwv")) == pytest.approx(
+    assert find_miwv_threshold(write_round(tmp_path, columns, lowest, score="low_miwv")) == pytest.approx(
         float(np.sort(columns["miwv"])[4])
     )
-    assert threshold_in_miwv(write_round(tmp_path, columns, [1, 2], 1, score="longest")) is None
+    assert find_miwv_threshold(write_round(tmp_path, columns, [1, 2], 1, score="longest")) is None
 
 
 def test_many_samples_are_counted_in_cells_and_the_selected_drawn(tmp_path: Path) -> None:
     columns = made_columns(4_000)
     current = write_round(tmp_path, columns, highest(columns["miwv"], 200))
-    for chart in (losses(current), by_length(current)):
+    for chart in (chart_losses(current), chart_lengths(current)):
         (cells,), (points,) = layers(chart, Cells), layers(chart, Points)
         assert cells.counts.sum() == 3_800 and len(points.x) == 200
         assert points.tone == "selected"
@@ -75,7 +72,7 @@ def test_many_samples_are_counted_in_cells_and_the_selected_drawn(tmp_path: Path
 
 def test_few_samples_are_points(tmp_path: Path) -> None:
     columns = made_columns(40)
-    others, chosen = layers(losses(write_round(tmp_path, columns, [3, 5])), Points)
+    others, chosen = layers(chart_losses(write_round(tmp_path, columns, [3, 5])), Points)
     assert (len(others.x), len(chosen.x)) == (38, 2)
     np.testing.assert_allclose(chosen.x, columns["zero_shot_loss"][[3, 5]])
     np.testing.assert_allclose(chosen.y, columns["one_shot_loss"][[3, 5]])
@@ -85,14 +82,14 @@ def test_overlap_and_movement_of_three_rounds(tmp_path: Path) -> None:
     columns = made_columns(20)
     selections = ([0, 1, 2, 3], [0, 1, 2, 9], [9, 10, 11, 0])
     rounds = [write_round(tmp_path, columns, selection, number) for number, selection in enumerate(selections)]
-    of_before, of_first = layers(overlaps(rounds), Bars)
+    of_before, of_first = layers(chart_overlaps(rounds), Bars)
     assert of_before.top.tolist() == [75, 50] and of_first.top.tolist() == [75, 25]
-    stayed, entered, left = layers(movement(rounds), Bars)
+    stayed, entered, left = layers(chart_movement(rounds), Bars)
     assert stayed.top.tolist() == [3, 2]
     assert (entered.top - entered.bottom).tolist() == [1, 2]
     assert left.bottom.tolist() == [-1, -2]
-    assert layers(costs(rounds), Bars)[0].top.tolist() == [30, 30, 30]
-    assert [chart.name for chart in charts_of(rounds)[0]] == NAMES
+    assert layers(chart_costs(rounds), Bars)[0].top.tolist() == [30, 30, 30]
+    assert [chart.name for chart in build_charts(rounds)[0]] == NAMES
 
 
 @pytest.mark.parametrize("score", ["random", "longest"])
@@ -101,9 +98,9 @@ def test_a_round_without_losses_says_what_it_has_not(score: str, tmp_path: Path)
     for name in ("zero_shot_loss", "one_shot_loss", "miwv", "similarity"):
         columns[name][:] = np.nan
     columns["exemplar"][:] = -1
-    charts, missing = charts_of([write_round(tmp_path, columns, [4, 7], score=score)])
+    charts, missing = build_charts([write_round(tmp_path, columns, [4, 7], score=score)])
     assert [chart.name for chart in charts] == ["cost"]
-    assert missing[0] == f"Round 0 has no MIWV: its score is {score}. Its charts are left out."
+    assert missing[0] == f"Round 0 has no MIWV: its score is {score}. Charts of MIWV are left out."
     assert main(["report", "--run", str(tmp_path)]) == 0
 
 
@@ -111,15 +108,15 @@ def test_a_round_of_which_no_loss_is_finite_says_so(tmp_path: Path) -> None:
     columns = made_columns(30)
     for name in ("zero_shot_loss", "one_shot_loss", "miwv"):
         columns[name][:] = np.nan
-    _, missing = charts_of([write_round(tmp_path, columns, [4, 7])])
-    assert missing[0].startswith("Round 0 has no MIWV: not one of its samples has two finite losses. Its charts")
+    _, missing = build_charts([write_round(tmp_path, columns, [4, 7])])
+    assert missing[0].startswith("Round 0 has no MIWV: not one of its samples has two finite losses. Charts")
 
 
 def test_zero_shot_losses_alone_make_no_chart_of_miwv(tmp_path: Path) -> None:
     columns = made_columns(30)
     for name in ("one_shot_loss", "miwv"):
         columns[name][:] = np.nan
-    charts, missing = charts_of([write_round(tmp_path, columns, [4, 7], score="zero_shot_loss")])
+    charts, missing = build_charts([write_round(tmp_path, columns, [4, 7], score="zero_shot_loss")])
     assert [chart.name for chart in charts] == ["cost"] and "zero_shot_loss" in missing[0]
 
 
@@ -129,27 +126,27 @@ def test_samples_that_are_all_alike_can_be_drawn(tmp_path: Path) -> None:
         columns[name][:] = 1.0
     columns["miwv"][:] = 0.0
     columns["response_tokens"][:] = 1
-    charts, _ = charts_of([write_round(tmp_path, columns, [0])])
+    charts, _ = build_charts([write_round(tmp_path, columns, [0])])
     for chart in charts:
-        assert "nan" not in svg(chart) and "inf" not in svg(chart)
+        assert "nan" not in draw_svg(chart) and "inf" not in draw_svg(chart)
 
 
 def test_ticks_are_round_numbers_within_the_axis() -> None:
-    assert [text for _, text in ticks(Axis("", -0.31, 0.52))] == ["-0.2", "0.0", "0.2", "0.4"]
-    assert [text for _, text in ticks(Axis("", 0, 9_000))] == ["0", "2,000", "4,000", "6,000", "8,000"]
-    assert [text for _, text in ticks(Axis("", 3, 150, is_log=True))] == ["5", "10", "20", "50", "100"]
-    assert [text for _, text in ticks(Axis("", 1, 2_000, is_log=True))] == ["1", "10", "100", "1,000"]
+    assert [text for _, text in place_ticks(Axis("", -0.31, 0.52))] == ["-0.2", "0.0", "0.2", "0.4"]
+    assert [text for _, text in place_ticks(Axis("", 0, 9_000))] == ["0", "2,000", "4,000", "6,000", "8,000"]
+    assert [text for _, text in place_ticks(Axis("", 3, 150, is_log=True))] == ["5", "10", "20", "50", "100"]
+    assert [text for _, text in place_ticks(Axis("", 1, 2_000, is_log=True))] == ["1", "10", "100", "1,000"]
 
 
 def test_shades_grow_with_the_logarithm_of_the_count() -> None:
-    shades = shades_of(np.asarray([[0, 1, 3], [10, 100, 1000]]))
+    shades = grade_counts(np.asarray([[0, 1, 3], [10, 100, 1000]]))
     assert shades.tolist() == [[0, 1, 2], [2, 4, 5]]  # ceil(5 log(1 + n) / log(1001))
 
 
 def test_an_svg_places_a_point_where_its_axes_say_and_escapes_words() -> None:
-    chart = Chart("n", "<t>&", '"', Axis("<x>", 0, 10), Axis("y", 0, 10))
-    chart.layers.append(Points(np.asarray([0.0, 10.0]), np.asarray([0.0, 10.0]), "plain", "<label>"))
-    drawn = svg(chart)
+    points = Points(np.asarray([0.0, 10.0]), np.asarray([0.0, 10.0]), "plain", "<label>")
+    chart = Chart("n", "<t>&", '"', Axis("<x>", 0, 10), Axis("y", 0, 10), [points])
+    drawn = draw_svg(chart)
     root = ElementTree.fromstring(drawn)
     dots = next(one for one in root if one.get("class") == "dots plain").get("d")
     (left, bottom), (right, top) = re.findall(r"M([\d.]+) ([\d.]+)h0", dots)
@@ -163,10 +160,10 @@ def test_pngs_hold_a_picture_of_each_chart(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     columns = made_columns(2_000)
     rounds = [write_round(tmp_path, columns, highest(columns["miwv"], 40 + r), r) for r in range(2)]
-    paths = write_pngs(charts_of(rounds)[0], tmp_path / "report")
+    paths = write_pngs(build_charts(rounds)[0], tmp_path / "report")
     assert [path.name for path in paths] == [f"{name}.png" for name in NAMES] and tuple(NAMES) == KNOWN
     assert sorted((tmp_path / "report").iterdir()) == sorted(paths)  # and no temporary file
-    fewer = write_pngs(charts_of(rounds[:1])[0], tmp_path / "report")
+    fewer = write_pngs(build_charts(rounds[:1])[0], tmp_path / "report")
     assert sorted((tmp_path / "report").iterdir()) == sorted(fewer) != sorted(paths)
     for path in fewer:
         assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" and path.stat().st_size > 5_000

@@ -11,7 +11,8 @@ import pytest
 
 from miwv_trainer.cli.main import main
 from miwv_trainer.report.page import write_page
-from miwv_trainer.report.texts import CUT, encodable, shortened, sizes_of
+from miwv_trainer.report.shortening import CUT, measure_texts, replace_surrogates, shorten_texts
+from miwv_trainer.report.texts import PoolTexts
 from tests.helpers.browser import Browser
 from tests.helpers.rounds import highest, made_columns, write_round
 
@@ -193,7 +194,7 @@ def test_a_pool_of_55185_samples_stays_below_10_megabytes(tmp_path: Path, browse
         for number, columns in enumerate((first, second))
     ]
     started = time.process_time()
-    path, _ = write_page(tmp_path, rounds, (prompts, prompts))
+    path, _ = write_page(tmp_path, rounds, PoolTexts(prompts, prompts))
     seconds = time.process_time() - started
     assert path.stat().st_size < 10_000_000
     assert seconds < 60
@@ -204,7 +205,9 @@ def test_a_pool_of_55185_samples_stays_below_10_megabytes(tmp_path: Path, browse
     shown = browser.texts("tr.full pre")[0]
     assert shown.endswith(CUT.strip()) or shown == prompts[best]
     assert prompts[best].startswith(shown.removesuffix(CUT)) and len(shown) > 300
-    assert re.search(r"at [\d,]+ bytes those of selected samples", browser.value("document.body.textContent"))
+    assert re.search(
+        r"selected samples and of their exemplars at [\d,]+ bytes", browser.value("document.body.textContent")
+    )
 
 
 def test_a_pool_too_large_for_the_table_keeps_the_selected_and_the_highest(tmp_path: Path, browser: Browser) -> None:
@@ -221,11 +224,14 @@ def test_a_pool_too_large_for_the_table_keeps_the_selected_and_the_highest(tmp_p
     kept = {*order[:59_699].tolist(), *lowest_before.tolist(), lowest}
     lonely = next(index for index in chosen.tolist() if index + 1 not in kept)  # its exemplar is the sample after it
     before = write_round(tmp_path, columns, lowest_before[lowest_before != lowest])
-    path, _ = write_page(tmp_path, [before, write_round(tmp_path, columns, chosen, 1)], (prompts, answers))
+    path, _ = write_page(tmp_path, [before, write_round(tmp_path, columns, chosen, 1)], PoolTexts(prompts, answers))
     assert path.stat().st_size < 10_000_000
     browser.show(path.as_uri() + "#sort=miwv")
     text = browser.value("document.body.textContent")
-    assert "The table holds 60,000 of 70,000 samples: those that the last round selected, those that a round" in text
+    assert (
+        "The table holds 60,000 of 70,000 samples: those that the last round selected, then those that an earlier"
+        in text
+    )
     assert browser.texts("#status")[0].startswith("60,000 of 60,000 samples.")
     browser.show(path.as_uri() + "#round=0&show=selected")
     assert browser.texts("#status")[0].startswith("299 of 60,000 samples.")
@@ -241,13 +247,14 @@ def test_a_pool_too_large_for_the_table_keeps_the_selected_and_the_highest(tmp_p
 
 def test_texts_that_matter_are_cut_last() -> None:
     given = ["é" * 400, "<b>" * 200, "short", "\n" * 300]
-    cut, long, short = shortened(given, sizes_of(given), np.asarray([True, False, False, False]), 600)
-    assert long == 8 * short
-    assert sum(len(json.dumps(text, ensure_ascii=False).encode()) for text in cut) <= 600
-    assert cut[2] == "short" and cut[1].endswith(CUT) and cut[3].endswith(CUT)
-    assert given[1].startswith(cut[1].removesuffix(CUT))
-    assert shortened(given, sizes_of(given), np.zeros(4, dtype=bool), 10_000)[0] == given
+    shortened = shorten_texts(given, measure_texts(given), np.asarray([True, False, False, False]), 600)
+    texts = shortened.texts
+    assert shortened.limit == 8 * shortened.limit_of_others
+    assert sum(len(json.dumps(text, ensure_ascii=False).encode()) for text in texts) <= 600
+    assert texts[2] == "short" and texts[1].endswith(CUT) and texts[3].endswith(CUT)
+    assert given[1].startswith(texts[1].removesuffix(CUT))
+    assert shorten_texts(given, measure_texts(given), np.zeros(4, dtype=bool), 10_000).texts == given
 
 
 def test_half_a_surrogate_pair_can_be_written() -> None:
-    assert encodable("a\ud83db") == "a?b" and encodable("\U0001f600") == "\U0001f600"
+    assert replace_surrogates("a\ud83db") == "a?b" and replace_surrogates("\U0001f600") == "\U0001f600"

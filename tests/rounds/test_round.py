@@ -15,7 +15,7 @@ from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.chat_template import pool_from_rows
 from miwv_trainer.data.pool import Pool, TokenizedSample, TurnMarkers, build_pool
 from miwv_trainer.distributed.world import World
-from miwv_trainer.report.tables import score_table
+from miwv_trainer.report.tables import format_scores
 from miwv_trainer.rounds import exemplars
 from miwv_trainer.rounds.exemplars import find_exemplars
 from miwv_trainer.rounds.identity import TrainingPoint, exemplar_fingerprint, model_fingerprint, run_fingerprint
@@ -510,7 +510,7 @@ def test_what_a_round_will_cost_is_told_by_the_samples_that_it_scores() -> None:
 def test_a_text_that_steers_the_terminal_is_shown_instead(tmp_path: Path) -> None:
     columns = made_columns(3)
     current = write_round(tmp_path, columns, [0])
-    table = score_table(current, ["\x1b[31mred \x9b0m", "bell\x07 \u202e", "größer 😀\n日本"])
+    table = format_scores(current, ["\x1b[31mred \x9b0m", "bell\x07 \u202e", "größer 😀\n日本"])
     assert all(letter.isprintable() or letter == "\n" for letter in table)
     assert r"\x1b[31mred \x9b0m" in table and r"bell\x07 \u202e" in table and "größer 😀 日本" in table
 

@@ -23,7 +23,7 @@ from miwv_trainer.data.pool import Pool
 from miwv_trainer.distributed.world import World
 from miwv_trainer.embeddings.embedders import embed_texts
 from miwv_trainer.embeddings.nearest import nearest_exemplars
-from miwv_trainer.report.tables import round_summary
+from miwv_trainer.report.tables import format_rounds
 from miwv_trainer.rounds.identity import Exemplars, TrainingPoint
 from miwv_trainer.rounds.messages import round_line
 from miwv_trainer.rounds.round import run_round
@@ -443,9 +443,9 @@ def test_a_round_writes_and_logs_what_it_cost(case: tuple[Pool, np.ndarray], tmp
     samples, tokens, seconds = (summary[f"refined_{what}"] for what in ("samples", "tokens", "seconds"))
     assert samples > 0 and 0 < tokens < summary["tokens_forwarded"] and 0 < seconds < summary["seconds"]
     assert f", {samples} near the threshold scored again in float32 in " in round_line(current)
-    assert f" ({samples} near the threshold again in float32: " in round_summary([current])
+    assert f" ({samples} near the threshold again in float32: " in format_rounds([current])
     nothing = [exact.summary[f"refined_{what}"] for what in ("samples", "tokens", "seconds")]
-    assert nothing == [0, 0, 0] and "float32" not in round_line(exact) + round_summary([exact])
+    assert nothing == [0, 0, 0] and "float32" not in round_line(exact) + format_rounds([exact])
 
 
 def test_a_trainer_with_bf16_selects_as_in_float32(tmp_path: Path) -> None:
