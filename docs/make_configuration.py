@@ -1,14 +1,15 @@
-"""Writes configuration.md from the docstring of `MIWVConfig`: python docs/make_configuration.py"""
+"""Writes configuration.md and the README's table of settings from `MIWVConfig`: python docs/make_configuration.py"""
 
-import inspect
-import re
-from collections.abc import Iterator
+import textwrap
+from dataclasses import MISSING, Field, fields
 from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 from miwv_trainer import MIWVConfig
-from miwv_trainer.storage.atomic import write_text
 
 PAGE = Path(__file__).with_name("configuration.md")
+README = Path(__file__).parents[1] / "README.md"
+BEGIN, END = "<!-- settings: written by docs/make_configuration.py -->", "<!-- end of settings -->"
 HEAD = """# Every setting
 
 `MIWVConfig` is a dataclass that works with `HfArgumentParser`, where each setting is an option of the same name; none
@@ -27,19 +28,64 @@ assert (config.fraction, config.score) == (0.1, "longest")
 """
 
 
-def entries() -> Iterator[tuple[str, str, str]]:
-    """Name, type with default, and description of each setting, as the docstring has them."""
-    text = inspect.getdoc(MIWVConfig) or ""
-    arguments = re.split(r"\n(?=[A-Z]\w+:\n)", text.split("Args:\n")[1])[0]
-    for entry in re.findall(r"^    (\w+) \(([^\n]*)\):\n((?:        [^\n]*\n?|\n)+)", arguments, re.MULTILINE):
-        name, kind, description = entry
-        yield name, kind, inspect.cleandoc(description)
+def default_of(setting: Field[Any]) -> Any:
+    return setting.default_factory() if setting.default_factory is not MISSING else setting.default
 
 
-def page() -> str:
-    parts = [f"## `{name}`\n\n{kind}\n\n{description}\n" for name, kind, description in entries()]
-    return "\n".join([HEAD, *parts])
+def show_value(value: Any) -> str:
+    """A value as it is written in Python, texts in double quotes."""
+    return f'`"{value}"`' if isinstance(value, str) else f"`{value}`"
+
+
+def list_choices(setting: Field[Any]) -> str:
+    """The values that a setting allows, if it has a fixed set of them; else an empty text."""
+    allowed = get_args(get_type_hints(MIWVConfig)[setting.name])
+    if not all(isinstance(value, str) for value in allowed):
+        return ""
+    return ", ".join(map(show_value, allowed))
+
+
+def describe_type(setting: Field[Any]) -> str:
+    """What values a setting takes and which is its default, in a line."""
+    hint, default = get_type_hints(MIWVConfig)[setting.name], default_of(setting)
+    if choices := list_choices(setting):
+        return f"one of {choices}; defaults to {show_value(default)}"
+    if default is None:
+        return f"`{get_args(hint)[0].__name__}`, *optional*"
+    name = hint.__name__ if not get_args(hint) else f"{hint.__name__}[{get_args(hint)[0].__name__}]"
+    return f"`{name}`, defaults to {show_value(default)}"
+
+
+def make_page() -> str:
+    """The text of docs/configuration.md."""
+    settings = {setting.name: setting for setting in fields(MIWVConfig)}
+    parts = [HEAD]
+    for name, text in MIWVConfig.describe():
+        wrapped = textwrap.fill(text, 118, break_long_words=False, break_on_hyphens=False)
+        parts.append(f"## `{name}`\n\n{describe_type(settings[name])}\n\n{wrapped}\n")
+    return "\n".join(parts)
+
+
+def make_table() -> str:
+    """The README's table: the first sentence of each description."""
+    settings = {setting.name: setting for setting in fields(MIWVConfig)}
+    lines = ["| name | default | |", "|---|---|---|"]
+    for described in MIWVConfig.describe():
+        setting = settings[described.name]
+        default, choices = default_of(setting), list_choices(setting)
+        shown = "none" if default is None else show_value(default)
+        told = f"{described.summary} One of {choices}." if choices else described.summary
+        lines.append(f"| `{described.name}` | {shown} | {told} |")
+    return "\n".join(lines)
+
+
+def make_readme() -> str:
+    """The README with the table as it should be."""
+    before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n\n{make_table()}\n\n{END}{after}"
 
 
 if __name__ == "__main__":
-    write_text(PAGE, page())
+    PAGE.write_text(make_page(), encoding="utf-8")
+    README.write_text(make_readme(), encoding="utf-8")

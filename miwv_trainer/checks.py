@@ -1,19 +1,22 @@
-"""Checks of single values: what was given, what is allowed, what to do."""
+"""Checks of single values. Each error says what was given, what is allowed and what to do.
+
+They are written out instead of taken from a validation library, because people read these messages far more often than
+this file: a message names the argument as it was typed and gives an example of a value that would do.
+"""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from numbers import Real
-from typing import Any
+from typing import TypeGuard
 
 import numpy as np
 import torch
 
 
-def refuse_unknown_keys(cls: type, values: Mapping[str, Any]) -> None:
-    allowed = [f.name for f in fields(cls)]  # type: ignore[arg-type]
-    unknown = [key for key in values if key not in allowed]
+def refuse_unknown_keys(given: Iterable[str], allowed: Sequence[str]) -> None:
+    """Raises `TypeError` if a name is not among the allowed ones, with the nearest of them as a guess."""
+    unknown = [key for key in given if key not in allowed]
     if not unknown:
         return
     guesses = get_close_matches(unknown[0], allowed, n=1)
@@ -24,53 +27,62 @@ def refuse_unknown_keys(cls: type, values: Mapping[str, Any]) -> None:
     )
 
 
-def check_share(name: str, value: Any, example: str) -> None:
+def check_share(name: str, value: object, example: str) -> None:
+    """Raises `ValueError` unless the value is a number in (0, 1]."""
     if not _is_number(value) or not 0 < value <= 1:
         raise ValueError(f"`{name}` must be a number above 0 and at most 1 ({example}), but got {value!r}.")
 
 
-def check_number(name: str, value: Any, least: float, most: float = math.inf) -> None:
+def check_number(name: str, value: object, least: float, most: float = math.inf) -> None:
+    """Raises `ValueError` unless the value is a finite number from `least` to `most`, both included."""
     if not _is_number(value) or not least <= value <= most:
         allowed = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
         raise ValueError(f"`{name}` must be a number {allowed}, but got {value!r}.")
 
 
-def check_band(name: str, value: Any) -> list[float]:
-    """Two quantiles as a list."""
-    is_pair = isinstance(value, Sequence) and len(value) == 2 and all(map(_is_number, value))
-    if not is_pair or not 0 <= value[0] < value[1] <= 1:
-        raise ValueError(
-            f"`{name}` must be two numbers from 0 to 1, the lower one first ([0, 0.95] leaves the highest 5 % out), "
-            f"but got {value!r}."
-        )
-    return [float(each) for each in value]
+def check_band(name: str, value: object) -> list[float]:
+    """Two quantiles as a new list. Raises `ValueError` unless they ascend within [0, 1]."""
+    if isinstance(value, Sequence) and len(value) == 2 and all(map(_is_number, value)):
+        low, high = float(value[0]), float(value[1])
+        if 0 <= low < high <= 1:
+            return [low, high]
+    raise ValueError(
+        f"`{name}` must be two numbers from 0 to 1, the lower one first ([0, 0.95] leaves the highest 5 % out), "
+        f"but got {value!r}."
+    )
 
 
-def check_switch(name: str, value: Any) -> None:
+def check_switch(name: str, value: object) -> None:
+    """Raises `ValueError` unless the value is True or False; 0 and 1 are refused as likely mistakes."""
     if not isinstance(value, bool):
         raise ValueError(f"`{name}` must be True or False, but got {value!r}.")
 
 
-def check_text(name: str, value: Any, meaning: str) -> None:
+def check_text(name: str, value: object, meaning: str) -> None:
+    """Raises `ValueError` unless the value is None or text that is not empty."""
     if value is not None and not (isinstance(value, str) and value):
         raise ValueError(f"`{name}` must be {meaning} as text, but got {value!r}.")
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
+    # True is a number to Python, and NaN compares false with every bound.
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    """Raises `ValueError` unless the value is one of the allowed names."""
     if value not in allowed:
         raise ValueError(f"`{name}` must be one of {', '.join(map(repr, allowed))}, but got {value!r}.")
 
 
-def check_whole_number(name: str, value: Any, least: int = 1) -> None:
+def check_whole_number(name: str, value: object, least: int = 1) -> None:
+    """Raises `ValueError` unless the value is an `int` of at least `least`; 2.0 is refused."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f"`{name}` must be a whole number of at least {least}, but got {value!r}.")
 
 
-def check_rescore_steps(strategy: str, steps: Any) -> None:
+def check_rescore_steps(strategy: str, steps: object) -> None:
+    """Raises `ValueError` unless the number of steps is there exactly where the strategy asks for it."""
     if strategy == "steps" and steps is None:
         raise ValueError(
             '`rescore_strategy="steps"` needs `rescore_steps`, the optimizer steps from one round to the next.'
@@ -84,15 +96,18 @@ def check_rescore_steps(strategy: str, steps: Any) -> None:
         check_whole_number("rescore_steps", steps)
 
 
-def check_embedder(embedder: Any) -> None:
+def check_embedder(embedder: object) -> None:
+    """Raises `ValueError` unless the embedder is a name or an array with one line per sample."""
     if isinstance(embedder, str) and embedder:
         return
-    is_array = isinstance(embedder, np.ndarray | torch.Tensor)
-    if is_array and embedder.ndim == 2 and embedder.shape[1] > 0:
-        return
-    given = f"an array of shape {tuple(embedder.shape)}" if is_array else repr(embedder)[:60]
-    if isinstance(embedder, list | tuple):
+    if isinstance(embedder, np.ndarray | torch.Tensor):
+        if embedder.ndim == 2 and embedder.shape[1] > 0:
+            return
+        given = f"an array of shape {tuple(embedder.shape)}"
+    elif isinstance(embedder, list | tuple):
         given = f"a {type(embedder).__name__}, which `numpy.asarray` turns into one"
+    else:
+        given = repr(embedder)[:60]
     raise ValueError(
         "Unknown embedder: `embedder` must be a sentence-transformers name or folder, 'tfidf', 'model', or an array "
         f"of shape (N, d) with one line per sample, but got {given}."

@@ -1,14 +1,16 @@
-"""Every knob of the library, checked when it is constructed.
+"""Every setting of the library, described and checked in one place.
 
-Defaults are the paper's (Jiang et al., AAAI 2026, arXiv 2511.07074) where it names one: the embedder is
-BGE-large-en, the score is taken once. The default fraction is the 5 % at which the paper's selection was strongest
-on Alpaca.
+Defaults are the paper's (Jiang et al., AAAI 2026, arXiv 2511.07074) where it names one: the embedder is BGE-large-en,
+the pool is scored once. The default fraction is the 5 % at which the paper's selection was strongest on Alpaca.
 """
 
 from collections.abc import Mapping
 from copy import copy
-from dataclasses import MISSING, Field, dataclass, field, fields, replace
-from typing import Any, Literal, get_args
+from dataclasses import MISSING, Field, InitVar, dataclass, field, fields, replace
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+import torch
 
 from miwv_trainer.checks import (
     check_band,
@@ -22,6 +24,7 @@ from miwv_trainer.checks import (
     check_whole_number,
     refuse_unknown_keys,
 )
+from miwv_trainer.descriptions import FieldDescription, describe_fields, with_help
 
 DEFAULT_EMBEDDER = "BAAI/bge-large-en-v1.5"
 RescoreStrategy = Literal["no", "epoch", "steps"]
@@ -35,7 +38,15 @@ SelectionBudget = Literal["samples", "tokens"]
 Diversity = Literal["none", "facility_location", "mmr"]
 EpochOrder = Literal["shuffled", "easy_to_hard", "hard_to_easy"]
 Preset = Literal["none", "paper", "guarded"]
-# What a preset sets where the user has left the default.
+CHOICES: dict[str, tuple[str, ...]] = {
+    "rescore_strategy": get_args(RescoreStrategy),
+    "score": get_args(ScoreName),
+    "selection_budget": get_args(SelectionBudget),
+    "preset": get_args(Preset),
+    "diversity": get_args(Diversity),
+    "epoch_order": get_args(EpochOrder),
+    "layout": get_args(Layout),
+}
 PRESETS: dict[str, dict[str, Any]] = {
     "none": {},
     "paper": {"allow_identical_exemplars": True},
@@ -58,91 +69,86 @@ SELECTION_FIELDS = (
 )
 
 
+class AppliedPreset(NamedTuple):
+    """A preset that a configuration has applied, and the fields that it has set there."""
+
+    name: str
+    fields: tuple[str, ...]
+
+
+@with_help
 @dataclass
 class MIWVConfig:
     """
     What to select and how to score.
 
-    Usable with [`~transformers.HfArgumentParser`]: no name is one of `TrainingArguments` or of TRL's `SFTConfig`.
+    Usable with [`~transformers.HfArgumentParser`]: no name is one of `TrainingArguments` or of TRL's `SFTConfig`. The
+    first sentence of each description is the help of its option; README and docs/configuration.md are made from them.
 
     Args:
-        fraction (`float`, defaults to `0.05`):
-            Share of the pool that is selected, in (0, 1]. `floor(fraction * N)` samples, at least one.
-        rescore_strategy (`str`, defaults to `"no"`):
-            `"no"` scores once, before the first step. `"epoch"` scores again before every later epoch, with the model
-            as it then is; `"steps"` after every `rescore_steps` optimizer steps. A full rescore forwards the whole
-            pool's tokens about twice in trees, three times in padded rows.
-        rescore_steps (`int`, *optional*):
-            Optimizer steps from one round to the next, with `rescore_strategy="steps"`. The new selection takes effect
-            a few steps later, where no dataloader can have drawn samples yet; round.json says where.
-        rescore_budget (`float`, defaults to `1.0`):
-            Share of the pool that is scored in a later round, in (0, 1]: three fifths of it are the samples of highest
-            last score, a fifth those unscored for longest, a fifth drawn at random. The others keep their scores, with
-            their `age` in scores.parquet.
-        score (`str`, defaults to `"miwv"`):
-            What samples are ranked by, highest first: `"miwv"`, `"low_miwv"` (lowest first), `"residual_miwv"` (what
-            response length and exemplar similarity leave unexplained of it), `"zero_shot_loss"`, `"one_shot_loss"`,
-            `"random"`, or `"longest"` (most response tokens). The last two make no forward.
-        selection_budget (`str`, defaults to `"samples"`):
-            What `fraction` is a share of: the pool's `"samples"`, or its response `"tokens"`. The length of an epoch is
-            `floor(fraction * N)` samples either way; a selection of more is walked through over several epochs.
-        preset (`str`, defaults to `"none"`):
-            `"paper"` or `"guarded"`: values for the fields that were left at their defaults.
-        min_response_tokens (`int`, defaults to `0`):
-            Samples with fewer response tokens are not selected: their mean losses are noisy and crowd both ends.
-        quantile_band (`list[float]`, defaults to `[0.0, 1.0]`):
-            Lowest and highest quantile of the scores, of those that the other guards leave, that are selected from.
-            Mislabelled samples gather at the very top.
-        loss_band (`list[float]`, defaults to `[0.0, 1.0]`):
-            The same of the zero-shot losses. Responses that have nothing to do with their prompts have high ones.
-        min_similarity (`float`, defaults to `-1.0`):
-            Samples whose exemplar is less similar (cosine) are not selected: an unrelated example raises MIWV.
-        max_selected_similarity (`float`, defaults to `1.0`):
-            Of two samples whose prompts are more similar (cosine) than this, only the one of higher score is selected.
-        length_bands (`int`, defaults to `1`):
-            Number of bands of response length, of equal size, within which samples are ranked.
-        group_column (`str`, *optional*):
-            Column of the dataset that names a sample's group. Each group keeps its share of the pool in the selection.
-        diversity (`str`, defaults to `"none"`):
-            `"facility_location"` or `"mmr"` (maximal marginal relevance): which of the candidates of highest score are
-            selected, by their embeddings.
-        diversity_candidates (`float`, defaults to `4.0`):
-            How many times the selection's size these candidates are.
-        mmr_weight (`float`, defaults to `0.5`):
-            Weight of the score against similarity to what is selected already, in [0, 1].
-        epoch_order (`str`, defaults to `"shuffled"`):
-            Order within an epoch: `"shuffled"`, `"easy_to_hard"` or `"hard_to_easy"`, by MIWV (or the loss or length
-            that `score` names).
-        embedder (`str`, or array of shape `(N, d)`, defaults to `"BAAI/bge-large-en-v1.5"`):
-            What decides which samples are similar. Any sentence-transformers name or folder; `"tfidf"` (needs no
-            download); `"model"` (the mean of the prompt's last hidden states in the model being trained); or an array
-            with one line per sample, in pool order.
-        sampler_seed (`int`, *optional*):
-            Seed of the order within an epoch. By default the Trainer's `data_seed`, else its `seed`.
-        scoring_max_length (`int`, *optional*):
-            Longest sequence, in tokens, that is forwarded. By default the model's `max_position_embeddings`.
-        tokens_per_batch (`int`, *optional*):
-            Upper bound on the tokens of one scoring forward, padding included. One longer row goes alone. By default
-            4,096 on a CPU and 32,768 elsewhere, or as much as half of the free memory holds; less for a small pool, so
-            that several ranks carry equal work.
-        tokens_per_row (`int`, *optional*):
-            Upper bound on the tokens of one row of trees. One longer sample behind its exemplar goes alone. Longer rows
-            repeat fewer trunks; where rows have masks, they waste more attention on pairs that are masked. By default
-            4,096, with masks 1,024 on a CPU and 2,048 elsewhere.
-        logits_chunk (`int`, defaults to `256`):
-            Number of positions whose logits exist at once.
-        layout (`str`, defaults to `"auto"`):
-            How samples share a forward: `"padded"` (one sequence a row, sorted by length), or `"tree"` (samples with
-            the same exemplar behind one copy of it; two thirds of the tokens, for models with full attention).
-            `"auto"` takes trees where the model can, after scoring a few samples both ways.
-        refine_near_threshold (`bool`, defaults to `True`):
-            Whether the samples near the selection's threshold are scored again in float32 arithmetic, where the model
-            computes in lower precision. round.json says how many they were and what they cost.
-        allow_identical_exemplars (`bool`, defaults to `False`):
-            Whether a copy of a sample may be its exemplar, as in the letter of the paper. Off, because the copy's
-            one-shot loss collapses and neither of the two is ever selected.
-        scores_dir (`str`, *optional*):
-            Folder that receives `miwv/`. By default the Trainer's `output_dir`.
+        fraction: Share of the pool that is selected, above 0 and at most 1. Of N samples, `floor(fraction * N)` are
+            selected, at least one.
+        rescore_strategy: When the pool is scored again, with the model as it then is. `"no"` scores once, before the
+            first step; `"epoch"` again before every later epoch; `"steps"` again after every `rescore_steps` optimizer
+            steps. A full rescore forwards about twice the tokens of the pool in trees, three times in padded rows.
+        rescore_steps: Optimizer steps from one round to the next, with `rescore_strategy="steps"`. The new selection
+            takes effect a few steps later, at the first sample that no dataloader can have drawn yet; round.json
+            records where.
+        rescore_budget: Share of the pool that a later round scores, above 0 and at most 1. Three fifths of it are the
+            samples of highest last score, one fifth those unscored for longest, one fifth drawn at random. The other
+            samples keep their scores, with their `age` in scores.parquet.
+        score: What samples are ranked by, highest first. `"low_miwv"` takes the lowest MIWV first; `"residual_miwv"`
+            is the part of MIWV that response length and exemplar similarity do not explain; `"longest"` takes the
+            responses of most tokens first. `"random"` and `"longest"` need no forward.
+        selection_budget: What `fraction` is a share of: the samples of the pool, or its response tokens. An epoch has
+            `floor(fraction * N)` samples in both cases; a larger selection is trained over several epochs.
+        preset: Sets several fields that are not given. `"paper"` sets `allow_identical_exemplars=True`. `"guarded"`
+            sets `selection_budget="tokens"`, `loss_band=[0.0, 0.7]` and `max_selected_similarity=0.95`. It is applied
+            once, at construction; from an argument parser, fields at their defaults count as not given.
+        min_response_tokens: Samples with fewer response tokens are not selected. Means over few tokens are noisy, so
+            short responses gather at both ends of the ranking.
+        quantile_band: Lowest and highest quantile of the scores that are selected from. The quantiles are taken over
+            the samples that the other guards leave. Mislabelled samples gather at the very top.
+        loss_band: Lowest and highest quantile of the zero-shot losses that are selected from. Responses that have
+            nothing to do with their prompts have high losses.
+        min_similarity: Samples whose exemplar is less similar (cosine) are not selected. An unrelated exemplar raises
+            MIWV.
+        max_selected_similarity: Of two samples whose prompts are more similar (cosine) than this, only the one of
+            higher score is selected.
+        length_bands: Number of bands of response length within which samples are ranked. The bands hold equal numbers
+            of samples.
+        group_column: Column of the dataset that names a sample's group; each group keeps its share of the pool in the
+            selection.
+        diversity: How samples are chosen among those of highest score, by their embeddings. `"mmr"` is maximal
+            marginal relevance.
+        diversity_candidates: How many samples `diversity` chooses among, as a multiple of the selection's size.
+        mmr_weight: Weight of the score against similarity to the samples selected already, from 0 to 1, with
+            `diversity="mmr"`.
+        epoch_order: Order of the samples within an epoch: shuffled, or by how hard they are. A sample of higher MIWV
+            is harder; where `score` ranks by a loss or by length, one of higher loss or greater length.
+        embedder: What decides which samples are similar: a sentence-transformers name or folder (extra `embed`),
+            `"tfidf"`, `"model"`, or an array. `"tfidf"` needs no download; `"model"` takes the mean of the prompt's
+            last hidden states in the model that is trained; an array has shape (N, d), one line per sample in pool
+            order.
+        sampler_seed: Seed of the order within an epoch and of random draws; by default the Trainer's `data_seed`, else
+            its `seed`.
+        scoring_max_length: Longest sequence that is forwarded, in tokens; by default the model's
+            `max_position_embeddings`.
+        tokens_per_batch: Most tokens of one scoring forward, padding included; by default what the free memory holds.
+            A longer row is forwarded alone. The default is 4,096 on a CPU and 32,768 elsewhere, halved until it needs
+            at most half of the free memory, and less for a small pool, so that several ranks get equal work.
+        tokens_per_row: Most tokens of one row of trees; by default what pays on the device. A longer sample is
+            forwarded alone behind its exemplar. Longer rows repeat fewer trunks; where rows have masks, they spend
+            more attention on masked pairs. The default is 4,096, with masks 1,024 on a CPU and 2,048 elsewhere.
+        logits_chunk: Number of positions whose logits are in memory at the same time.
+        layout: How samples share a forward. `"padded"` has one sequence a row, sorted by length; `"tree"` puts the
+            samples with the same exemplar behind one copy of it, which takes two thirds of the tokens and needs full
+            attention; `"auto"` takes trees where the model can, after scoring a few samples both ways.
+        refine_near_threshold: Whether the samples near the selection's threshold are scored again in float32, where
+            the model computes in lower precision. round.json says how many they were and what they cost.
+        allow_identical_exemplars: Whether a copy of a sample may be its exemplar, as in the paper. Behind its own copy
+            the loss of a sample collapses, so that neither of the two is ever selected.
+        scores_dir: Folder that receives `miwv/`; by default the Trainer's `output_dir`.
 
     Raises:
         TypeError: an unknown key.
@@ -150,100 +156,48 @@ class MIWVConfig:
             a value out of range, or two that exclude each other; the message says what was given and what is allowed.
     """
 
-    fraction: float = field(
-        default=0.05, metadata={"help": "Share of the pool that is selected, above 0 and at most 1."}
-    )
-    rescore_strategy: RescoreStrategy = field(
-        default="no",
-        metadata={
-            "help": "'no' scores once, 'epoch' again before every later epoch, 'steps' after every rescore_steps steps."
-        },
-    )
-    rescore_steps: int | None = field(
-        default=None, metadata={"help": "Optimizer steps between rounds, with rescore_strategy 'steps'."}
-    )
-    rescore_budget: float = field(default=1.0, metadata={"help": "Share of the pool that is scored in a later round."})
-    score: ScoreName = field(default="miwv", metadata={"help": "What samples are ranked by, highest first."})
-    selection_budget: SelectionBudget = field(
-        default="samples", metadata={"help": "What fraction is a share of: the pool's samples or its response tokens."}
-    )
-    preset: Preset = field(
-        default="none", metadata={"help": "'paper' or 'guarded': values for what is left at its default."}
-    )
-    min_response_tokens: int = field(
-        default=0, metadata={"help": "Samples with fewer response tokens are not selected."}
-    )
-    quantile_band: list[float] = field(
-        default_factory=lambda: [0.0, 1.0],
-        metadata={"help": "Lowest and highest quantile of the scores that are selected from.", "nargs": 2},
-    )
-    loss_band: list[float] = field(
-        default_factory=lambda: [0.0, 1.0],
-        metadata={"help": "Lowest and highest quantile of the zero-shot losses that are selected from.", "nargs": 2},
-    )
-    min_similarity: float = field(
-        default=-1.0, metadata={"help": "Samples whose exemplar is less similar (cosine) are not selected."}
-    )
-    max_selected_similarity: float = field(
-        default=1.0,
-        metadata={
-            "help": "Of samples whose prompts are more similar (cosine), only that of highest score is selected."
-        },
-    )
-    length_bands: int = field(
-        default=1, metadata={"help": "Number of bands of response length within which samples are ranked."}
-    )
-    group_column: str | None = field(
-        default=None, metadata={"help": "Column that names a sample's group; groups keep their shares of the pool."}
-    )
-    diversity: Diversity = field(
-        default="none", metadata={"help": "How candidates of highest score are chosen from, by their embeddings."}
-    )
-    diversity_candidates: float = field(
-        default=4.0, metadata={"help": "How many times the selection's size the candidates of diversity are."}
-    )
-    mmr_weight: float = field(
-        default=0.5, metadata={"help": "Weight of the score, against similarity, with diversity 'mmr'."}
-    )
-    epoch_order: EpochOrder = field(
-        default="shuffled", metadata={"help": "Order within an epoch, by how hard samples are."}
-    )
-    # An array is welcome too, but HfArgumentParser wants one plain type.
-    embedder: str = field(
-        default=DEFAULT_EMBEDDER,
-        metadata={"help": "A sentence-transformers name or folder, 'tfidf', or 'model'."},
-    )
-    sampler_seed: int | None = field(
-        default=None, metadata={"help": "Seed of the order within an epoch; by default the Trainer's."}
-    )
-    scoring_max_length: int | None = field(
-        default=None, metadata={"help": "Longest sequence in tokens; by default the model's context."}
-    )
-    tokens_per_batch: int | None = field(
-        default=None, metadata={"help": "Tokens of one scoring forward; by default what the free memory holds."}
-    )
-    tokens_per_row: int | None = field(
-        default=None, metadata={"help": "Tokens of one row of trees; by default what pays on the device."}
-    )
-    logits_chunk: int = field(default=256, metadata={"help": "Positions whose logits exist at once."})
-    layout: Layout = field(default="auto", metadata={"help": "How samples share a forward."})
-    refine_near_threshold: bool = field(
-        default=True,
-        metadata={"help": "Whether samples near the threshold are scored again in float32, under lower precision."},
-    )
-    allow_identical_exemplars: bool = field(
-        default=False, metadata={"help": "Whether a copy of a sample may be its exemplar."}
-    )
-    scores_dir: str | None = field(
-        default=None, metadata={"help": "Folder that receives miwv/; by default the Trainer's output_dir."}
-    )
+    fraction: float = 0.05
+    rescore_strategy: RescoreStrategy = "no"
+    rescore_steps: int | None = None
+    rescore_budget: float = 1.0
+    score: ScoreName = "miwv"
+    selection_budget: SelectionBudget = "samples"
+    preset: Preset = "none"
+    min_response_tokens: int = 0
+    quantile_band: list[float] = field(default_factory=lambda: [0.0, 1.0], metadata={"nargs": 2})
+    loss_band: list[float] = field(default_factory=lambda: [0.0, 1.0], metadata={"nargs": 2})
+    min_similarity: float = -1.0
+    max_selected_similarity: float = 1.0
+    length_bands: int = 1
+    group_column: str | None = None
+    diversity: Diversity = "none"
+    diversity_candidates: float = 4.0
+    mmr_weight: float = 0.5
+    epoch_order: EpochOrder = "shuffled"
+    embedder: str = DEFAULT_EMBEDDER  # an array is welcome too, but HfArgumentParser wants one plain type
+    sampler_seed: int | None = None
+    scoring_max_length: int | None = None
+    tokens_per_batch: int | None = None
+    tokens_per_row: int | None = None
+    logits_chunk: int = 256
+    layout: Layout = "auto"
+    refine_near_threshold: bool = True
+    allow_identical_exemplars: bool = False
+    scores_dir: str | None = None
+    # `dataclasses.replace` calls the class with every value of the old object, as HfArgumentParser does with every
+    # default. Only what `replace` hands on here tells the two apart, so that a preset is not applied a second time.
+    applied_preset: InitVar[AppliedPreset | None] = None
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> "MIWVConfig":
+    def __new__(cls, *args: object, **kwargs: object) -> "MIWVConfig":
         # The generated __init__ would name an unknown key but not the known ones.
-        refuse_unknown_keys(cls, kwargs)
-        return super().__new__(cls)
+        names = [f.name for f in fields(cls)]
+        refuse_unknown_keys([name for name in kwargs if name != "applied_preset"], names)
+        config = super().__new__(cls)
+        # What is given keeps its value under a preset, also where that is the default; __init__ cannot tell the two.
+        vars(config)["given"] = {*names[: len(args)], *kwargs}
+        return config
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, applied_preset: AppliedPreset | None) -> None:
         for name, allowed in CHOICES.items():
             check_choice(name, getattr(self, name), allowed)
         check_share("fraction", self.fraction, "0.05 keeps 5 % of the pool")
@@ -265,7 +219,7 @@ class MIWVConfig:
         for f in fields(self):
             if f.type is float:  # NumPy's numbers are no JSON
                 setattr(self, f.name, float(getattr(self, f.name)))
-        self._apply_preset()
+        self._apply_preset(applied_preset, vars(self).pop("given"))
         self._check_together()
 
     def _check_guards(self) -> None:
@@ -278,10 +232,19 @@ class MIWVConfig:
         check_number("diversity_candidates", self.diversity_candidates, 1)
         check_number("mmr_weight", self.mmr_weight, 0, 1)
 
-    def _apply_preset(self) -> None:
-        for f in fields(self):
-            if f.name in PRESETS[self.preset] and getattr(self, f.name) == _default(f):
-                setattr(self, f.name, copy(PRESETS[self.preset][f.name]))
+    def _apply_preset(self, applied: AppliedPreset | None, given: set[str]) -> None:
+        """Sets what the preset says, unless this very preset was applied to these values before."""
+        if applied is None or applied.name != self.preset:
+            defaults = {f.name: _default_of(f) for f in fields(self)}
+            # A call that gives every field tells nothing: HfArgumentParser does, whatever was typed. So a field at its
+            # default counts as not given there.
+            kept = given if not given >= defaults.keys() else set()
+            values = PRESETS[self.preset]
+            names = [name for name in values if name not in kept and getattr(self, name) == defaults[name]]
+            for name in names:
+                setattr(self, name, copy(values[name]))
+            applied = AppliedPreset(self.preset, tuple(names))
+        vars(self)["applied_preset"] = applied
 
     def _check_together(self) -> None:
         if self.epoch_order != "shuffled" and self.score in get_args(UnorderedScore):
@@ -290,6 +253,12 @@ class MIWVConfig:
                 'does not tell. Use "shuffled", or another score.'
             )
         if self.loss_band != [0.0, 1.0] and self.score in get_args(ForwardFreeScore):
+            if self.is_by_preset("loss_band"):
+                raise ValueError(
+                    f"The `preset` {self.preset!r} sets `loss_band` to {self.loss_band}, but `score={self.score!r}` "
+                    "makes no forward, so that there are no losses. Use another score, or leave the preset out and "
+                    "give those of its values that you want."
+                )
             raise ValueError(
                 f"`loss_band` is {self.loss_band}, but `score={self.score!r}` makes no forward, so that there are no "
                 "losses. Leave it out, or use another score."
@@ -300,9 +269,14 @@ class MIWVConfig:
                 '`rescore_strategy="no"`. Leave it out, or set the strategy to "epoch" or "steps".'
             )
 
+    def is_by_preset(self, name: str) -> bool:
+        """Whether the preset has set a field, and its value is still there."""
+        applied: AppliedPreset = vars(self)["applied_preset"]
+        return name in applied.fields and getattr(self, name) == PRESETS[applied.name][name]
+
     def without_bands(self) -> "MIWVConfig":
-        """Without the guards that depend on losses."""
-        return replace(self, preset="none", loss_band=[0.0, 1.0], quantile_band=[0.0, 1.0])
+        """The same without the guards that depend on losses."""
+        return replace(self, loss_band=[0.0, 1.0], quantile_band=[0.0, 1.0])
 
     @property
     def needs_embeddings(self) -> bool:
@@ -310,9 +284,25 @@ class MIWVConfig:
         return self.diversity != "none" or self.max_selected_similarity < 1
 
     @classmethod
+    def describe(cls) -> list[FieldDescription]:
+        """The name and description of each field."""
+        return describe_fields(cls)
+
+    @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "MIWVConfig":
-        """A configuration from a mapping of names to values. Raises `TypeError` on an unknown name."""
-        return cls(**values)
+        """
+        A configuration from a mapping of names to values. A preset sets only what the mapping does not name, so that
+        `from_dict(config.to_dict())` is equal to `config`.
+
+        Raises:
+            TypeError: an unknown name.
+        """
+        names = [f.name for f in fields(cls)]
+        refuse_unknown_keys(values, names)
+        # A mapping of every name leaves nothing to a preset. Unlike for HfArgumentParser, it need not be guessed which
+        # values were given.
+        applied = AppliedPreset(values["preset"], ()) if len(values) == len(names) else None
+        return cls(**values, applied_preset=applied)
 
     def to_dict(self) -> dict[str, Any]:
         """The values as JSON can hold them; an embedding array is described by its shape."""
@@ -320,21 +310,10 @@ class MIWVConfig:
         return {**shown, "embedder": describe_embedder(self.embedder)}
 
 
-CHOICES: dict[str, tuple[str, ...]] = {
-    "rescore_strategy": get_args(RescoreStrategy),
-    "score": get_args(ScoreName),
-    "selection_budget": get_args(SelectionBudget),
-    "preset": get_args(Preset),
-    "diversity": get_args(Diversity),
-    "epoch_order": get_args(EpochOrder),
-    "layout": get_args(Layout),
-}
+def _default_of(setting: Field[Any]) -> Any:
+    return setting.default if setting.default_factory is MISSING else setting.default_factory()
 
 
-def _default(of: Field[Any]) -> Any:
-    return of.default if of.default_factory is MISSING else of.default_factory()
-
-
-def describe_embedder(embedder: Any) -> str:
+def describe_embedder(embedder: str | np.ndarray | torch.Tensor) -> str:
     """The embedder's name, or `"array of shape (N, d)"`."""
     return embedder if isinstance(embedder, str) else f"array of shape {tuple(embedder.shape)}"

@@ -1,4 +1,4 @@
-"""The fields of scores, guards, budgets and presets: what is refused, what presets set, what round.json can hold."""
+"""The fields of scores, guards and budgets: what is refused, and what round.json can hold."""
 
 import dataclasses
 import json
@@ -6,13 +6,10 @@ import re
 
 import numpy as np
 import pytest
-from transformers import HfArgumentParser
 
 from miwv_trainer import MIWVConfig
-from miwv_trainer.config import PRESETS, SELECTION_FIELDS
 
 NAN, INF = float("nan"), float("inf")
-GUARDED = {"selection_budget": "tokens", "loss_band": [0.0, 0.7], "max_selected_similarity": 0.95}
 
 
 def refuses(words: str, **values):
@@ -122,52 +119,13 @@ def test_the_ends_of_every_range_are_accepted():
     assert MIWVConfig(max_selected_similarity=1, length_bands=1, min_response_tokens=0) == MIWVConfig()
 
 
-def changed(config: MIWVConfig) -> dict:
-    default = MIWVConfig().to_dict()
-    return {name: value for name, value in config.to_dict().items() if value != default[name]}
-
-
-def test_a_preset_sets_what_it_says_and_nothing_else():
-    assert changed(MIWVConfig(preset="none")) == {}
-    assert changed(MIWVConfig(preset="paper")) == {"preset": "paper", "allow_identical_exemplars": True}
-    assert changed(MIWVConfig(preset="guarded")) == {"preset": "guarded", **GUARDED}
-
-
-@pytest.mark.parametrize(
-    "name, value",
-    [("loss_band", [0.0, 0.9]), ("max_selected_similarity", 0.5), ("min_response_tokens", 7), ("length_bands", 2)],
-)
-def test_a_preset_leaves_what_the_user_has_set(name, value):
-    assert changed(MIWVConfig(preset="guarded", **{name: value})) == {"preset": "guarded", **GUARDED, name: value}
-
-
-def test_a_preset_survives_replacement_json_and_the_argument_parser():
-    config = MIWVConfig(preset="guarded", length_bands=2)
-    replaced = dataclasses.replace(config, fraction=0.2)
-    assert changed(replaced) == {"preset": "guarded", **GUARDED, "length_bands": 2, "fraction": 0.2}
-    assert MIWVConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-    (parsed,) = HfArgumentParser(MIWVConfig).parse_args_into_dataclasses(["--preset", "guarded", "--length_bands", "2"])
-    assert parsed == config
-    # Its values stay where the preset itself is replaced: what rounds rank by is not what they diversify.
-    assert changed(dataclasses.replace(config, preset="none")) == {**GUARDED, "length_bands": 2}
-
-
 def test_what_is_done_to_one_configuration_is_not_done_to_the_next():
-    for preset, band in (("guarded", [0.0, 0.7]), ("none", [0.0, 1.0])):
-        MIWVConfig(preset=preset).loss_band[1] = 0.5
-        assert MIWVConfig(preset=preset).loss_band == band
+    MIWVConfig().loss_band[1] = 0.5
+    assert MIWVConfig().loss_band == [0.0, 1.0]
     mine = [0.1, 0.9]
     config = MIWVConfig(quantile_band=mine)
     mine[0] = 0.5
     assert config.quantile_band == [0.1, 0.9]
-
-
-def test_presets_name_fields_and_change_their_defaults():
-    fields = {field.name for field in dataclasses.fields(MIWVConfig)}
-    assert set(SELECTION_FIELDS) <= fields
-    for values in PRESETS.values():
-        assert set(values) <= fields
-        assert all(getattr(MIWVConfig(), name) != value for name, value in values.items())
 
 
 def test_every_value_that_is_accepted_is_json():

@@ -36,14 +36,27 @@ class Explanations:
 
 
 def config_of(current: StoredRound, **changes: Any) -> MIWVConfig:
-    """What the round was selected by, but for the changes. A `preset` among them replaces the round's own."""
+    """
+    What the round was selected by, but for the changes. A `preset` among them replaces the round's own.
+
+    Raises:
+        ValueError: a change is impossible, by itself or beside what the round was selected by.
+    """
+    MIWVConfig(**changes)  # what is wrong with the changes alone is not to be blamed on the round
     stored = current.summary.get("config", {})
     kept = {name: stored[name] for name in SELECTION_FIELDS if name in stored}
     if "preset" in changes:
-        earlier = PRESETS[stored.get("preset", "none")]
-        kept = {name: value for name, value in kept.items() if earlier.get(name) != value}
+        # A stored value does not tell whether it was given. One at its default, or of the earlier preset, was not.
+        defaults, earlier = MIWVConfig().to_dict(), PRESETS[stored.get("preset", "none")]
+        kept = {name: value for name, value in kept.items() if value not in (defaults[name], earlier.get(name))}
     others = {"fraction": current.summary["fraction"], "sampler_seed": stored.get("sampler_seed")}
-    return MIWVConfig(**{**kept, **others, **changes})
+    try:
+        return MIWVConfig(**{**kept, **others, **changes})
+    except ValueError as error:
+        raise ValueError(
+            f"{error} Round {current.number} was selected so, and what is not given stays as it was: give a field's "
+            "default to undo it."
+        ) from error
 
 
 def explain_selection(current: StoredRound) -> Explanations:

@@ -98,7 +98,7 @@ class RoundInputs:
 
     def by_score(self) -> "RoundInputs":
         """Without what looks at embeddings."""
-        plain = replace(self.config, preset="none", diversity="none", max_selected_similarity=1.0)
+        plain = replace(self.config, diversity="none", max_selected_similarity=1.0)
         return replace(self, config=plain)
 
     def scores(self, measured: Measured) -> np.ndarray:

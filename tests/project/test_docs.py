@@ -1,5 +1,6 @@
 """The documentation: its code runs, its page of settings is the docstring, and it builds as a site."""
 
+import ast
 import importlib.util
 import re
 import shlex
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import datasets
 import pytest
@@ -19,6 +20,7 @@ from transformers import DataCollatorForSeq2Seq, TrainingArguments
 
 from miwv_trainer import MIWVConfig, tokenize
 from miwv_trainer.cli import main as cli
+from miwv_trainer.config import PRESETS
 from tests.helpers.launch import ROOT
 from tests.helpers.tiny import instruction_rows, save_tiny, tiny_model, tiny_tokenizer
 
@@ -107,16 +109,33 @@ def with_tfidf(words: list[str]) -> list[str]:
     return words if words[0] != "score" or "--embedder" in words else [*words, "--embedder", "tfidf"]
 
 
-def test_the_page_of_settings_is_the_docstring() -> None:
-    made = load(DOCS / "make_configuration.py")
-    assert (DOCS / "configuration.md").read_text() == made.page(), "run `python docs/make_configuration.py`"
-    found = {name: (kind, description) for name, kind, description in made.entries()}
-    assert list(found) == [field.name for field in fields(MIWVConfig)]
-    default = MIWVConfig()
-    for name, (kind, _) in found.items():
+def test_the_settings_on_the_page_and_in_the_readme_are_those_of_the_docstring() -> None:
+    made, hint = load(DOCS / "make_configuration.py"), "run `python docs/make_configuration.py`"
+    assert (DOCS / "configuration.md").read_text() == made.make_page(), hint
+    assert (ROOT / "README.md").read_text() == made.make_readme(), hint
+
+
+def test_the_page_of_settings_has_a_section_for_each_field_with_its_default_and_choices() -> None:
+    """Read from the page as people read it, beside the class itself."""
+    page = (DOCS / "configuration.md").read_text()
+    sections = re.findall(r"^## `(\w+)`\n\n(.+)\n\n((?:.+\n)+)", page, re.MULTILINE)
+    assert [name for name, _, _ in sections] == [field.name for field in fields(MIWVConfig)]
+    default, hints = MIWVConfig(), get_type_hints(MIWVConfig)
+    for name, kind, text in sections:
         value = getattr(default, name)
         told = re.findall(r"defaults to `(.*)`", kind)
-        assert told == [] if value is None else told and eval(told[0]) == value, (name, kind)
+        assert told == [] if value is None else ast.literal_eval(told[0]) == value, (name, kind)
+        if get_origin(hints[name]) is Literal:
+            assert tuple(re.findall(r'`"(\w+)"`', kind.partition(";")[0])) == get_args(hints[name])
+        assert text[0].isupper() and text.endswith(".\n"), name
+
+
+def test_the_description_of_presets_gives_all_that_they_set() -> None:
+    (told,) = [text for name, text in MIWVConfig.describe() if name == "preset"]
+    for preset, values in PRESETS.items():
+        sentence = told.partition(f'`"{preset}"` sets ')[2].partition(". ")[0]
+        found = {name: ast.literal_eval(value) for name, value in re.findall(r"`(\w+)=([^`]+)`", sentence)}
+        assert found == values, preset
 
 
 def test_every_page_is_in_the_navigation() -> None:

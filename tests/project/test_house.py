@@ -16,7 +16,7 @@ WINGS = (
     *("scoring", "rounds", "training", "report", "export", "cli", "metrics", "package"),
 )
 PURE = ("config", "embeddings", "selection", "metrics")
-FIRST, LAST = ("version", "compat", "checks", "config"), ("__init__", "__main__")
+FIRST, LAST = ("version", "compat", "checks", "descriptions", "config"), ("__init__", "__main__")
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
