@@ -7,7 +7,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from miwv_trainer.config import CHOICES, DEFAULT_EMBEDDER, SELECTION_FIELDS, Layout, MIWVConfig
 from miwv_trainer.data.models import DTYPES
-from miwv_trainer.export.writers import FORMATS
+from miwv_trainer.export.destination import FORMATS
 
 DEFAULT_OUTPUT = "miwv-output"
 

@@ -12,16 +12,9 @@ from miwv_trainer.cli.shared import read_rounds, read_scored_rows, typed_options
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.pool import group_numbers
 from miwv_trainer.export.dataset_card import Origin
-from miwv_trainer.export.writers import (
-    ENDINGS,
-    check_destination,
-    check_hub,
-    push_folder,
-    with_scores,
-    write_folder,
-    write_jsonl,
-    write_parquet,
-)
+from miwv_trainer.export.destination import ENDINGS, Format, check_destination, check_hub_name
+from miwv_trainer.export.hub import push_folder
+from miwv_trainer.export.writers import add_scores, write_folder, write_jsonl, write_parquet
 from miwv_trainer.report.explanations import config_of
 from miwv_trainer.rounds.messages import no_candidate, threshold_words
 from miwv_trainer.rounds.round import measured_of
@@ -42,7 +35,7 @@ def select(arguments: argparse.Namespace) -> None:
     if rows is None:
         print("\n".join(map(str, choice.selection.tolist())))
         return
-    rows = with_scores(rows, latest) if arguments.with_scores else rows
+    rows = add_scores(rows, latest) if arguments.with_scores else rows
     if kind == "dataset":
         origin = Origin(latest, config, choice, arguments.dataset, arguments.typed)
         write_folder(target, rows, origin, arguments.push_to_hub)
@@ -55,10 +48,10 @@ def select(arguments: argparse.Namespace) -> None:
         print(f"on the hub: {push_folder(target, arguments.push_to_hub, arguments.private)}")
 
 
-def _destination(arguments: argparse.Namespace) -> tuple[str, Path]:
+def _destination(arguments: argparse.Namespace) -> tuple[Format, Path]:
     """The format and where it goes, refused before anything is read or written."""
     pushed = arguments.push_to_hub
-    kind = arguments.format or ("jsonl" if pushed is None else "dataset")
+    kind: Format = arguments.format or ("jsonl" if pushed is None else "dataset")
     if arguments.dataset is None:
         for option in ("format", "to", "with_scores", "push_to_hub"):
             if getattr(arguments, option):
@@ -71,7 +64,7 @@ def _destination(arguments: argparse.Namespace) -> tuple[str, Path]:
     if arguments.dataset is not None:
         check_destination(kind, target, arguments.dataset)
     if pushed is not None:
-        check_hub(pushed)
+        check_hub_name(pushed)
     return kind, target
 
 

@@ -1,11 +1,10 @@
-"""The dataset card of a selection: what was scored and selected, with what, and how to load it."""
+"""The dataset card of a selection: what was scored, what was selected and by what, and how to load it."""
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import DatasetCardData
 
@@ -16,6 +15,8 @@ from miwv_trainer.selection.scores import score_of
 from miwv_trainer.storage.store import StoredRound
 from miwv_trainer.version import __version__
 
+CARD_FILE = "README.md"
+# By it, `check_destination` knows a folder that may be replaced.
 TAG = "miwv_trainer"
 PAPER = "https://arxiv.org/abs/2511.07074"
 # The hub's names for sizes: fewer samples than the number.
@@ -28,6 +29,33 @@ SIZES = {
     100_000_000: "10M<n<100M",
 }
 NOT_RECORDED = "not recorded"
+CARD = """---
+{data}
+---
+
+# {title}
+
+Samples of {dataset}, unchanged and in their order, selected by `miwv_trainer`. The licence of {dataset} applies.
+
+| | |
+|---|---|
+{rows}
+
+```python
+from datasets import load_dataset
+
+dataset = load_dataset("{loaded_as}", split="train")
+```
+
+Written by
+
+```bash
+{command}
+```
+
+The Model Instruction Weakness Value (MIWV) of a sample is the loss of its response when the most similar sample of the
+pool comes before it as a solved example, minus its loss without ([Jiang et al., AAAI 2026]({paper})).
+"""
 
 
 @dataclass(frozen=True)
@@ -50,89 +78,63 @@ class Origin:
     typed: Sequence[str]
 
 
-def dataset_card(origin: Origin, loaded_as: str) -> str:
+def build_card(origin: Origin, loaded_as: str) -> str:
     """
     The README.md of a folder that `datasets.load_dataset` reads, with its YAML header.
 
-    Names of models and datasets stay; of absolute paths only the last part does, because a card is published. The
-    header lists no `configs`: of a folder that does, `load_dataset` gives what it cached under the folder's name,
-    whatever the files now hold.
+    The header lists no `configs`: for a folder that does, `load_dataset` returns what it cached under the folder's
+    name, also after the files have changed.
 
     Args:
         origin: Where the selection comes from.
-        loaded_as: What `load_dataset` is to be given: a name on the hub, or a folder.
+        loaded_as: What readers are to give to `load_dataset`: a name on the hub, or a folder.
     """
-    data = DatasetCardData(
-        pretty_name=_title(origin),
-        size_categories=size_category(len(origin.choice.selection)),
+    title = _build_title(origin)
+    header = DatasetCardData(
+        pretty_name=title,
+        size_categories=name_size(len(origin.choice.selection)),
         task_categories=["text-generation"],
         tags=[TAG, "miwv", "data-selection", "instruction-tuning"],
     )
-    rows = "\n".join(f"| {name} | {_cell(value)} |" for name, value in _described(origin).items())
+    rows = "\n".join(f"| {name} | {_escape_cell(value)} |" for name, value in _describe_origin(origin).items())
     return CARD.format(
-        data=data.to_yaml().strip(),
-        title=_title(origin),
-        dataset=_published(origin.dataset),
+        data=header.to_yaml().strip(),
+        title=title,
+        dataset=_hide_folders(origin.dataset),
         rows=rows,
         loaded_as=loaded_as,
-        command="miwv " + shlex.join(map(_published, origin.typed)),
+        command="miwv " + shlex.join(map(_hide_folders, origin.typed)),
         paper=PAPER,
     )
 
 
-def size_category(count: int) -> str:
+def name_size(count: int) -> str:
+    """The hub's `size_categories` for a number of samples."""
     return next((name for bound, name in SIZES.items() if count < bound), "100M<n<1B")
 
 
-CARD = """---
-{data}
----
-
-# {title}
-
-Samples of {dataset} as they came, in its order, chosen by `miwv_trainer`. The licence of {dataset} applies.
-
-| | |
-|---|---|
-{rows}
-
-```python
-from datasets import load_dataset
-
-dataset = load_dataset("{loaded_as}", split="train")
-```
-
-Written by
-
-```bash
-{command}
-```
-
-The Model Instruction Weakness Value (MIWV) of a sample is its loss with the most similar sample of the pool before it
-as a solved example, minus its loss without ([Jiang et al., AAAI 2026]({paper})).
-"""
+def _build_title(origin: Origin) -> str:
+    name = Path(_hide_folders(origin.dataset)).name
+    return f"{len(origin.choice.selection)} samples of {name} by {score_of(origin.config).ranking_label}"
 
 
-def _title(origin: Origin) -> str:
-    score = score_of(origin.config).ranking_label
-    return f"{len(origin.choice.selection)} samples of {Path(_published(origin.dataset)).name} by {score}"
-
-
-def _described(origin: Origin) -> dict[str, str]:
+def _describe_origin(origin: Origin) -> dict[str, str]:
+    """The card's table, from the name of a row to its text."""
     summary, config, choice = origin.scored.summary, origin.config, origin.choice
     fingerprint = summary["fingerprint"]
-    share = "its samples" if config.selection_budget == "samples" else "its response tokens"
+    whole = "its samples" if config.selection_budget == "samples" else "its response tokens"
     return {
-        "pool": f"{_published(origin.dataset)}: {summary['samples']} samples, {summary['unscorable']} without a score",
+        "pool": f"{_hide_folders(origin.dataset)}: {summary['samples']} samples, "
+        f"{summary['unscorable']} without a score",
         "fingerprint of its tokens": f"`{fingerprint['pool']}`",
-        "model": _model(summary),
-        "chat template": _chat_template(summary),
-        "embedder": f"{_published(fingerprint['embedder'])}",
+        "model": _describe_model(origin.scored),
+        "chat template": _describe_chat_template(origin.scored),
+        "embedder": _hide_folders(fingerprint["embedder"]),
         "context": f"{fingerprint['context']} tokens",
         "scores": f"round {origin.scored.number}, after {summary['global_step']} steps of training",
         "selected": f"{len(choice.selection)}, {threshold_words(choice, config)}",
-        "fraction": f"{config.fraction} of {share}",
-        "guards": _guards(config),
+        "fraction": f"{config.fraction} of {whole}",
+        "guards": _list_guards(config),
         "left out": ", ".join(f"{count} by {guard}" for guard, count in choice.left_out.items()) or "none",
         "seed": str(config.sampler_seed or 0),
         "miwv_trainer": f"{__version__}; scored with {summary.get('library', NOT_RECORDED)}",
@@ -140,35 +142,40 @@ def _described(origin: Origin) -> dict[str, str]:
     }
 
 
-def _model(summary: Mapping[str, Any]) -> str:
-    name = _published(summary.get("model") or NOT_RECORDED)
-    forwarded = summary["fingerprint"].get("model")
+def _describe_model(scored: StoredRound) -> str:
+    name = _hide_folders(scored.summary.get("model") or NOT_RECORDED)
+    forwarded = scored.summary["fingerprint"].get("model")
     if forwarded is None:
         return f"{name}; nothing was forwarded"
     return f"{name}, {forwarded['dtype']}, configuration `{forwarded['config']}`"
 
 
-def _chat_template(summary: Mapping[str, Any]) -> str:
-    if "chat_template" not in summary:
+def _describe_chat_template(scored: StoredRound) -> str:
+    # A Trainer's pool arrives as token ids; the template that made them is not known.
+    if "chat_template" not in scored.summary:
         return f"{NOT_RECORDED}: the pool was tokenised before"
-    found = summary["chat_template"]
-    return f"`{found}`" if found is not None else "none: the Alpaca prompt"
+    fingerprint = scored.summary["chat_template"]
+    return f"`{fingerprint}`" if fingerprint is not None else "none: the Alpaca prompt"
 
 
-def _guards(config: MIWVConfig) -> str:
-    """Those of the fields that decide the selection that are not at their defaults."""
-    default, told_elsewhere = MIWVConfig(), ("score", "selection_budget")
-    values = {name: getattr(config, name) for name in SELECTION_FIELDS if name not in told_elsewhere}
-    changed = [f"{name} = {value}" for name, value in values.items() if value != getattr(default, name)]
+def _list_guards(config: MIWVConfig) -> str:
+    """The fields that decide what is selected and are not at their defaults, but those that have rows of their own."""
+    defaults, has_own_row = MIWVConfig(), ("score", "selection_budget")
+    values = {name: getattr(config, name) for name in SELECTION_FIELDS if name not in has_own_row}
+    changed = [f"{name} = {value}" for name, value in values.items() if value != getattr(defaults, name)]
     return ", ".join(changed) or "none"
 
 
-def _published(argument: str) -> str:
-    """An argument without the folders of an absolute path, which may stand behind `--option=`."""
+def _hide_folders(argument: str) -> str:
+    """
+    The last part of an absolute path, also behind `--option=`; anything else as it is.
+
+    A card is published: names of models and datasets belong on it, folders of somebody's machine do not.
+    """
     option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
     is_path = value.startswith("~") or Path(value).is_absolute()
     return option + equals + (Path(value).name if is_path else value)
 
 
-def _cell(value: str) -> str:
+def _escape_cell(value: str) -> str:
     return value.replace("|", "\\|").replace("\n", " ")

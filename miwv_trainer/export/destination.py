@@ -1,0 +1,64 @@
+"""Where a selection may be written: checked before anything is read or written."""
+
+from pathlib import Path
+from typing import Literal, get_args
+
+import huggingface_hub
+from huggingface_hub.utils import validate_repo_id
+
+from miwv_trainer.export.dataset_card import CARD_FILE, TAG
+
+Format = Literal["jsonl", "parquet", "dataset"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+ENDINGS: dict[Format, str] = {"jsonl": ".jsonl", "parquet": ".parquet", "dataset": ""}
+
+
+def check_destination(kind: Format, target: Path, dataset: str) -> None:
+    """
+    Refuses a target that would destroy something or that does not fit the format.
+
+    Args:
+        kind: Format that is to be written.
+        target: File or folder to write.
+        dataset: The pool, as it was typed.
+
+    Raises:
+        ValueError: the name does not fit the format, the pool lies there, or something that this command did not write.
+    """
+    if target.suffix != ENDINGS[kind] and kind != "dataset":
+        raise ValueError(f"`--to` must end in {ENDINGS[kind]} with `--format {kind}`, but got {target}.")
+    if target.exists() and Path(dataset).exists() and target.samefile(dataset):
+        raise ValueError(f"{target} is the pool itself: give another file as `--to`.")
+    if kind == "dataset":
+        _check_folder(target)
+    elif target.is_dir():
+        raise ValueError(f"{target} is a folder: give a file as `--to`, or `--format dataset`.")
+
+
+def _check_folder(target: Path) -> None:
+    """A folder is replaced as a whole, so it must hold nothing but an earlier selection, known by its card's tag."""
+    if target.exists() and not target.is_dir():
+        raise ValueError(f"{target} is a file, but `--format dataset` writes a folder: give another one as `--to`.")
+    found = {path.relative_to(target).as_posix() for path in target.rglob("*")}
+    others = sorted(name for name in found if name not in (CARD_FILE, "data") and not name.startswith("data/train-"))
+    is_ours = not others and CARD_FILE in found and f"- {TAG}\n" in (target / CARD_FILE).read_text(encoding="utf-8")
+    if found and not is_ours:
+        raise ValueError(
+            f"{target} holds {', '.join((others or sorted(found))[:3])}, which this command did not write: give an "
+            "empty or a new folder as `--to`."
+        )
+
+
+def check_hub_name(name: str) -> None:
+    """
+    Refuses a dataset name before a long job, as far as that is possible without asking the hub.
+
+    Raises:
+        ValueError: the hub does not allow the name, or there is no token.
+    """
+    validate_repo_id(name)
+    if huggingface_hub.get_token() is None:
+        raise ValueError(
+            f"{name} cannot be written to the hub without a token: run `hf auth login`, or set HF_TOKEN to one that "
+            "may write."
+        )
