@@ -56,6 +56,8 @@ test-slow: $(READY)  ## Run the tests that need the real model and pools (25 min
 
 docs: $(READY)  ## Build the documentation into site/
 	$(BIN)/python docs/make_configuration.py
+	$(BIN)/python -m docs.make_code
+	$(BIN)/python -m benchmarks.measure_code --write docs/code.md >/dev/null
 	$(BIN)/mkdocs build --strict
 
 benchmark: $(READY)  ## Time the ways to score a pool side by side: make benchmark ARGUMENTS="--samples 8"
@@ -68,6 +70,7 @@ lint: $(READY)  ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m benchmarks.measure_code >/dev/null
 
 format: $(READY)  ## Put the code into shape
 	$(BIN)/ruff check --fix .

@@ -1,0 +1,1 @@
+"""What people bring, as token ids: preamble, prompts and responses."""

@@ -1,0 +1,1 @@
+"""Which sample of the pool is most similar to which."""

@@ -1,0 +1,1 @@
+"""Losses and lengths to the indices that are selected."""

@@ -1,0 +1,1 @@
+"""Everything on disk. A file is whole or not there."""

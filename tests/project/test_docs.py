@@ -138,6 +138,34 @@ def test_the_description_of_presets_gives_all_that_they_set() -> None:
         assert found == values, preset
 
 
+def test_the_lists_of_wings_and_files_are_the_trees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = load(DOCS / "make_code.py")
+    pages = {name: tmp_path / name for name in ("README", "PAGE")}
+    for name, page in pages.items():
+        shutil.copy(getattr(made, name), page)
+        monkeypatch.setattr(made, name, page)
+    originals = {name: page.read_text() for name, page in pages.items()}
+    made.main()
+    for name, page in pages.items():
+        assert page.read_text() == originals[name], "run `make docs`"
+
+
+def test_every_file_of_the_package_has_one_line_in_the_list() -> None:
+    listed = (DOCS / "code.md").read_text().split("<!-- files: ")[1].split("<!-- end of files")[0]
+    named = []
+    for head, *lines in (part.splitlines() for part in listed.split("### ")[1:]):
+        folder = match[1] if (match := re.match(r"`(\w+/)`", head)) else ""
+        named += [folder + name for line in lines for name in re.findall(r"^\| `(\w+\.py)` \| .{10}", line)]
+    tree = [path.relative_to(ROOT / "miwv_trainer").as_posix() for path in (ROOT / "miwv_trainer").rglob("*.py")]
+    assert sorted(named) == sorted(path for path in tree if not path.endswith("/__init__.py"))
+
+
+def test_a_file_without_a_docstring_is_named(tmp_path: Path) -> None:
+    (tmp_path / "bare.py").write_text("x = 1\n")
+    with pytest.raises(ValueError, match=r"bare\.py has no docstring: say in one sentence what it does\."):
+        load(DOCS / "make_code.py").first_sentence(tmp_path / "bare.py")
+
+
 def test_every_page_is_in_the_navigation() -> None:
     named = set(re.findall(r": (\w+\.md)", (ROOT / "mkdocs.yml").read_text()))
     assert named == {page.name for page in DOCS.glob("*.md")}

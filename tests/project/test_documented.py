@@ -19,6 +19,7 @@ import torch.distributed.run as torchrun
 from accelerate.commands.launch import launch_command_parser
 
 import miwv_trainer
+from benchmarks.measure_code import WINGS
 from miwv_trainer.cli.main import main
 from miwv_trainer.cli.options import OPTIONS
 from miwv_trainer.config import MIWVConfig
@@ -210,11 +211,21 @@ def test_every_file_that_is_written_about_exists() -> None:
             r"`((?:tests|examples|docs|ds_configs|benchmarks|miwv_trainer)/[\w./]*)`", text_of(path)
         ):
             assert (ROOT / name).exists(), (path.name, name)
+        for name in re.findall(rf"`((?:{'|'.join(WINGS)})/[\w./]*)`", text_of(path)):
+            assert (ROOT / "miwv_trainer" / name).exists(), (path.name, name)
 
 
-def test_the_readme_links_every_document() -> None:
-    linked = {name for path in DOCUMENTS for name in re.findall(r"([\w-]+\.md)", path.read_text(encoding="utf-8"))}
-    assert {path.name for path in (ROOT / "docs").glob("*.md")} <= linked
+def links_of(path: Path) -> set[Path]:
+    """The files of this project that a page links to."""
+    links = re.findall(r"\]\(([^)#\s]+)[^)\s]*\)", without_code(path.read_text(encoding="utf-8")))
+    return {(path.parent / link).resolve() for link in links if not link.startswith("https://")}
+
+
+def test_the_readme_leads_to_every_document() -> None:
+    """In two clicks: it links the page itself, or the documentation's first page does."""
+    start = ROOT / "docs" / "index.md"
+    assert start in links_of(README)
+    assert set((ROOT / "docs").glob("*.md")) <= links_of(README) | links_of(start)
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)

@@ -6,15 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import measure_code
 from tests.helpers.launch import ROOT
 
 PACKAGE = ROOT / "miwv_trainer"
 # In the order in which data flows. The files beside the folders are the first wing (what may be set) and the last (what
 # is imported, what is run).
-WINGS = (
-    *("config", "data", "distributed", "embeddings", "selection", "storage"),
-    *("scoring", "rounds", "training", "report", "export", "cli", "metrics", "package"),
-)
+WINGS = (*measure_code.WINGS, "package")
 PURE = ("config", "embeddings", "selection", "metrics")
 FIRST, LAST = ("version", "compat", "checks", "descriptions", "config"), ("__init__", "__main__")
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -89,6 +87,11 @@ def test_pure_wings_know_no_ranks_no_disk_and_no_trainer(path: Path) -> None:
 def test_only_one_wing_knows_the_process_group(path: Path) -> None:
     names = [name for name in imported(path) if name.startswith(("torch.distributed", "deepspeed", "accelerate.state"))]
     assert not names or wing_of(path) == "distributed"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_file_is_longer_than_the_limit(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
 
 
 def test_pickle_is_nowhere() -> None:
