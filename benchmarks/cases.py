@@ -16,8 +16,8 @@ from miwv_trainer.data.files import load_rows
 from miwv_trainer.data.models import DTYPES, load_model
 from miwv_trainer.data.pool import NO_EXEMPLAR, Pool
 from miwv_trainer.distributed.world import World
-from miwv_trainer.embeddings.embedders import embed_texts
-from miwv_trainer.embeddings.nearest import nearest_exemplars
+from miwv_trainer.embeddings.embedders import embed_texts, get_embedder
+from miwv_trainer.embeddings.nearest import find_nearest_exemplars
 from miwv_trainer.rounds.round import check_model
 from miwv_trainer.scoring.layout import context_length
 from miwv_trainer.scoring.rows import scorable
@@ -65,8 +65,10 @@ def build_case(
         ValueError: more samples than there are, an embedder that takes no text, a pool outside the model's
             vocabulary, or no sample that can be scored.
     """
-    if embedder == "model":
-        raise ValueError('`--embedder` must be "tfidf" or a sentence-transformers name or folder, but got "model".')
+    if not get_embedder(embedder).reads_text:
+        raise ValueError(
+            f'`--embedder` must be "tfidf" or a sentence-transformers name or folder, but got "{embedder}".'
+        )
     generator = np.random.default_rng(seed)
     if samples > len(rows) and not lengths_only:
         raise ValueError(
@@ -77,7 +79,7 @@ def build_case(
     chosen, source = np.unique(drawn, return_inverse=True)
     pool = pool_from_rows(rows.select(chosen), tokenizer, show_progress=True)
     context = context_length(model, config)
-    exemplars, _ = nearest_exemplars(embed_texts(embedder, pool.texts), pool, context)
+    exemplars, _ = find_nearest_exemplars(embed_texts(embedder, pool.texts), pool, context)
     if lengths_only:
         vocabulary = model.config.get_text_config().vocab_size
         pool, exemplars = random_pool(pool, exemplars, source, vocabulary, generator)

@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks.cases import DEFAULT_POOL
 from miwv_trainer.data.files import load_rows
 from miwv_trainer.embeddings.embedders import embed_texts
-from miwv_trainer.embeddings.vectors import Embeddings, normalised, products_with
+from miwv_trainer.embeddings.vectors import Embeddings, normalise_rows, prepare_products
 from miwv_trainer.selection.diversity import facility_location, maximal_marginal_relevance, without_near_duplicates
 
 POOL = DEFAULT_POOL.with_name("t0_50k.jsonl.gz")
@@ -75,9 +75,9 @@ def projected(tfidf: Embeddings) -> np.ndarray:
 
 def likeness(taken: list[int], embeddings: Embeddings) -> float:
     """The mean over those taken of the highest cosine with another of them."""
-    unit = normalised(embeddings[np.asarray(taken)])
+    unit = normalise_rows(embeddings[np.asarray(taken)])
     positions = np.arange(len(taken))
-    cosines = products_with(unit, positions)(positions)
+    cosines = prepare_products(unit, positions)(positions)
     np.fill_diagonal(cosines, -1)
     return float(cosines.max(axis=1).mean())
 

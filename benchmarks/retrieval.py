@@ -20,8 +20,10 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from miwv_trainer.data.pool import Pool
 from miwv_trainer.embeddings.embedders import embed_texts
-from miwv_trainer.embeddings.nearest import nearest_exemplars
-from miwv_trainer.embeddings.vectors import TIE
+from miwv_trainer.embeddings.exact import search_exactly
+from miwv_trainer.embeddings.faiss import search_with_faiss
+from miwv_trainer.embeddings.rules import Rules
+from miwv_trainer.embeddings.vectors import TIE, normalise_rows
 
 SVD_DIM = 128
 
@@ -99,19 +101,16 @@ def search(vectors: np.ndarray, by_faiss: bool, device: str) -> tuple[np.ndarray
         is_response=np.tile([False, True], count),
         offsets=np.arange(0, 2 * count + 1, 2),
     )
-    nearest_exemplars(vectors[:2], pool_of_two(), context=4, device=device)  # CUDA starts
+    if torch.device(device).type == "cuda":
+        torch.zeros(1, device=device)  # CUDA starts before the clock does
     before = memory("VmRSS")
     started = time.perf_counter()
-    above = 0 if by_faiss else count
-    exemplars, cosines = nearest_exemplars(vectors, pool, context=4, device=device, approximate_above=above)
+    rules = Rules.from_pool(pool, context=4, may_be_exemplar=np.ones(count, dtype=bool), allow_identical=False)
+    run_search = search_with_faiss if by_faiss else search_exactly
+    exemplars, cosines = run_search(normalise_rows(vectors), rules, torch.arange(count), torch.device(device))
     seconds = time.perf_counter() - started
     on_device = torch.cuda.max_memory_allocated() if torch.device(device).type == "cuda" else 0
-    return exemplars, cosines, seconds, memory("VmHWM") - before + on_device
-
-
-def pool_of_two() -> Pool:
-    tokens, is_response = np.arange(4, dtype=np.int32), np.asarray([False, True] * 2)
-    return Pool(np.empty(0, dtype=np.int32), tokens, is_response, np.asarray([0, 2, 4]))
+    return exemplars.numpy(), cosines.numpy(), seconds, memory("VmHWM") - before + on_device
 
 
 def memory(name: str) -> int:

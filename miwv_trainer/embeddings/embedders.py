@@ -1,57 +1,99 @@
-"""Instructions to vectors."""
+"""The embedders: from the instructions of a pool to one vector per sample.
 
-from collections.abc import Sequence
-from typing import Any
+`EMBEDDERS` holds one record for each embedder that has a name of its own. Any other name is one of
+sentence-transformers, and an array is taken as it is. A record says what the rest of the package must know of an
+embedder, so that no other file compares its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import scipy.sparse
 import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 
+from miwv_trainer.config import describe_embedder
 from miwv_trainer.data.files import is_folder
 from miwv_trainer.distributed.sharding import load_models_whole
 from miwv_trainer.embeddings.vectors import Embeddings
 
+if TYPE_CHECKING:  # an optional dependency, and seconds to import
+    from sentence_transformers import SentenceTransformer
+
+# `(N, d)`, as the user gives it.
+GivenArray: TypeAlias = np.ndarray | torch.Tensor
+# From N texts, and whether to show a progress bar, to `(N, d)` embeddings.
+TextEncoder: TypeAlias = Callable[[Sequence[str], bool], Embeddings]
 ALTERNATIVES = (
     '`embedder="tfidf"` (no download), `embedder="model"` (the model being trained), or an array of shape (N, d)'
 )
 
 
+@dataclass(frozen=True, eq=False)
+class Embedder:
+    """
+    Where the embeddings of a pool come from. At most one of the three sources is set.
+
+    Args:
+        name: The value of `MIWVConfig.embedder`, or a description of the array.
+        encode: Computes embeddings from the instructions as text.
+        array: `(N, d)` embeddings that the user gave.
+        is_model_in_training:
+            Whether the embeddings are hidden states of the model in training. They change as it learns, so they cannot
+            be computed again after round 0.
+    """
+
+    name: str
+    encode: TextEncoder | None = None
+    array: GivenArray | None = None
+    is_model_in_training: bool = False
+
+    @property
+    def reads_text(self) -> bool:
+        return self.encode is not None
+
+
 def embed_texts(embedder: str, texts: Sequence[str] | None, show_progress: bool = False) -> Embeddings:
     """
-    `(N, d)` embeddings of N instructions.
+    Returns `(N, d)` embeddings of N instructions.
 
     Args:
         embedder: `"tfidf"`, or a sentence-transformers name or folder.
-        texts: The instructions.
+        texts: The instructions. None where the pool has none.
 
     Raises:
-        ValueError: there are no texts, or they hold no word.
+        ValueError: the embedder reads no text, there are no texts, or they hold no word.
         ImportError: sentence-transformers is not installed.
         OSError: the embedder cannot be loaded.
     """
+    encode = get_embedder(embedder).encode
+    if encode is None:
+        raise ValueError(
+            f"The embedder {embedder!r} does not embed texts. Give 'tfidf', or a sentence-transformers name or folder."
+        )
     if texts is None:
         raise ValueError(
             f"The embedder {embedder!r} needs the instructions as text, but the pool has no text column and the "
             "Trainer no tokenizer to decode the prompts. Pass `processing_class=tokenizer` to the Trainer, or use "
             '`embedder="model"` or an array of shape (N, d).'
         )
-    if embedder == "tfidf":
-        return _tfidf(texts)
-    with load_models_whole():
-        encoder = _sentence_encoder(embedder)
-        embeddings = encoder.encode(list(texts), show_progress_bar=show_progress, convert_to_numpy=True)
-    return np.asarray(embeddings, dtype=np.float32)
+    return encode(texts, show_progress)
 
 
-def given_embeddings(array: Any, pool_size: int) -> np.ndarray:
+def validate_embeddings(array: GivenArray, pool_size: int) -> np.ndarray:
     """
-    Checks an embedding array (numpy or torch) and returns it as float32.
+    Returns an array that the user gave as `(N, d)` float32.
 
     Raises:
-        ValueError: it has another number of lines than the pool, or holds NaN or infinity.
+        ValueError: the array has another number of rows than the pool has samples, or holds NaN or infinity.
     """
-    embeddings = np.asarray(array.detach().cpu().float() if isinstance(array, torch.Tensor) else array, np.float32)
+    values = array.detach().cpu().float().numpy() if isinstance(array, torch.Tensor) else array
+    embeddings = np.asarray(values, np.float32)
     if len(embeddings) != pool_size:
         raise ValueError(
             f"The embedding array has {len(embeddings)} lines, but the pool has {pool_size} samples: give one line per "
@@ -62,7 +104,7 @@ def given_embeddings(array: Any, pool_size: int) -> np.ndarray:
     return embeddings
 
 
-def _tfidf(texts: Sequence[str]) -> scipy.sparse.csr_matrix:
+def _compute_tfidf(texts: Sequence[str], show_progress: bool) -> scipy.sparse.csr_matrix:
     try:
         return TfidfVectorizer(dtype=np.float32).fit_transform(texts)
     except ValueError as error:
@@ -72,7 +114,15 @@ def _tfidf(texts: Sequence[str]) -> scipy.sparse.csr_matrix:
         ) from error
 
 
-def _sentence_encoder(name: str) -> Any:
+def _encode_sentences(name: str, texts: Sequence[str], show_progress: bool) -> np.ndarray:
+    # Only rank 0 loads the encoder. Under ZeRO-3 its weights would be split over all ranks, and rank 0 would wait.
+    with load_models_whole():
+        encoder = _load_sentence_encoder(name)
+        embeddings = encoder.encode(list(texts), show_progress_bar=show_progress, convert_to_numpy=True)
+    return np.asarray(embeddings, dtype=np.float32)
+
+
+def _load_sentence_encoder(name: str) -> SentenceTransformer:
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
@@ -82,6 +132,7 @@ def _sentence_encoder(name: str) -> Any:
         ) from error
     try:
         return SentenceTransformer(name)
+    # The hub, the network, transformers and torch each fail with exceptions of their own.
     except Exception as error:
         reason = "is a folder without a model" if is_folder(name) else "is no folder here, and the hub did not give it"
         raise OSError(
@@ -92,3 +143,18 @@ def _sentence_encoder(name: str) -> Any:
 
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), "")
+
+
+EMBEDDERS: Mapping[str, Embedder] = {
+    "tfidf": Embedder("tfidf", encode=_compute_tfidf),
+    "model": Embedder("model", is_model_in_training=True),
+}
+
+
+def get_embedder(embedder: str | GivenArray) -> Embedder:
+    """Returns the record of a value of `MIWVConfig.embedder`."""
+    if not isinstance(embedder, str):
+        return Embedder(describe_embedder(embedder), array=embedder)
+    if embedder in EMBEDDERS:
+        return EMBEDDERS[embedder]
+    return Embedder(embedder, encode=partial(_encode_sentences, embedder))

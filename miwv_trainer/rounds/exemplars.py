@@ -10,8 +10,8 @@ from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.pool import NO_EXEMPLAR, Pool
 from miwv_trainer.distributed.world import World
 from miwv_trainer.distributed.wrappers import disable_compilation, unwrap_model
-from miwv_trainer.embeddings.embedders import embed_texts, given_embeddings
-from miwv_trainer.embeddings.nearest import nearest_exemplars
+from miwv_trainer.embeddings.embedders import embed_texts, get_embedder, validate_embeddings
+from miwv_trainer.embeddings.nearest import find_nearest_exemplars
 from miwv_trainer.embeddings.vectors import Embeddings
 from miwv_trainer.rounds.identity import Exemplars, exemplar_fingerprint
 from miwv_trainer.scoring.isolation import no_trace
@@ -27,8 +27,7 @@ logger = logging.getLogger(__name__)
 
 def embeds_text(config: MIWVConfig) -> bool:
     """Whether something looks at the instructions as text."""
-    is_of_text = isinstance(config.embedder, str) and config.embedder != "model"
-    return is_of_text and (needs_exemplars(config) or config.needs_embeddings)
+    return get_embedder(config.embedder).reads_text and (needs_exemplars(config) or config.needs_embeddings)
 
 
 def find_exemplars(
@@ -45,7 +44,7 @@ def find_exemplars(
     model = unwrap_model(model)
     context = context_length(model, config)
     fingerprint = exemplar_fingerprint(pool, config, context)
-    is_from_model = fingerprint["embedder"] == "model"
+    is_from_model = get_embedder(config.embedder).is_model_in_training
     stored = aside = None
     with world.run_together("reading the exemplars"):
         if world.is_main:
@@ -83,7 +82,7 @@ def _found(
     with world.run_together("finding the exemplars"):
         if world.is_main:
             assert embeddings is not None
-            indices, similarities = found = nearest_exemplars(
+            indices, similarities = found = find_nearest_exemplars(
                 embeddings,
                 pool,
                 context_length(model, config),
@@ -116,7 +115,7 @@ def find_embeddings(
             embeddings = store.read_embeddings(fingerprint)
     if not world.broadcast_from_main(embeddings is None):
         return embeddings
-    if fingerprint["embedder"] == "model" and not may_embed:
+    if get_embedder(config.embedder).is_model_in_training and not may_embed:
         raise ValueError(
             f"The embeddings in {store.folder} are gone, and the model that made them has learnt since. Bring "
             "embeddings.safetensors back, or start afresh in another output folder."
@@ -129,10 +128,11 @@ def find_embeddings(
 
 
 def _embed(model: nn.Module, pool: Pool, config: MIWVConfig, context: int, world: World) -> Embeddings:
-    """Embeddings on rank 0; elsewhere whatever fell out."""
-    if not isinstance(config.embedder, str):
-        return given_embeddings(config.embedder, len(pool))
-    if config.embedder == "model":
+    """Returns the embeddings on rank 0; what other ranks return is not used."""
+    embedder = get_embedder(config.embedder)
+    if embedder.array is not None:
+        return validate_embeddings(embedder.array, len(pool))
+    if embedder.is_model_in_training:
         budget = choose_budget(model, config, world, int(pool.prompt_tokens.sum()))
         batches = plan_prompts(pool, context, budget.tokens_per_batch)
         with no_trace(model), disable_compilation(model):

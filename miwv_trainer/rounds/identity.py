@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from miwv_trainer.config import SELECTION_FIELDS, MIWVConfig, describe_embedder
+from miwv_trainer.config import SELECTION_FIELDS, MIWVConfig
 from miwv_trainer.data.pool import Pool
 from miwv_trainer.distributed.world import World
+from miwv_trainer.embeddings.embedders import Embedder, get_embedder
 from miwv_trainer.scoring.layout import context_length, text_config
 from miwv_trainer.scoring.losses import score_batches
 from miwv_trainer.scoring.memory import choose_budget
@@ -60,7 +61,7 @@ def exemplar_fingerprint(pool: Pool, config: MIWVConfig, context: int) -> dict[s
     """What the exemplars depend on."""
     return {
         "pool": pool.fingerprint,
-        "embedder": _embedder_fingerprint(config.embedder),
+        "embedder": _embedder_fingerprint(get_embedder(config.embedder)),
         "context": context,
         "allow_identical_exemplars": config.allow_identical_exemplars,
     }
@@ -75,11 +76,11 @@ def hash_array(array: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:16]
 
 
-def _embedder_fingerprint(embedder: Any) -> str:
-    if isinstance(embedder, str):
-        return embedder
-    array = np.ascontiguousarray(torch.as_tensor(embedder).detach().cpu().float().numpy())
-    return f"{describe_embedder(embedder)} {hashlib.sha256(array.tobytes()).hexdigest()[:16]}"
+def _embedder_fingerprint(embedder: Embedder) -> str:
+    if embedder.array is None:
+        return embedder.name
+    array = np.ascontiguousarray(torch.as_tensor(embedder.array).detach().cpu().float().numpy())
+    return f"{embedder.name} {hashlib.sha256(array.tobytes()).hexdigest()[:16]}"
 
 
 def model_fingerprint(model: nn.Module, zero_shot_losses: np.ndarray) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from itertools import islice
 import numpy as np
 import scipy.sparse
 
-from miwv_trainer.embeddings.vectors import TIE, Embeddings, normalised, products_with, rows_of_entries
+from miwv_trainer.embeddings.vectors import TIE, Embeddings, find_entry_rows, normalise_rows, prepare_products
 
 DRAWN_AHEAD = 256
 # Candidates whose similarities with each other are all held, 1 GiB of float32. Of more, as many rows as fit in that.
@@ -110,7 +110,7 @@ class _Similarities:
     def __init__(self, unit: Embeddings) -> None:
         count = unit.shape[0]
         capacity = min(count, max(1, MOST_HELD**2 // max(1, count)))
-        self._products = products_with(unit, np.arange(count))
+        self._products = prepare_products(unit, np.arange(count))
         self._held = np.empty((capacity, count), dtype=np.float32)
         self._holder = np.full(capacity, -1)  # whose row lies in each place
         self._place = np.full(count, -1)
@@ -174,7 +174,7 @@ def _marginally_relevant(
     candidates: np.ndarray, worth: np.ndarray, embeddings: Embeddings, penalty: float
 ) -> Iterator[int]:
     count = len(candidates)
-    products = products_with(_unit_rows(embeddings, candidates), np.arange(count))
+    products = prepare_products(_unit_rows(embeddings, candidates), np.arange(count))
     likeness = np.full(count, -np.inf, dtype=np.float32)
     scores = worth.copy()
     is_left = np.ones(count, dtype=bool)
@@ -199,9 +199,9 @@ def _unit_rows(embeddings: Embeddings, indices: np.ndarray) -> Embeddings:
     if isinstance(rows, np.ndarray):
         rows[~np.isfinite(rows).all(axis=1)] = 0
     else:
-        row = rows_of_entries(rows)
+        row = find_entry_rows(rows)
         rows.data[np.isin(row, row[~np.isfinite(rows.data)])] = 0
-    return normalised(rows)
+    return normalise_rows(rows)
 
 
 def _products(left: Embeddings, right: Embeddings) -> np.ndarray:

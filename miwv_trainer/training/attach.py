@@ -9,7 +9,7 @@ from transformers import Trainer, TrainingArguments
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.chat_template import pool_from_tokenized
 from miwv_trainer.data.pool import check_map_style, with_groups
-from miwv_trainer.embeddings.embedders import given_embeddings
+from miwv_trainer.embeddings.embedders import get_embedder, validate_embeddings
 from miwv_trainer.rounds.exemplars import embeds_text
 from miwv_trainer.training.callback import MIWVCallback
 from miwv_trainer.training.dataloader import check_batches, sampler_strategy, samples_per_step
@@ -48,8 +48,9 @@ def attach(trainer: Trainer, config: MIWVConfig | Mapping[str, Any] | None = Non
         with_texts=embeds_text(config),
     )
     pool = with_groups(pool, trainer.train_dataset, config.group_column)
-    if not isinstance(config.embedder, str):
-        given_embeddings(config.embedder, len(pool))
+    given_array = get_embedder(config.embedder).array
+    if given_array is not None:
+        validate_embeddings(given_array, len(pool))
     sampler = MIWVDataSampler(
         len(pool),
         config.fraction,

@@ -11,7 +11,7 @@ import torch
 from miwv_trainer.data.chat_template import pool_from_rows
 from miwv_trainer.data.pool import Pool
 from miwv_trainer.embeddings.embedders import embed_texts
-from miwv_trainer.embeddings.nearest import nearest_exemplars
+from miwv_trainer.embeddings.nearest import find_nearest_exemplars
 from miwv_trainer.scoring.rows import prompt_row
 from tests.helpers.held import plain_losses
 from tests.helpers.launch import ROOT, free_port, run
@@ -41,7 +41,7 @@ def tiny_pool() -> Pool:
 @pytest.mark.parametrize("name", MODELS)
 def test_both_layouts_have_the_whole_models_losses(name: str, kind: str, ranks: list[dict[str, Any]]) -> None:
     pool = tiny_pool()
-    exemplars, _ = nearest_exemplars(embed_texts("tfidf", pool.texts), pool, 512)
+    exemplars, _ = find_nearest_exemplars(embed_texts("tfidf", pool.texts), pool, 512)
     expected = plain_losses(MODELS[name](), pool, exemplars)
     tolerance = 0.05 if name == "bfloat16" else 1e-5
     for rank in ranks:

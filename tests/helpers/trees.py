@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from miwv_trainer.data.chat_template import pool_from_rows
 from miwv_trainer.data.pool import NO_EXEMPLAR, Pool
 from miwv_trainer.embeddings.embedders import embed_texts
-from miwv_trainer.embeddings.nearest import nearest_exemplars
+from miwv_trainer.embeddings.nearest import find_nearest_exemplars
 from tests.helpers.tiny import tiny_dataset, tiny_tokenizer
 
 CONTEXT = 512
@@ -84,5 +84,5 @@ def random_model(family: str, values: dict[str, Any], attention: str | None = No
 @pytest.fixture(scope="module")
 def case() -> tuple[Pool, np.ndarray]:
     pool = pool_from_rows(tiny_dataset(30), tiny_tokenizer())
-    exemplars, _ = nearest_exemplars(embed_texts("tfidf", pool.texts), pool, CONTEXT)
+    exemplars, _ = find_nearest_exemplars(embed_texts("tfidf", pool.texts), pool, CONTEXT)
     return pool, exemplars

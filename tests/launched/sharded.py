@@ -31,7 +31,7 @@ from miwv_trainer.data.pool import Pool
 from miwv_trainer.distributed.world import World
 from miwv_trainer.distributed.wrappers import use_evaluation_weights
 from miwv_trainer.embeddings.embedders import embed_texts
-from miwv_trainer.embeddings.nearest import nearest_exemplars
+from miwv_trainer.embeddings.nearest import find_nearest_exemplars
 from miwv_trainer.rounds.exemplars import find_exemplars
 from miwv_trainer.rounds.identity import TrainingPoint
 from miwv_trainer.rounds.round import run_round
@@ -100,7 +100,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     dist.init_process_group("gloo")
     pool = pool_from_rows(tiny_dataset(17), tiny_tokenizer())
-    exemplars, _ = nearest_exemplars(embed_texts("tfidf", pool.texts), pool, 512)
+    exemplars, _ = find_nearest_exemplars(embed_texts("tfidf", pool.texts), pool, 512)
     results: dict[str, Any] = {"rank": dist.get_rank(), "world_size": dist.get_world_size()}
     for kind, shard in SHARDED.items():
         results[kind] = {name: scored(shard(make()), pool, exemplars) for name, make in MODELS.items()}

@@ -26,7 +26,7 @@ from miwv_trainer.data.chat_template import pool_from_rows
 from miwv_trainer.data.files import load_rows
 from miwv_trainer.distributed.world import World
 from miwv_trainer.embeddings.embedders import embed_texts
-from miwv_trainer.embeddings.nearest import nearest_exemplars
+from miwv_trainer.embeddings.nearest import find_nearest_exemplars
 from miwv_trainer.scoring.attention import tree_attention
 from miwv_trainer.scoring.isolation import no_trace
 from miwv_trainer.scoring.layout import choose_layout, score_pool
@@ -110,7 +110,7 @@ def test_trees_have_the_losses_of_padded_rows(smollm2: Path, shared_data: Path) 
     tokenizer = AutoTokenizer.from_pretrained(smollm2)
     model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()
     pool = pool_from_rows(load_rows(shared_data / "alpaca_gpt4_1k.jsonl.gz").select(range(100, 140)), tokenizer)
-    exemplars, _ = nearest_exemplars(embed_texts("tfidf", pool.texts), pool, 8192)
+    exemplars, _ = find_nearest_exemplars(embed_texts("tfidf", pool.texts), pool, 8192)
     world = World(0, 1, torch.device("cpu"))
     with no_trace(model):
         assert choose_layout(model, pool, exemplars, MIWVConfig(), world) == "tree"
@@ -126,7 +126,7 @@ def forward_memory(dtype: torch.dtype, smollm2: Path, shared_data: Path) -> tupl
     tokenizer = AutoTokenizer.from_pretrained(smollm2)
     model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=dtype).eval()
     pool = pool_from_rows(load_rows(shared_data / "alpaca_gpt4_1k.jsonl.gz").select(range(12)), tokenizer)
-    exemplars, _ = nearest_exemplars(embed_texts("tfidf", pool.texts), pool, 8192)
+    exemplars, _ = find_nearest_exemplars(embed_texts("tfidf", pool.texts), pool, 8192)
     world = World(0, 1, torch.device("cpu"))
     budget = choose_budget(model, MIWVConfig(), world)
     assert budget.tokens_per_batch == 4096

@@ -17,7 +17,7 @@ from miwv_trainer.data.files import load_rows
 from miwv_trainer.data.pool import Pool
 from miwv_trainer.distributed.world import World
 from miwv_trainer.embeddings.embedders import embed_texts
-from miwv_trainer.embeddings.nearest import nearest_exemplars
+from miwv_trainer.embeddings.nearest import find_nearest_exemplars
 from miwv_trainer.scoring.attention import Attention
 from miwv_trainer.scoring.memory import choose_budget
 from miwv_trainer.scoring.trees import plan_trees, row_tokens, tree_batches
@@ -36,7 +36,7 @@ def pool_and_exemplars(request: pytest.FixtureRequest, shared_data: Path) -> tup
     quickstart = pytest.importorskip("quickstart")
     tokenizer = AutoTokenizer.from_pretrained(quickstart.default_model())
     pool = pool_from_rows(load_rows(shared_data / f"{request.param}.jsonl.gz"), tokenizer)
-    exemplars, _ = nearest_exemplars(embed_texts("tfidf", pool.texts), pool, CONTEXT)
+    exemplars, _ = find_nearest_exemplars(embed_texts("tfidf", pool.texts), pool, CONTEXT)
     return pool, exemplars
 
 

@@ -75,7 +75,7 @@ def no_embedding(*_, **__):
 
 
 def refuse_to_embed(monkeypatch):
-    for name in ("embed_texts", "prompt_embeddings", "given_embeddings"):
+    for name in ("embed_texts", "prompt_embeddings", "validate_embeddings"):
         monkeypatch.setattr(exemplars, name, no_embedding)
 
 

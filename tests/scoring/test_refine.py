@@ -22,7 +22,7 @@ from miwv_trainer.data.chat_template import pool_from_rows
 from miwv_trainer.data.pool import Pool
 from miwv_trainer.distributed.world import World
 from miwv_trainer.embeddings.embedders import embed_texts
-from miwv_trainer.embeddings.nearest import nearest_exemplars
+from miwv_trainer.embeddings.nearest import find_nearest_exemplars
 from miwv_trainer.report.tables import format_rounds
 from miwv_trainer.rounds.identity import Exemplars, TrainingPoint
 from miwv_trainer.rounds.messages import round_line
@@ -90,7 +90,7 @@ def state(model: nn.Module) -> list[Any]:
 @pytest.fixture
 def case() -> tuple[Pool, np.ndarray]:
     pool = pool_from_rows(tiny_dataset(COUNT), tiny_tokenizer())
-    return pool, nearest_exemplars(embed_texts("tfidf", pool.texts), pool, 512, False)[0]
+    return pool, find_nearest_exemplars(embed_texts("tfidf", pool.texts), pool, 512, False)[0]
 
 
 @pytest.fixture

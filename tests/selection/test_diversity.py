@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from miwv_trainer.embeddings.vectors import Embeddings, normalised
+from miwv_trainer.embeddings.vectors import Embeddings
 from miwv_trainer.selection import diversity
 from miwv_trainer.selection.diversity import facility_location, maximal_marginal_relevance, without_near_duplicates
 
@@ -49,14 +49,6 @@ def facility_gain(similar: np.ndarray) -> Callable[[list[int], int], float]:
 @pytest.fixture(params=["dense", "sparse"])
 def as_given(request: pytest.FixtureRequest) -> Callable[[np.ndarray], Embeddings]:
     return scipy.sparse.csr_matrix if request.param == "sparse" else np.asarray
-
-
-def test_sparse_rows_are_brought_to_length_1_unless_they_are() -> None:
-    rows = scipy.sparse.csr_matrix(np.asarray([[3, 0, 4], [0, 0, 0], [0, 2, 0]], dtype=np.float32))
-    unit = normalised(rows)
-    np.testing.assert_allclose(unit.toarray(), [[0.6, 0, 0.8], [0, 0, 0], [0, 1, 0]], atol=1e-7)
-    assert rows[0, 0] == 3
-    assert normalised(unit) is unit
 
 
 @pytest.mark.parametrize(
