@@ -13,7 +13,7 @@ from transformers import HfArgumentParser
 
 from miwv_trainer import MIWVConfig
 from miwv_trainer.config import PRESETS, SELECTION_FIELDS
-from miwv_trainer.report.explanations import config_of
+from miwv_trainer.rounds.stored_config import restore_config
 from tests.helpers.rounds import made_columns, write_round
 
 GUARDED = {"selection_budget": "tokens", "loss_band": [0.0, 0.7], "max_selected_similarity": 0.95}
@@ -147,19 +147,19 @@ def test_an_error_says_whether_a_value_was_given_or_set_by_the_preset(make: Any,
 
 def test_a_value_of_the_round_that_is_selected_from_is_told_as_that(tmp_path: Path) -> None:
     current = write_round(tmp_path, made_columns(4), [0], number=3, loss_band=[0.0, 0.7])
-    told = "Round 3 was selected so, and what is not given stays as it was: give a field's default to undo it."
+    told = "Settings that are not given are those of round 3; to undo one, give its default."
     with pytest.raises(ValueError, match=f"^{re.escape(BY_USER)}.* {told}$"):
-        config_of(current, score="random")
-    assert config_of(current, score="random", loss_band=[0.0, 1.0]).score == "random"
+        restore_config(current, score="random")
+    assert restore_config(current, score="random", loss_band=[0.0, 1.0]).score == "random"
     for changes in ({"score": "random", "loss_band": [0.0, 0.7]}, {"fraction": 5}):
         with pytest.raises(ValueError) as error:
-            config_of(current, **changes)
+            restore_config(current, **changes)
         assert "Round 3" not in str(error.value)
 
 
 def test_a_preset_given_for_a_round_sets_what_the_round_had_at_its_default(tmp_path: Path) -> None:
     current = write_round(tmp_path, made_columns(4), [0], **MIWVConfig(min_response_tokens=3).to_dict())
-    found = config_of(current, preset="guarded")
+    found = restore_config(current, preset="guarded")
     assert {name: getattr(found, name) for name in GUARDED} == GUARDED
     assert found.min_response_tokens == 3
-    assert config_of(current, preset="guarded", loss_band=[0.0, 1.0]).loss_band == [0.0, 1.0]
+    assert restore_config(current, preset="guarded", loss_band=[0.0, 1.0]).loss_band == [0.0, 1.0]

@@ -15,9 +15,9 @@ from miwv_trainer.export.dataset_card import Origin
 from miwv_trainer.export.destination import ENDINGS, Format, check_destination, check_hub_name
 from miwv_trainer.export.hub import push_folder
 from miwv_trainer.export.writers import add_scores, write_folder, write_jsonl, write_parquet
-from miwv_trainer.report.explanations import config_of
 from miwv_trainer.rounds.messages import no_candidate, threshold_words
 from miwv_trainer.rounds.round import measured_of
+from miwv_trainer.rounds.stored_config import restore_config
 from miwv_trainer.selection.choose import Choice, choose
 from miwv_trainer.selection.scores import Measured, seed_of_draw
 from miwv_trainer.storage.store import Store, StoredRound
@@ -27,7 +27,7 @@ def select(arguments: argparse.Namespace) -> None:
     """`miwv select`: another fraction of scores that exist, or with other guards."""
     kind, target = _destination(arguments)
     latest = read_rounds(arguments.scores)[-1]
-    config = config_of(latest, **typed_options(arguments), fraction=arguments.fraction)
+    config = restore_config(latest, **typed_options(arguments), fraction=arguments.fraction)
     rows = read_scored_rows(arguments.dataset, latest) if arguments.dataset is not None else None
     choice = _chosen(config, latest, rows, Store(arguments.scores))
     if config.allow_identical_exemplars and not latest.summary["config"].get("allow_identical_exemplars"):

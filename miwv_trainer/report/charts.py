@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from miwv_trainer.report.explanations import config_of
 from miwv_trainer.report.layers import Axis, Bars, Chart, Layer, Line
 from miwv_trainer.report.round_facts import (
     count_moves,
@@ -14,6 +13,7 @@ from miwv_trainer.report.round_facts import (
     find_selected,
 )
 from miwv_trainer.report.scatter import add_samples, describe_outliers, find_range
+from miwv_trainer.rounds.stored_config import restore_config
 from miwv_trainer.selection.choose import overlap
 from miwv_trainer.storage.store import StoredRound
 
@@ -66,7 +66,7 @@ def chart_distribution(current: StoredRound) -> Chart:
     if threshold is not None:
         layers.append(Line((threshold, threshold), (0, top), f"threshold {threshold:.3f}"))
     else:
-        caption += f" The samples were ranked by {config_of(current).score}, so MIWV has no threshold."
+        caption += f" The samples were ranked by {restore_config(current).score}, so MIWV has no threshold."
     outliers = int((is_finite & ((miwv < low) | (miwv > high))).sum())
     caption += describe_outliers(outliers, "are counted in the outermost bars")
     x, y = _make_miwv_axis(low, high), Axis("samples", 0, top)

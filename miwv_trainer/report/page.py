@@ -12,13 +12,13 @@ import numpy as np
 
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.report.charts import build_charts
-from miwv_trainer.report.explanations import config_of
 from miwv_trainer.report.layers import Chart
 from miwv_trainer.report.page_data import build_data
 from miwv_trainer.report.round_facts import count_moves, find_finite, find_miwv_threshold
 from miwv_trainer.report.svg import draw_svg
 from miwv_trainer.report.texts import PoolTexts
 from miwv_trainer.rounds.messages import duration
+from miwv_trainer.rounds.stored_config import restore_config
 from miwv_trainer.selection.choose import overlap
 from miwv_trainer.storage.atomic import write_text
 from miwv_trainer.storage.store import StoredRound
@@ -101,7 +101,7 @@ def _build_tiles(current: StoredRound) -> str:
     if threshold is not None:
         tiles.append((_format_number(threshold), "MIWV at the threshold"))
     else:
-        tiles.append((config_of(current).score, "ranked by"))
+        tiles.append((restore_config(current).score, "ranked by"))
     if len(miwv):
         tiles.append((_format_number(float(np.median(miwv))), "median MIWV"))
         tiles.append((f"{(miwv > 0).mean():.0%}", "have a MIWV above 0"))
@@ -112,7 +112,7 @@ def _build_tiles(current: StoredRound) -> str:
 
 def _build_settings(current: StoredRound) -> str:
     """What the last round was scored and selected with; guards that are off are left out."""
-    summary, config = current.summary, config_of(current)
+    summary, config = current.summary, restore_config(current)
     fingerprint, given = summary["fingerprint"], summary.get("config", {})
     model = fingerprint.get("model") or {}
     settings: dict[str, object] = {

@@ -10,10 +10,11 @@ from typing import TypedDict
 import numpy as np
 
 from miwv_trainer.report.embedded_json import encode_json, pack_json
-from miwv_trainer.report.explanations import SELECTED, Explanations, config_of, explain_selection
+from miwv_trainer.report.explanations import SELECTED, Explanations, explain_selection
 from miwv_trainer.report.round_facts import find_selected
 from miwv_trainer.report.shortening import CUT, measure_texts, replace_surrogates, shorten_texts
 from miwv_trainer.report.texts import PoolTexts
+from miwv_trainer.rounds.stored_config import restore_config
 from miwv_trainer.selection.scores import score_of
 from miwv_trainer.storage.store import StoredRound
 
@@ -117,12 +118,12 @@ def _encode_rounds(
 
 
 def _collect_round_columns(current: StoredRound, explained: Explanations, rows: np.ndarray) -> RoundColumns:
-    score = score_of(config_of(current))
+    score = score_of(restore_config(current))
     ages = current.column("age")
     return {
         "number": current.number,
         "score": score.ranking_label,
-        "ranked": explained.ranked,
+        "ranked": explained.number_ranked,
         "numberSelected": len(current.selection),
         "phrases": explained.phrases,
         "selected": explained.phrases.index(SELECTED),

@@ -1,6 +1,5 @@
 """Why a sample was selected or was not, on pools small enough to tell by hand."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +7,14 @@ import numpy as np
 import pytest
 
 from miwv_trainer.config import MIWVConfig
-from miwv_trainer.report.explanations import config_of, explain_selection
+from miwv_trainer.report.explanations import explain_selection
 from miwv_trainer.rounds.round import measured_of
 from miwv_trainer.selection.choose import choose
 from miwv_trainer.selection.scores import seed_of_draw
 from tests.helpers.rounds import made_columns, write_round
 
 
-def pool(miwv: list[float], **others: list[Any]) -> dict[str, np.ndarray]:
+def make_pool(miwv: list[float], **others: list[Any]) -> dict[str, np.ndarray]:
     columns = made_columns(len(miwv))
     columns["miwv"] = np.asarray(miwv, dtype=np.float32)
     columns["zero_shot_loss"] = np.ones(len(miwv), dtype=np.float32)
@@ -26,20 +25,20 @@ def pool(miwv: list[float], **others: list[Any]) -> dict[str, np.ndarray]:
     return columns
 
 
-def told(tmp_path: Path, columns: dict[str, np.ndarray], selection: list[int], number: int = 0, **config: Any):
+def explain(tmp_path: Path, columns: dict[str, np.ndarray], selection: list[int], number: int = 0, **config: Any):
     found = explain_selection(write_round(tmp_path, columns, selection, number, **config))
     return [found.phrases[code] for code in found.codes], found.ranks.tolist()
 
 
 def test_the_selected_and_those_below_the_threshold(tmp_path: Path) -> None:
-    phrases, ranks = told(tmp_path, pool([0.1, 0.9, 0.5, -0.5]), [1])
+    phrases, ranks = explain(tmp_path, make_pool([0.1, 0.9, 0.5, -0.5]), [1])
     assert phrases == ["below the threshold", "selected", "below the threshold", "below the threshold"]
     assert ranks == [3, 1, 2, 4]
 
 
 def test_the_guard_that_left_a_sample_out(tmp_path: Path) -> None:
-    columns = pool([0.9, 0.8, 0.7, 0.6], response_tokens=[1, 9, 9, 9], similarity=[0.9, 0.1, 0.9, 0.9])
-    phrases, ranks = told(tmp_path, columns, [2], min_response_tokens=3, min_similarity=0.5)
+    columns = make_pool([0.9, 0.8, 0.7, 0.6], response_tokens=[1, 9, 9, 9], similarity=[0.9, 0.1, 0.9, 0.9])
+    phrases, ranks = explain(tmp_path, columns, [2], min_response_tokens=3, min_similarity=0.5)
     assert phrases == [
         "left out by min_response_tokens=3",
         "left out by min_similarity=0.5",
@@ -53,20 +52,20 @@ def test_the_guard_that_left_a_sample_out(tmp_path: Path) -> None:
     ("config", "words"),
     [
         ({"diversity": "mmr"}, "passed over by diversity=mmr"),
-        ({"max_selected_similarity": 0.8}, "too like a selected one, max_selected_similarity=0.8"),
+        ({"max_selected_similarity": 0.8}, "too similar to a selected sample, max_selected_similarity=0.8"),
         ({"group_column": "source"}, "below the threshold of its source"),
     ],
 )
 def test_a_sample_that_ranks_above_a_selected_one(config: dict[str, Any], words: str, tmp_path: Path) -> None:
-    phrases, _ = told(tmp_path, pool([0.9, 0.8, 0.7, 0.6]), [0, 2], **config)
+    phrases, _ = explain(tmp_path, make_pool([0.9, 0.8, 0.7, 0.6]), [0, 2], **config)
     assert phrases == ["selected", words, "selected", "below the threshold"]
 
 
 def test_why_a_sample_has_no_score(tmp_path: Path) -> None:
     nothing = float("nan")
-    columns = pool([0.9, *[nothing] * 5], prompt_tokens=[5, 0, 5, 500, 5, 5], response_tokens=[5, 5, 0, 20, 5, 5])
+    columns = make_pool([0.9, *[nothing] * 5], prompt_tokens=[5, 0, 5, 500, 5, 5], response_tokens=[5, 5, 0, 20, 5, 5])
     columns["exemplar"][4] = -1
-    phrases, ranks = told(tmp_path, columns, [0])
+    phrases, ranks = explain(tmp_path, columns, [0])
     assert phrases[1:] == [
         "unscorable: no prompt",
         "unscorable: no response",
@@ -78,8 +77,8 @@ def test_why_a_sample_has_no_score(tmp_path: Path) -> None:
 
 
 def test_a_sample_that_no_budget_has_reached_yet(tmp_path: Path) -> None:
-    columns = pool([0.9, float("nan")], age=[2, -1])
-    assert told(tmp_path, columns, [0], number=1, rescore_budget=0.5)[0] == ["selected", "not scored yet"]
+    columns = make_pool([0.9, float("nan")], age=[2, -1])
+    assert explain(tmp_path, columns, [0], number=1, rescore_budget=0.5)[0] == ["selected", "not scored yet"]
 
 
 @pytest.mark.parametrize(
@@ -107,14 +106,3 @@ def test_ranks_are_in_the_order_in_which_a_round_chooses(config: dict[str, Any],
     assert phrases.count("selected") == count
     for guard, left_out in choice.left_out.items():
         assert phrases.count(f"left out by {guard}") == left_out
-
-
-def test_a_preset_takes_the_place_of_the_earlier_one_and_leaves_what_was_asked_for(tmp_path: Path) -> None:
-    config = MIWVConfig(preset="guarded", min_response_tokens=3, group_column="source")
-    current = write_round(tmp_path, pool([0.9, 0.8, 0.7, 0.6]), [0, 1], **asdict(config))
-    as_it_was, plain, paper = config_of(current), MIWVConfig(), config_of(current, preset="paper", fraction=0.75)
-    assert as_it_was.selection_budget == "tokens" and as_it_was.loss_band == [0.0, 0.7]
-    assert (paper.min_response_tokens, paper.group_column, paper.fraction) == (3, "source", 0.75)
-    for name in ("selection_budget", "loss_band", "max_selected_similarity"):
-        assert getattr(paper, name) == getattr(plain, name)
-    assert paper.allow_identical_exemplars

@@ -242,7 +242,7 @@ def test_a_pool_too_large_for_the_table_keeps_the_selected_and_the_highest(tmp_p
     browser.show(path.as_uri() + f"#q=What is {left_out} and")
     assert column(browser, "MIWV") == []
     browser.show(path.as_uri() + f"#open={lonely}")
-    assert f"sample {lonely + 1} is not on this page" in browser.value("document.body.textContent")
+    assert f"sample {lonely + 1} is not in this table" in browser.value("document.body.textContent")
 
 
 def test_texts_that_matter_are_cut_last() -> None:

@@ -1,0 +1,33 @@
+"""The configuration that a stored round was selected by."""
+
+from typing import Any
+
+from miwv_trainer.config import PRESETS, SELECTION_FIELDS, MIWVConfig
+from miwv_trainer.storage.store import StoredRound
+
+
+def restore_config(current: StoredRound, **changes: Any) -> MIWVConfig:
+    """
+    What a round was selected by, with some fields changed.
+
+    Args:
+        current: The round.
+        changes: Fields of `MIWVConfig`. A `preset` among them replaces the round's own.
+
+    Raises:
+        ValueError: a change is impossible, by itself or together with what the round was selected by.
+    """
+    MIWVConfig(**changes)  # an error in the changes alone must not blame the round
+    stored = current.summary.get("config", {})
+    kept = {name: stored[name] for name in SELECTION_FIELDS if name in stored}
+    if "preset" in changes:
+        # A stored value does not tell whether it was given. One at its default, or of the earlier preset, was not.
+        defaults, earlier = MIWVConfig().to_dict(), PRESETS[stored.get("preset", "none")]
+        kept = {name: value for name, value in kept.items() if value not in (defaults[name], earlier.get(name))}
+    others = {"fraction": current.summary["fraction"], "sampler_seed": stored.get("sampler_seed")}
+    try:
+        return MIWVConfig(**{**kept, **others, **changes})
+    except ValueError as error:
+        raise ValueError(
+            f"{error} Settings that are not given are those of round {current.number}; to undo one, give its default."
+        ) from error
