@@ -19,7 +19,7 @@ from benchmarks.cases import parser_of, read_model, read_pool
 from benchmarks.measure import machine
 from benchmarks.settings import score_once, short_rows
 from miwv_trainer import MIWVConfig
-from miwv_trainer.data.chat_template import pool_from_rows
+from miwv_trainer.data.build import pool_from_rows
 from miwv_trainer.data.pool import Pool
 from miwv_trainer.rounds.round import measured_of
 from miwv_trainer.selection.choose import choose

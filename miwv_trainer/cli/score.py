@@ -15,10 +15,10 @@ from accelerate import PartialState
 
 from miwv_trainer.cli.shared import rows_fingerprint, template_fingerprint, typed_options
 from miwv_trainer.config import MIWVConfig
-from miwv_trainer.data.chat_template import pool_from_rows
+from miwv_trainer.data.build import pool_from_rows
 from miwv_trainer.data.files import load_rows
+from miwv_trainer.data.groups import add_groups
 from miwv_trainer.data.models import load_model
-from miwv_trainer.data.pool import with_groups
 from miwv_trainer.distributed.world import World
 from miwv_trainer.export.writers import SELECTED, write_jsonl
 from miwv_trainer.report.tables import format_rounds, format_scores
@@ -42,7 +42,7 @@ def score(arguments: argparse.Namespace) -> None:
         model, tokenizer = load_model(arguments.model, arguments.dtype)
         model.to(state.device)
         pool = pool_from_rows(rows, tokenizer, show_progress=world.is_main)
-        pool = with_groups(pool, rows, config.group_column)
+        pool = add_groups(pool, rows, config.group_column)
         check_model(model, pool)
         check_layout(model, config)
     store = Store(arguments.output)

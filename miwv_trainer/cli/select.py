@@ -10,7 +10,7 @@ import numpy as np
 from miwv_trainer.cli.options import option_of
 from miwv_trainer.cli.shared import read_rounds, read_scored_rows, typed_options
 from miwv_trainer.config import MIWVConfig
-from miwv_trainer.data.pool import group_numbers
+from miwv_trainer.data.groups import number_groups
 from miwv_trainer.export.dataset_card import Origin
 from miwv_trainer.export.destination import ENDINGS, Format, check_destination, check_hub_name
 from miwv_trainer.export.hub import push_folder
@@ -77,7 +77,7 @@ def _chosen(config: MIWVConfig, scored: StoredRound, rows: datasets.Dataset | No
                 f"Samples are selected by groups, as `group_column` {config.group_column!r} says, which is a column of "
                 "the pool: give that as `--dataset`."
             )
-        groups = group_numbers(rows, config.group_column)
+        groups = number_groups(rows, config.group_column)
     embeddings = None
     if config.needs_embeddings:
         embeddings = store.read_embeddings({})

@@ -1,15 +1,23 @@
-"""The columns that instruction datasets have, to a conversation and to the instruction's text."""
+"""The columns of instruction datasets, read as a conversation or as the text of the instruction."""
 
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
-from typing import Any, TypeGuard
+from typing import TypedDict, TypeGuard
 
-Message = Mapping[str, Any]
+from miwv_trainer.data.map_style import Row
+
 COLUMNS = "`prompt` and `completion`, `messages`, or `instruction`, `output` and (optional) `input`"
 
 
-def instruction_text(row: Mapping[str, Any]) -> str | None:
-    """The instruction a text embedder sees: what the user said; None where no known column holds it."""
+class Message(TypedDict):
+    """One turn of a conversation, as chat templates take it."""
+
+    role: str
+    content: str
+
+
+def read_instruction(row: Row) -> str | None:
+    """The instruction for a text embedder: the user's words before the first answer. None without such columns."""
     prompt, instruction = row.get("prompt"), row.get("instruction")
     if isinstance(prompt, str):
         return prompt.strip()
@@ -17,24 +25,25 @@ def instruction_text(row: Mapping[str, Any]) -> str | None:
     if are_messages(messages):
         before_response = takewhile(lambda message: message["role"] != "assistant", messages)
         return "\n\n".join(message["content"] for message in before_response if message["role"] == "user").strip()
-    return with_input(row).strip() if isinstance(instruction, str) else None
+    return _join_input(row, instruction).strip() if isinstance(instruction, str) else None
 
 
-def are_messages(messages: Any) -> TypeGuard[Sequence[Message]]:
+def are_messages(messages: object) -> TypeGuard[Sequence[Message]]:
+    """Whether a value is a list of turns whose role and content are text."""
     return isinstance(messages, list | tuple) and all(
         isinstance(message, Mapping) and all(isinstance(message.get(key), str) for key in ("role", "content"))
         for message in messages
     )
 
 
-def conversation(row: Mapping[str, Any]) -> tuple[list[Message], int]:
+def read_conversation(row: Row) -> tuple[list[Message], int]:
     """
-    The messages of a row, and how many of them are given, as the prompt (0 where that is for the roles to say).
+    The messages of a row, and how many of them are given as the prompt. It is 0 if their roles say what is response.
 
     Raises:
         ValueError: the row has none of the known columns, or something else than text in them.
     """
-    messages, given = _messages(row)
+    messages, given = _read_messages(row)
     if not are_messages(messages):
         raise ValueError(
             "Every turn must have a `role` and a `content` that are text, but these are not all so: "
@@ -43,30 +52,31 @@ def conversation(row: Mapping[str, Any]) -> tuple[list[Message], int]:
     return list(messages), given
 
 
-def _messages(row: Mapping[str, Any]) -> tuple[Any, int]:
-    if _has(row, "prompt", "completion"):
-        prompt = _as_messages(row["prompt"], "user")
-        return prompt + _as_messages(row["completion"], "assistant"), len(prompt)
+def _read_messages(row: Row) -> tuple[object, int]:
+    if _has_columns(row, "prompt", "completion"):
+        prompt = _make_messages(row["prompt"], "user")
+        return prompt + _make_messages(row["completion"], "assistant"), len(prompt)
     if row.get("messages") is not None:
         return row["messages"], 0
-    if _has(row, "instruction", "output"):
-        instruction = with_input(row) if isinstance(row["instruction"], str) else row["instruction"]
-        return _as_messages(instruction, "user") + _as_messages(row["output"], "assistant"), 1
+    if _has_columns(row, "instruction", "output"):
+        instruction = row["instruction"]
+        whole = _join_input(row, instruction) if isinstance(instruction, str) else instruction
+        return _make_messages(whole, "user") + _make_messages(row["output"], "assistant"), 1
     raise ValueError(f"A sample needs the columns {COLUMNS}; this one has {', '.join(row) or 'none'}.")
 
 
-def _has(row: Mapping[str, Any], *names: str) -> bool:
-    """Whether a row has these columns and something in one of them; a null beside it is an empty text."""
+def _has_columns(row: Row, *names: str) -> bool:
+    """Whether a row has these columns and a value in at least one of them; a null in the other is an empty text."""
     return all(name in row for name in names) and any(row[name] is not None for name in names)
 
 
-def _as_messages(content: Any, role: str) -> list[Any]:
-    """A list is messages already; anything else is what one of `role` said, null being nothing."""
+def _make_messages(content: object, role: str) -> list[object]:
+    """A list is messages already. Any other value is one turn of `role`, and null is an empty turn."""
     if isinstance(content, list | tuple):
         return list(content)
     return [{"role": role, "content": "" if content is None else content}]
 
 
-def with_input(row: Mapping[str, Any]) -> str:
-    given = str(row.get("input") or "")
-    return f"{row['instruction']}\n\n{given}" if given.strip() else row["instruction"]
+def _join_input(row: Row, instruction: str) -> str:
+    own_input = str(row.get("input") or "")
+    return f"{instruction}\n\n{own_input}" if own_input.strip() else instruction

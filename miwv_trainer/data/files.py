@@ -1,4 +1,4 @@
-"""Dataset files and datasets on the hub, to rows."""
+"""Dataset files, and datasets on the hub, to rows."""
 
 import gzip
 import json
@@ -13,12 +13,12 @@ READERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parque
 
 def load_rows(name: str, max_samples: int | None = None) -> datasets.Dataset:
     """
-    The rows of a pool.
+    Loads the rows of a pool.
 
     Args:
         name: A local JSON, JSON Lines (also gzipped), CSV or Parquet file, or a dataset on the hub, of which the
             `train` split is taken.
-        max_samples: Keep the first so many.
+        max_samples: Number of rows to keep, from the first.
 
     Raises:
         ValueError: a file of another kind, or one that cannot be read.
@@ -26,14 +26,14 @@ def load_rows(name: str, max_samples: int | None = None) -> datasets.Dataset:
     """
     path = Path(name).expanduser()
     if not path.is_file() and (path.suffix in (*READERS, ".gz") or path.is_absolute() or name.startswith((".", "~"))):
-        # Asking the hub for a mistyped path would take a minute of retries.
+        # The hub is not asked for a path that is mistyped: its retries take a minute.
         raise FileNotFoundError(f"There is no file {name!r}.")
     rows = _read_file(path) if path.is_file() else _read_hub(name)
     return rows.select(range(min(max_samples, len(rows)))) if max_samples is not None else rows
 
 
 def is_folder(name: str) -> bool:
-    """Whether a name is that of a folder here, not one on the hub."""
+    """Whether a name is that of a local folder, not one on the hub."""
     return Path(name).is_dir()
 
 
@@ -49,17 +49,17 @@ def _read_file(path: Path) -> datasets.Dataset:
     if kind != "parquet":
         _check_text(path)
     try:
-        # In CSV, an answer of "None" or "NA" is a text, and an empty cell an empty one.
+        # pandas would read the answers "None" and "NA" as missing values, and an empty cell too.
         options = {"keep_default_na": False} if kind == "csv" else {}
         return datasets.load_dataset(kind, data_files=str(path), split="train", **options)
     except Exception as error:
-        where = _broken_line(path) if ".jsonl" in suffixes else None
+        where = _describe_broken_line(path) if ".jsonl" in suffixes else None
         raise ValueError(f"{path} could not be read as {kind}: {where or error.__cause__ or error}") from error
 
 
-def _broken_line(path: Path) -> str | None:
-    """The first line of a JSON Lines file that is none; the reader only knows where in a block of lines it is."""
-    with _opened(path) as file:
+def _describe_broken_line(path: Path) -> str | None:
+    """Describes the first bad line of a JSON Lines file. The reader's own error counts lines within a block."""
+    with _open(path) as file:
         for number, line in enumerate(file, start=1):
             try:
                 if line.strip() and not isinstance(json.loads(line), dict):
@@ -70,10 +70,10 @@ def _broken_line(path: Path) -> str | None:
 
 
 def _check_text(path: Path) -> None:
-    """Raises `ValueError` on a file that is not UTF-8, which the readers let through, or that cannot be unpacked."""
+    """Raises `ValueError` if a file cannot be unpacked or is not UTF-8 (the readers accept it and damage the text)."""
     number = 0
     try:
-        with _opened(path) as file:
+        with _open(path) as file:
             for number, line in enumerate(file, start=1):  # noqa: B007
                 line.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -82,7 +82,7 @@ def _check_text(path: Path) -> None:
         raise ValueError(f"{path} could not be read: {error}") from error
 
 
-def _opened(path: Path) -> IO[bytes]:
+def _open(path: Path) -> IO[bytes]:
     return gzip.open(path) if path.suffix == ".gz" else open(path, "rb")  # type: ignore[return-value]
 
 

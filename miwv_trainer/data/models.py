@@ -1,4 +1,4 @@
-"""Models and tokenizers, GGUF files among them."""
+"""Models and their tokenizers, from a folder, the hub or a GGUF file."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 def load_model(name: str, dtype: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """
-    A causal language model and its tokenizer.
+    Loads a causal language model and its tokenizer.
 
     Args:
         name: A hub name, a folder, or a folder that holds one GGUF file instead of a `config.json`.
@@ -26,12 +26,12 @@ def load_model(name: str, dtype: str | None = None) -> tuple[PreTrainedModel, Pr
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"`dtype` must be one of {', '.join(map(repr, DTYPES))}, but got {dtype!r}.")
     torch_dtype = DTYPES[dtype] if dtype is not None else "auto"
-    gguf = _gguf_file(Path(name))
-    # Packed GGUF weights cannot be trained, so they are unpacked.
-    unpacked = {"gguf_file": gguf, "quantization_config": GgufConfig(dequantize=True)} if gguf else {}
+    gguf = _find_gguf(Path(name))
+    # transformers would keep GGUF weights packed, and packed weights cannot be trained.
+    unpacking = {"gguf_file": gguf, "quantization_config": GgufConfig(dequantize=True)} if gguf else {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **({"gguf_file": gguf} if gguf else {}))
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch_dtype, **unpacked)
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch_dtype, **unpacking)
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise OSError(
             f"No model could be loaded from {name!r}: give a folder with a saved model or a GGUF file, or a hub name "
@@ -42,10 +42,11 @@ def load_model(name: str, dtype: str | None = None) -> tuple[PreTrainedModel, Pr
     return model, tokenizer
 
 
-def cached_as_safetensors(gguf_folder: Path, cache: Path) -> Path:
+def cache_as_safetensors(gguf_folder: Path, cache: Path) -> Path:
     """
-    The model of a GGUF folder as safetensors in `cache`, converted at the first call (loading GGUF takes 20 s for a
-    135M model, loading the copy less than one).
+    Converts the model of a GGUF folder to safetensors in the folder `cache`, if it is not there, and returns that.
+
+    Loading a 135M model from GGUF takes 20 s, loading the copy less than 1 s.
     """
     if (cache / "config.json").is_file():
         return cache
@@ -59,13 +60,14 @@ def cached_as_safetensors(gguf_folder: Path, cache: Path) -> Path:
 
 
 def _make_saveable(model: PreTrainedModel) -> None:
-    """Tells a model read from GGUF that its weights are plain floats now, or `save_pretrained` refuses it."""
+    """Makes a model from GGUF one of plain floats in its own records; else `save_pretrained` refuses it."""
     model.hf_quantizer = None
     model.is_quantized = False
     vars(model.config).pop("quantization_config", None)
 
 
-def _gguf_file(folder: Path) -> str | None:
+def _find_gguf(folder: Path) -> str | None:
+    """The name of the GGUF file in a folder, if that is how the folder holds its model."""
     if not folder.is_dir() or (folder / "config.json").is_file():
         return None
     files = sorted(path.name for path in folder.glob("*.gguf"))

@@ -1,6 +1,8 @@
-"""Rendered texts to token ids, and which of them are response.
+"""
+Rendered texts to token ids, and which of them are response.
 
-Ids are compared, never strings: a tokenizer may merge across the boundary.
+The boundary between prompt and response is found by comparing ids, never strings: a tokenizer may merge characters
+across it, and the tokens of the prompt alone are then no prefix of the tokens of the whole.
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,23 +11,25 @@ from typing import NamedTuple
 import numpy as np
 from transformers import BatchEncoding, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from miwv_trainer.data.pool import TokenizedSample, TurnMarkers, find_tokens
+from miwv_trainer.data.pool import TokenizedSample
+from miwv_trainer.data.turn_markers import TurnMarkers, find_tokens
 
 
 class RenderedText(NamedTuple):
     """
-    A sample as text: the whole, and for each response the text before it and the text through its end.
+    A sample as text: the whole, and for each response the text before it and the text up to its end.
 
-    The end is None where the next user's turn opens right behind: a template may render the end of an earlier turn
-    otherwise than that of the last one, so it cannot be seen by rendering the conversation up to there.
+    The second is None if the next user's turn follows directly. A template may render the end of an earlier turn
+    differently from that of the last one, so rendering the conversation up to there would not show the end; the next
+    user's header does.
     """
 
     whole: str
     responses: list[tuple[str, str | None]]
 
 
-class _Rest(NamedTuple):
-    """What is left to encode of a text behind its first `known` tokens."""
+class _Remainder(NamedTuple):
+    """The end of a text that must be encoded: its first `known` tokens are those of the whole."""
 
     known: int
     text: str
@@ -34,16 +38,20 @@ class _Rest(NamedTuple):
 def encode(
     texts: Sequence[RenderedText], tokenizer: PreTrainedTokenizerBase, markers: TurnMarkers, add_special_tokens: bool
 ) -> Iterator[TokenizedSample]:
-    """Token ids and response mask of each text, in order; a fast tokenizer spreads the texts over its threads."""
+    """
+    Token ids and response mask of each text, in order.
+
+    All texts are encoded in two calls, because a fast tokenizer spreads the texts of one call over its threads.
+    """
     rows = {whole: row for row, whole in enumerate(dict.fromkeys(text.whole for text in texts))}
     encoded = _encode(list(rows), tokenizer, add_special_tokens)
-    separators = {} if add_special_tokens else _separators(tokenizer)
-    rests = {
-        (text.whole, part): _rest(part, text.whole, encoded, rows[text.whole], separators)
+    separators = {} if add_special_tokens else _find_separators(tokenizer)
+    remainders = {
+        (text.whole, part): _find_remainder(part, text.whole, encoded, rows[text.whole], separators)
         for text in texts
-        for part in _beginnings(text)
+        for part in _list_beginnings(text)
     }
-    pieces = list(dict.fromkeys(rest.text for rest in rests.values()))
+    pieces = list(dict.fromkeys(remainder.text for remainder in remainders.values()))
     ids = dict(zip(pieces, _encode(pieces, tokenizer, add_special_tokens)["input_ids"], strict=True)) if pieces else {}
     eos = tokenizer.eos_token_id
     header = np.asarray(markers.user_header, dtype=np.int64)
@@ -54,13 +62,13 @@ def encode(
         array = np.asarray(whole, dtype=np.int64)
         is_response = np.zeros(len(array), dtype=bool)
         for before, through in text.responses:
-            start = _shared(rests[text.whole, before], ids, whole)
+            start = _count_shared(remainders[text.whole, before], ids, whole)
             if through is None:
                 end = start + find_tokens(array[start:], header)
             elif through == text.whole:
                 end = len(whole)
             else:
-                end = _shared(rests[text.whole, through], ids, whole)
+                end = _count_shared(remainders[text.whole, through], ids, whole)
             is_response[start:end] = True
         yield TokenizedSample(array, is_response)
 
@@ -69,48 +77,50 @@ def _encode(texts: list[str], tokenizer: PreTrainedTokenizerBase, add_special_to
     return tokenizer(texts, add_special_tokens=add_special_tokens, return_attention_mask=False)
 
 
-def _beginnings(text: RenderedText) -> Iterator[str]:
+def _list_beginnings(text: RenderedText) -> Iterator[str]:
+    """The texts whose number of tokens is needed."""
     for before, through in text.responses:
         yield before
         if through is not None and through != text.whole:
             yield through
 
 
-def _separators(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
-    """The added tokens for which a fast tokenizer searches the text as it stands, before all else."""
+def _find_separators(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    """The added tokens that a fast tokenizer finds in the text as it is, before it does anything else."""
     if not isinstance(tokenizer, PreTrainedTokenizerFast) or tokenizer.split_special_tokens:
         return {}
     added = tokenizer.added_tokens_decoder.items()
     return {number: token.content for number, token in added if not (token.normalized or token.single_word)}
 
 
-def _rest(part: str, whole: str, encoded: BatchEncoding, row: int, separators: dict[int, str]) -> _Rest:
+def _find_remainder(part: str, whole: str, encoded: BatchEncoding, row: int, separators: dict[int, str]) -> _Remainder:
     """
-    What of `part` must be encoded where `whole`, which is encoded, begins with it.
+    The end of `part` that must be encoded, given the encoded text `whole` that begins with `part`.
 
-    A tokenizer encodes what stands between its separators piece by piece. So from the last separator that lies in
-    `part` on, its tokens are those of the rest by itself, and the ones before are those of `whole`. This spares
-    encoding every prompt twice.
+    A tokenizer encodes the text between two separators by itself. So the tokens of `part` are those of `whole` up to
+    the last separator in `part`, and those of the remaining text alone. Without this, every prompt would be encoded
+    twice.
     """
     if not separators or not part or not whole.startswith(part):
-        return _Rest(0, part)
+        return _Remainder(0, part)
     ids, last = encoded["input_ids"][row], encoded.char_to_token(row, len(part) - 1)
     for position in range(-1 if last is None else last, -1, -1):
         if ids[position] not in separators:
             continue
         span = encoded.token_to_chars(row, position)
+        # A separator that ends beyond `part` is completed by the answer; the prompt alone does not hold it.
         if span is not None and separators[ids[position]] in part[span.start : span.end]:
-            return _Rest(position, part[span.start :])
-    return _Rest(0, part)
+            return _Remainder(position, part[span.start :])
+    return _Remainder(0, part)
 
 
-def _shared(rest: _Rest, ids: dict[str, list[int]], whole: list[int]) -> int:
-    """How many tokens a text and `whole` begin with alike."""
-    return rest.known + common_prefix(ids[rest.text], whole[rest.known :])
+def _count_shared(remainder: _Remainder, ids: dict[str, list[int]], whole: list[int]) -> int:
+    """The number of tokens with which both a text and `whole` begin."""
+    return remainder.known + count_common_prefix(ids[remainder.text], whole[remainder.known :])
 
 
-def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
-    """How many elements both begin with."""
+def count_common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
+    """The number of elements with which both begin."""
     shorter = min(len(left), len(right))
     if left[:shorter] == right[:shorter]:
         return shorter

@@ -1,36 +1,29 @@
-"""A tokenised dataset, such as a Trainer holds, to a pool without preamble."""
+"""A tokenised dataset, such as a Trainer's, to a pool without preamble."""
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from miwv_trainer.data.pool import (
-    IGNORED_LABEL,
-    Pool,
-    Samples,
-    TokenizedSample,
-    check_count,
-    check_map_style,
-    join,
-    stack,
-)
+from miwv_trainer.data.map_style import MapStyleDataset, check_map_style, has_own_columns
+from miwv_trainer.data.pool import IGNORED_LABEL, Pool, Samples, TokenizedSample, check_count, join, stack
 
 RESPONSE_COLUMNS = ("labels", "completion_mask", "assistant_masks")
-POSITIONS = "position_ids"  # read only to see samples that share a line
+# Read only to notice samples that share a line.
+POSITIONS = "position_ids"
 PACKED = "several samples share a line, so none can be chosen by itself. Set `packing=False`."
 ROWS_READ_AT_ONCE = 10_000
 
 
-def read_tokenized(dataset: Any) -> Pool:
+def read_tokenized(dataset: MapStyleDataset) -> Pool:
     """
-    Reads `input_ids` and what is response from a tokenised, map-style dataset, as a pool without preamble.
+    Reads a tokenised dataset as a pool without preamble.
 
-    The response is where `labels` is not -100; without `labels`, where `completion_mask` or `assistant_masks` is 1.
-    Positions at which an `attention_mask` column is 0 are padding and are left out.
+    A token is response if its label is not -100. Without `labels`, it is response if `completion_mask` and
+    `assistant_masks` are 1, as far as these columns exist. Tokens whose `attention_mask` is 0 are padding and are left
+    out.
 
     Raises:
         TypeError: the dataset is not map-style.
@@ -38,19 +31,18 @@ def read_tokenized(dataset: Any) -> Pool:
     """
     check_map_style(dataset)
     check_count(len(dataset))
-    columns = _columns(dataset)
+    columns = _list_columns(dataset)
     _check_columns(columns)
     wanted = [name for name in ("input_ids", "attention_mask", POSITIONS, *RESPONSE_COLUMNS) if name in columns]
-    if isinstance(dataset, datasets.Dataset) and dataset.format["type"] != "custom":
+    if isinstance(dataset, datasets.Dataset) and has_own_columns(dataset):
         return join(_read_arrow(dataset, wanted))
     rows = (dataset[index] for index in range(len(dataset)))
     picked = ({name: row[name] for name in wanted if name in row} for row in rows)
-    return join([stack([_sequence(index, row) for index, row in enumerate(picked)])])
+    return join([stack([_read_sample(index, row) for index, row in enumerate(picked)])])
 
 
-def _columns(dataset: Any) -> list[str]:
-    # Under a transform, the columns are those that it yields.
-    if isinstance(dataset, datasets.Dataset) and dataset.format["type"] != "custom":
+def _list_columns(dataset: MapStyleDataset) -> list[str]:
+    if isinstance(dataset, datasets.Dataset) and has_own_columns(dataset):
         return dataset.column_names
     first = dataset[0]
     if not isinstance(first, dict) and not hasattr(first, "keys"):
@@ -78,19 +70,19 @@ def _check_columns(columns: list[str]) -> None:
 
 
 def _read_arrow(dataset: datasets.Dataset, columns: list[str]) -> Iterator[Samples]:
-    """Whole columns at a time; row by row only where one of the rows is not as it must be, to name it."""
+    """Reads many rows at a time. A part that holds a faulty row is read row by row, which raises and names the row."""
     first = 0
     for table in dataset.select_columns(columns).with_format("arrow").iter(batch_size=ROWS_READ_AT_ONCE):
         lists = {name: table[name].combine_chunks() for name in columns}
         if POSITIONS in lists and pa.types.is_null(lists[POSITIONS].type):
             del lists[POSITIONS]
         _check_lists(lists)
-        yield _whole_columns(lists) or stack([_sequence(first + row, _cells(lists, row)) for row in range(len(table))])
+        yield _read_columns(lists) or stack([_read_sample(first + r, _read_cells(lists, r)) for r in range(len(table))])
         first += len(table)
 
 
-def _whole_columns(lists: dict[str, Any]) -> Samples | None:
-    """None where a list or a number is null, numbers are not whole, or columns differ in their lists' lengths."""
+def _read_columns(lists: dict[str, pa.ListArray]) -> Samples | None:
+    """None if a list or a number is null, numbers are not whole, or the columns' lists differ in length."""
     values = {name: column.flatten() for name, column in lists.items()}
     lengths = {name: pc.list_value_length(column).to_numpy(zero_copy_only=False) for name, column in lists.items()}
     if any(column.null_count for column in (*lists.values(), *values.values())):
@@ -100,7 +92,7 @@ def _whole_columns(lists: dict[str, Any]) -> Samples | None:
     if not all(np.array_equal(other, lengths["input_ids"]) for other in lengths.values()):
         return None
     arrays = {name: numbers.to_numpy(zero_copy_only=False) for name, numbers in values.items()}
-    ids, is_response = arrays["input_ids"], _response(arrays)
+    ids, is_response = arrays["input_ids"], _find_response(arrays)
     ends = np.cumsum(lengths["input_ids"])
     if _shares_a_line(arrays.get("attention_mask"), arrays.get(POSITIONS), ends[:-1]):
         return None
@@ -112,7 +104,7 @@ def _whole_columns(lists: dict[str, Any]) -> Samples | None:
     return Samples(ids[is_kept], is_response[is_kept], kept)
 
 
-def _cells(lists: dict[str, Any], row: int) -> dict[str, Any]:
+def _read_cells(lists: dict[str, pa.ListArray], row: int) -> dict[str, np.ndarray | None]:
     # `ListScalar.values` is a view of the child array, None where the list itself is null.
     cells = {name: column[row].values for name, column in lists.items()}
     return {name: None if cell is None else cell.to_numpy(zero_copy_only=False) for name, cell in cells.items()}
@@ -120,10 +112,13 @@ def _cells(lists: dict[str, Any], row: int) -> dict[str, Any]:
 
 def _shares_a_line(mask: np.ndarray | None, positions: np.ndarray | None, starts: np.ndarray | None = None) -> bool:
     """
-    Whether a mask numbers the samples of a line, or positions fall within one, `starts` being those of further lines.
+    Whether several samples share a line: the mask numbers them (LLaMA-Factory's neat packing), or positions start again
+    within a line (packing of TRL, transformers and LLaMA-Factory).
 
-    The first is how LLaMA-Factory packs "neatly", the second how it, TRL and transformers do. Padding may stand
-    anywhere, so that positions are looked at between two tokens that are kept.
+    Padding may stand anywhere, so only positions of two neighbours that are both no padding are compared.
+
+    Args:
+        starts: Where further lines start, if the arrays hold several.
     """
     if mask is not None and mask.max(initial=0) > 1:
         return True
@@ -135,18 +130,18 @@ def _shares_a_line(mask: np.ndarray | None, positions: np.ndarray | None, starts
     return bool(falls.any() if mask is None else (falls & (mask[1:] != 0) & (mask[:-1] != 0)).any())
 
 
-def _check_lists(arrays: dict[str, Any]) -> None:
-    for name, array in arrays.items():
-        kind = array.type
+def _check_lists(columns: dict[str, pa.Array]) -> None:
+    for name, column in columns.items():
+        kind = column.type
         if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
             raise ValueError(
                 f"The pool's column `{name}` must hold a list of whole numbers in every line, but its type is {kind}."
             )
 
 
-def _sequence(index: int, row: dict[str, Any]) -> TokenizedSample:
+def _read_sample(index: int, row: Mapping[str, object]) -> TokenizedSample:
     positions = np.asarray(row.get(POSITIONS))
-    arrays = {name: _vector(index, name, value) for name, value in row.items() if name != POSITIONS}
+    arrays = {name: _read_vector(index, name, value) for name, value in row.items() if name != POSITIONS}
     if "input_ids" not in arrays:
         raise ValueError(f"Sample {index} of the pool has no `input_ids`.")
     ids = arrays["input_ids"]
@@ -161,14 +156,14 @@ def _sequence(index: int, row: dict[str, Any]) -> TokenizedSample:
     is_flat = positions.shape == ids.shape and positions.dtype.kind in "iu"  # vision models number in three rows
     if _shares_a_line(arrays.get("attention_mask"), positions if is_flat else None):
         raise ValueError(f"Sample {index} of the pool is packed: {PACKED}")
-    is_response = _response(arrays)
+    is_response = _find_response(arrays)
     if "attention_mask" in arrays:
         kept = arrays["attention_mask"] != 0
         ids, is_response = ids[kept], is_response[kept]
     return TokenizedSample(ids, is_response)
 
 
-def _vector(index: int, name: str, value: Any) -> np.ndarray:
+def _read_vector(index: int, name: str, value: object) -> np.ndarray:
     array = np.asarray(value if value is not None else [None])
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iub"):
         raise ValueError(
@@ -178,7 +173,7 @@ def _vector(index: int, name: str, value: Any) -> np.ndarray:
     return array.astype(np.int64)
 
 
-def _response(arrays: dict[str, np.ndarray]) -> np.ndarray:
+def _find_response(arrays: dict[str, np.ndarray]) -> np.ndarray:
     if "labels" in arrays:
         return arrays["labels"] != IGNORED_LABEL
     return np.logical_and.reduce([arrays[name] != 0 for name in RESPONSE_COLUMNS[1:] if name in arrays])

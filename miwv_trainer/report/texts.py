@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from miwv_trainer.data.columns import conversation, instruction_text
+from miwv_trainer.data.columns import read_conversation, read_instruction
 
 
 class PoolTexts(NamedTuple):
@@ -17,7 +17,7 @@ def read_texts(rows: Iterable[Mapping[str, Any]]) -> PoolTexts:
     """What the user said and what follows, for each row; a row without known columns has empty texts."""
     prompts, responses = [], []
     for row in rows:
-        prompts.append(instruction_text(row) or "")
+        prompts.append(read_instruction(row) or "")
         responses.append(_read_response(row))
     return PoolTexts(prompts, responses)
 
@@ -25,7 +25,7 @@ def read_texts(rows: Iterable[Mapping[str, Any]]) -> PoolTexts:
 def _read_response(row: Mapping[str, Any]) -> str:
     """The turns from the first response on; with their roles where there are several."""
     try:
-        messages, given = conversation(row)
+        messages, given = read_conversation(row)
     except ValueError:
         return ""
     first = given or next((i for i, message in enumerate(messages) if message["role"] == "assistant"), len(messages))

@@ -7,8 +7,9 @@ from typing import Any
 from transformers import Trainer, TrainingArguments
 
 from miwv_trainer.config import MIWVConfig
-from miwv_trainer.data.chat_template import pool_from_tokenized
-from miwv_trainer.data.pool import check_map_style, with_groups
+from miwv_trainer.data.build import pool_from_tokenized
+from miwv_trainer.data.groups import add_groups
+from miwv_trainer.data.map_style import check_map_style
 from miwv_trainer.embeddings.embedders import get_embedder, validate_embeddings
 from miwv_trainer.rounds.exemplars import embeds_text
 from miwv_trainer.training.callback import MIWVCallback
@@ -47,7 +48,7 @@ def attach(trainer: Trainer, config: MIWVConfig | Mapping[str, Any] | None = Non
         trainer.model.config,
         with_texts=embeds_text(config),
     )
-    pool = with_groups(pool, trainer.train_dataset, config.group_column)
+    pool = add_groups(pool, trainer.train_dataset, config.group_column)
     given_array = get_embedder(config.embedder).array
     if given_array is not None:
         validate_embeddings(given_array, len(pool))

@@ -17,8 +17,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from miwv_trainer.config import MIWVConfig
-from miwv_trainer.data.chat_template import pool_from_tokenized
-from miwv_trainer.data.pool import Pool, with_groups
+from miwv_trainer.data.build import pool_from_tokenized
+from miwv_trainer.data.groups import add_groups
+from miwv_trainer.data.pool import Pool
 from miwv_trainer.distributed.world import World
 from miwv_trainer.distributed.wrappers import check_parallelism, use_evaluation_weights
 from miwv_trainer.rounds.exemplars import embeds_text, find_exemplars
@@ -111,7 +112,7 @@ class MIWVCallback(TrainerCallback, ExportableState):
                         model.config,
                         with_texts=embeds_text(self.config),
                     )
-                    self.pool = with_groups(self.pool, dataloader.dataset, self.config.group_column)
+                    self.pool = add_groups(self.pool, dataloader.dataset, self.config.group_column)
             _check_pool_size(len(self.pool), self.sampler, dataloader)
             check_model(model, self.pool)
             check_layout(model, self.config)

@@ -11,9 +11,9 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import ByT5Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from miwv_trainer.data.chat_template import render
-from miwv_trainer.data.pool import TurnMarkers
-from miwv_trainer.data.token_masks import RenderedText, common_prefix, encode
+from miwv_trainer.data.build import render
+from miwv_trainer.data.token_masks import RenderedText, count_common_prefix, encode
+from miwv_trainer.data.turn_markers import TurnMarkers
 from tests.helpers.templates import ALL, chat_tokenizer, newline_merging_tokenizer
 from tests.helpers.tiny import CHATML, CHATML_TOKENS, instruction_rows, tiny_tokenizer
 
@@ -201,4 +201,4 @@ def test_an_added_token_that_only_the_answer_completes_is_none_of_the_prompts() 
 def test_a_common_prefix_ends_where_one_list_does_or_the_two_differ(
     left: list[int], right: list[int], shared: int
 ) -> None:
-    assert common_prefix(left, right) == common_prefix(right, left) == shared
+    assert count_common_prefix(left, right) == count_common_prefix(right, left) == shared

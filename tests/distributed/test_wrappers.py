@@ -16,7 +16,7 @@ from torch._dynamo.utils import counters
 from transformers import TrainerCallback
 
 from miwv_trainer import MIWVConfig, attach
-from miwv_trainer.data.chat_template import pool_from_rows
+from miwv_trainer.data.build import pool_from_rows
 from miwv_trainer.distributed.world import World
 from miwv_trainer.distributed.wrappers import check_parallelism
 from miwv_trainer.rounds.exemplars import find_exemplars

@@ -17,7 +17,7 @@ from benchmarks.measure import measure
 from benchmarks.scoring import main
 from benchmarks.table import Line, agreement, cells
 from miwv_trainer.config import MIWVConfig
-from miwv_trainer.data.chat_template import render
+from miwv_trainer.data.build import render
 from miwv_trainer.data.pool import NO_EXEMPLAR, Pool
 from miwv_trainer.distributed.world import World
 from miwv_trainer.scoring.attention import _mask

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from benchmarks.measure import measure
 from miwv_trainer.cli.main import main
 from miwv_trainer.config import MIWVConfig
-from miwv_trainer.data.chat_template import pool_from_rows
+from miwv_trainer.data.build import pool_from_rows
 from miwv_trainer.data.files import load_rows
 from miwv_trainer.distributed.world import World
 from miwv_trainer.embeddings.embedders import embed_texts

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoTokenizer
 
 from miwv_trainer.config import MIWVConfig
-from miwv_trainer.data.chat_template import pool_from_rows
+from miwv_trainer.data.build import pool_from_rows
 from miwv_trainer.data.files import load_rows
 from miwv_trainer.data.pool import Pool
 from miwv_trainer.distributed.world import World

@@ -14,7 +14,7 @@ from torch import nn
 from trl import SFTConfig, SFTTrainer
 
 from miwv_trainer import MIWVCallback, MIWVConfig, MIWVDataSampler, attach
-from miwv_trainer.data.chat_template import pool_from_rows
+from miwv_trainer.data.build import pool_from_rows
 from miwv_trainer.data.pool import Pool
 from miwv_trainer.distributed.world import World
 from miwv_trainer.rounds.exemplars import find_exemplars

@@ -12,8 +12,10 @@ import torch
 from transformers import MambaConfig, T5Config, T5ForConditionalGeneration
 
 from miwv_trainer.config import MIWVConfig
-from miwv_trainer.data.chat_template import pool_from_rows
-from miwv_trainer.data.pool import Pool, TokenizedSample, TurnMarkers, build_pool
+from miwv_trainer.data.build import pool_from_rows
+from miwv_trainer.data.pool import Pool, TokenizedSample
+from miwv_trainer.data.preamble import build_pool
+from miwv_trainer.data.turn_markers import TurnMarkers
 from miwv_trainer.distributed.world import World
 from miwv_trainer.report.tables import format_scores
 from miwv_trainer.rounds import exemplars

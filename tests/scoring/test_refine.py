@@ -18,7 +18,7 @@ from transformers import DataCollatorForSeq2Seq, GPT2Config, MixtralConfig, Pret
 
 from miwv_trainer import MIWVConfig, attach, tokenize
 from miwv_trainer.cli.main import main
-from miwv_trainer.data.chat_template import pool_from_rows
+from miwv_trainer.data.build import pool_from_rows
 from miwv_trainer.data.pool import Pool
 from miwv_trainer.distributed.world import World
 from miwv_trainer.embeddings.embedders import embed_texts

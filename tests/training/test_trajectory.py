@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from transformers import AutoModelForCausalLM
 
-from miwv_trainer.data.chat_template import pool_from_rows
+from miwv_trainer.data.build import pool_from_rows
 from tests.helpers.held import plain_losses
 from tests.helpers.launch import ROOT, launch
 from tests.helpers.tiny import save_tiny, tiny_dataset, tiny_tokenizer

@@ -1,0 +1,58 @@
+"""Datasets with a length and an index, as a Trainer and the command line hold them, and their rows."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import datasets
+import torch
+
+# Columns of any name and type; what is read of them is checked where it is read.
+Row = Mapping[str, Any]
+# One call renders or reads this many rows: reading them one by one takes ten times as long.
+ROWS_AT_ONCE = 512
+
+
+class MapStyleDataset(Protocol):
+    """A dataset with a length whose rows can be taken by their number."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Row: ...
+
+
+def check_map_style(dataset: object) -> None:
+    """Raises `TypeError` unless the dataset has a length and can be indexed."""
+    if isinstance(dataset, dict):
+        raise TypeError(
+            f"The pool is a dictionary of splits ({', '.join(map(str, dataset))}); pass one of them, such as "
+            f"dataset[{next(iter(dataset), 'train')!r}]."
+        )
+    is_iterable_only = isinstance(dataset, torch.utils.data.IterableDataset)
+    if is_iterable_only or not (hasattr(type(dataset), "__len__") and hasattr(type(dataset), "__getitem__")):
+        raise TypeError(
+            f"The pool must be a map-style dataset, one with a length and indexing, but got {type(dataset).__name__}. "
+            "Samples of an IterableDataset cannot be chosen by index: load it without `streaming=True`, or "
+            "materialise it with `Dataset.from_generator`."
+        )
+
+
+def has_own_columns(dataset: MapStyleDataset) -> bool:
+    """Whether the rows of a dataset hold its own columns, not those that a transform makes of them."""
+    return isinstance(dataset, datasets.Dataset) and dataset.format["type"] != "custom"
+
+
+def iterate_rows(dataset: MapStyleDataset) -> Iterator[Row]:
+    """All rows in order."""
+    if not isinstance(dataset, datasets.Dataset):
+        yield from (dataset[index] for index in range(len(dataset)))
+    elif dataset.format["type"] is not None:
+        yield from dataset
+    else:
+        for columns in dataset.iter(batch_size=ROWS_AT_ONCE):
+            yield from transpose(columns)
+
+
+def transpose(columns: Mapping[str, Sequence[object]]) -> Iterator[Row]:
+    """Rows from columns of one length."""
+    for values in zip(*columns.values(), strict=True):
+        yield dict(zip(columns, values, strict=True))
