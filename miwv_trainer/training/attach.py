@@ -13,7 +13,7 @@ from miwv_trainer.data.map_style import check_map_style
 from miwv_trainer.embeddings.embedders import get_embedder, validate_embeddings
 from miwv_trainer.rounds.exemplars import embeds_text
 from miwv_trainer.training.callback import MIWVCallback
-from miwv_trainer.training.dataloader import check_batches, sampler_strategy, samples_per_step
+from miwv_trainer.training.dataloader import check_batches, count_step_samples, read_strategy
 from miwv_trainer.training.sampler import MIWVDataSampler
 
 
@@ -41,7 +41,7 @@ def attach(trainer: Trainer, config: MIWVConfig | Mapping[str, Any] | None = Non
         config = MIWVConfig.from_dict(config or {})
     _check_trainer(trainer)
     args = trainer.args
-    strategy = sampler_strategy(args)
+    strategy = read_strategy(args)
     pool = pool_from_tokenized(
         trainer.train_dataset,
         trainer.processing_class,
@@ -58,7 +58,7 @@ def attach(trainer: Trainer, config: MIWVConfig | Mapping[str, Any] | None = Non
         _seed(config, args),
         strategy,
         pool.lengths,
-        samples_per_step(args),
+        count_step_samples(args),
         epoch_order=config.epoch_order,
     )
     check_batches(args, sampler)
@@ -96,8 +96,8 @@ def _check_trainer(trainer: Trainer) -> None:
     check_map_style(trainer.train_dataset)
     if trainer.accelerator.use_stateful_dataloader:
         raise ValueError(
-            "`use_stateful_dataloader=True` copies the sampler's state for every batch, and the Trainer neither saves "
-            "nor restores it: it resumes by skipping batches. Set it to False; resuming is exact without it."
+            "`use_stateful_dataloader=True` makes a state for every batch that the Trainer neither saves nor restores: "
+            "it resumes by skipping batches. Set it to False; resuming is exact without it."
         )
 
 

@@ -1,28 +1,32 @@
-"""What the Trainer's dataloader makes of an order: batches, over all processes."""
+"""What the Trainer's dataloader makes of an order: its batches over all ranks, its steps, how far ahead it draws."""
 
 import logging
+import math
+from typing import cast
 
+from torch.utils.data import BatchSampler, DataLoader
 from transformers import TrainingArguments
 
 from miwv_trainer.training.ordering import Strategy
 from miwv_trainer.training.sampler import MIWVDataSampler
+from miwv_trainer.training.schedule import StepSchedule, count_steps_ahead
 
 logger = logging.getLogger(__name__)
 
 
-def samples_per_batch(args: TrainingArguments) -> int:
+def count_batch_samples(args: TrainingArguments) -> int:
     """Samples that all processes together train on between two draws from the dataloader."""
     return args.train_batch_size * (1 if args.accelerator_config.split_batches else args.world_size)
 
 
-def samples_per_step(args: TrainingArguments) -> int:
+def count_step_samples(args: TrainingArguments) -> int:
     """Samples of one optimizer step over all processes."""
-    return samples_per_batch(args) * args.gradient_accumulation_steps
+    return count_batch_samples(args) * args.gradient_accumulation_steps
 
 
-def sampler_strategy(args: TrainingArguments) -> Strategy:
+def read_strategy(args: TrainingArguments) -> Strategy:
     """
-    The Trainer's `train_sampling_strategy`, as the sampler follows it within the selection.
+    The Trainer's `train_sampling_strategy`, which the sampler follows within the selection.
 
     Raises:
         ValueError: `"batch_rebalance"`, which composes batches of its own.
@@ -36,14 +40,85 @@ def sampler_strategy(args: TrainingArguments) -> Strategy:
     return args.train_sampling_strategy
 
 
-def check_batches(args: TrainingArguments, sampler: MIWVDataSampler) -> None:
+def read_schedule(dataloader: DataLoader, args: TrainingArguments) -> StepSchedule:
+    """How the Trainer will go through an epoch's order with this dataloader. The same on all ranks."""
+    batch, workers, prefetch = args.train_batch_size, args.dataloader_num_workers, args.dataloader_prefetch_factor
+    if isinstance(dataloader, DataLoader):
+        # After running out of memory, `auto_find_batch_size` makes a loader of smaller batches and leaves the arguments
+        # as they were.
+        batch = cast(BatchSampler, dataloader.batch_sampler).batch_size  # `check_sampler` has refused any other
+        workers, prefetch = dataloader.num_workers, dataloader.prefetch_factor
+    accumulation = args.gradient_accumulation_steps
+    ranks = 1 if args.accelerator_config.split_batches else args.world_size
+    return StepSchedule(
+        steps_per_epoch=max(1, math.ceil(len(dataloader) / accumulation)),
+        effective_batch=batch * ranks * accumulation,
+        look_ahead=count_steps_ahead(workers, prefetch, accumulation),
+    )
+
+
+def check_sampler(dataloader: DataLoader, sampler: MIWVDataSampler) -> None:
     """
-    Refuses dataloader options that the sampler does not follow, or that leave a process without a batch.
+    Checks that the Trainer's dataloader draws from the sampler. Warns where a wrapper hides what it draws from.
 
     Raises:
-        ValueError: naming the option, and what to set instead.
+        ValueError: it draws from another one.
     """
-    if sampler.strategy != sampler_strategy(args):
+    if not isinstance(dataloader, DataLoader):
+        logger.warning(
+            "The training dataloader is a %s, in which the sampler cannot be seen: make sure that it draws from the "
+            "MIWVDataSampler, as a wrapper around `super().get_train_dataloader()` does.", type(dataloader).__name__,
+        )  # fmt: skip
+        return
+    found = _find_sampler(dataloader)
+    if found is not sampler:
+        raise ValueError(
+            "The Trainer does not use this MIWVDataSampler: its training dataloader has a "
+            f"{type(found).__name__}. Return the sampler from `_get_train_sampler`, or use "
+            "`attach(trainer, config)`; a Trainer whose `get_train_dataloader` builds a loader of its own must pass "
+            "the sampler to it."
+        )
+
+
+def _find_sampler(dataloader: DataLoader) -> object:
+    """The index sampler at the bottom of accelerate's wrappers around a dataloader."""
+    batch_sampler = dataloader.batch_sampler
+    while isinstance(batch_sampler, BatchSampler):
+        # accelerate's BatchSamplerShard and SkipBatchSampler hold the next one as `batch_sampler`. torch's own is the
+        # innermost and holds the index sampler as `sampler`.
+        inner = vars(batch_sampler).get("batch_sampler")
+        if inner is None:
+            return vars(batch_sampler).get("sampler")
+        batch_sampler = inner
+    return batch_sampler
+
+
+def check_pool_size(size: int, sampler: MIWVDataSampler, dataloader: DataLoader) -> None:
+    """
+    Checks that pool, sampler and the Trainer's dataset hold equally many samples.
+
+    Raises:
+        ValueError: they do not.
+    """
+    # A wrapper of a Trainer's own need not have a `dataset`.
+    in_trainer = len(dataloader.dataset) if isinstance(dataloader, DataLoader) else size  # type: ignore[arg-type]
+    if not size == sampler.pool_size == in_trainer:
+        raise ValueError(
+            f"The pool has {size} samples, the sampler was made for {sampler.pool_size}, and the Trainer trains on "
+            f"{in_trainer}; they must be the same dataset. If `train_dataset` was replaced, attach again."
+        )
+
+
+def check_batches(args: TrainingArguments, sampler: MIWVDataSampler) -> None:
+    """
+    Checks the Trainer's dataloader options.
+
+    Raises:
+        ValueError:
+            the sampler cannot follow an option, or it leaves a process without a batch. The message names the option
+            and what to set instead.
+    """
+    if sampler.strategy != read_strategy(args):
         raise ValueError(
             f"The MIWVDataSampler was made with `strategy={sampler.strategy!r}`, but the Trainer has "
             f"`train_sampling_strategy={args.train_sampling_strategy!r}`; give both the same."
@@ -54,9 +129,9 @@ def check_batches(args: TrainingArguments, sampler: MIWVDataSampler) -> None:
             "padded to different lengths. Leave it out of `accelerator_config`: each process then reads its own part "
             "of each batch, of the same samples."
         )
-    batch, count = samples_per_batch(args), len(sampler)
+    batch, count = count_batch_samples(args), len(sampler)
     if args.dataloader_drop_last:
-        # The Trainer's own words for an empty dataloader speak of something else, a dataset without a length.
+        # Without this check the Trainer fails on the empty dataloader with a message about datasets without a length.
         if count < batch:
             raise ValueError(
                 f"There is no batch to train on: {count} samples are selected, less than the {batch} of one batch "
@@ -64,7 +139,8 @@ def check_batches(args: TrainingArguments, sampler: MIWVDataSampler) -> None:
                 "`per_device_train_batch_size`, or set `dataloader_drop_last=False`."
             )
         return
-    # Of the last batch each process takes a whole part, in the order of ranks, until none is left.
+    # accelerate deals the last batch out in whole parts, rank by rank. A rank that gets nothing ends its epoch while
+    # the others wait for it in a collective.
     part = batch // args.world_size
     rest = count % batch
     if not args.accelerator_config.even_batches and 0 < rest <= part * (args.world_size - 1):
@@ -76,9 +152,11 @@ def check_batches(args: TrainingArguments, sampler: MIWVDataSampler) -> None:
         )
 
 
-def log_last_batch(args: TrainingArguments, sampler: MIWVDataSampler) -> None:
-    """Says what happens to a last batch that the selection does not fill."""
-    batch = samples_per_batch(args)
+def warn_of_last_batch(args: TrainingArguments, sampler: MIWVDataSampler) -> None:
+    """Warns where the selection does not fill the last batch, and says what becomes of that batch."""
+    # accelerate fills it from the beginning of the order (huggingface/accelerate#684), so that the number of repeated
+    # samples depends on the number of ranks.
+    batch = count_batch_samples(args)
     rest = len(sampler) % batch
     if rest == 0:
         return

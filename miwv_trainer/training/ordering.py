@@ -1,4 +1,4 @@
-"""A selection to the order of an epoch."""
+"""Orders of samples, as pure functions: by difficulty, in groups of like length, and over epochs."""
 
 from collections.abc import Callable
 from typing import Literal, get_args
@@ -8,21 +8,22 @@ import numpy as np
 from miwv_trainer.config import EpochOrder
 
 Strategy = Literal["random", "sequential", "group_by_length"]
-MOST_BATCHES_A_GROUP = 50
-FEWEST_GROUPS = 4
+# As in transformers' LengthGroupedSampler.
+MAX_BATCHES_PER_GROUP = 50
+MIN_GROUPS = 4
 
 
 def epoch_window(pass_order: Callable[[int], np.ndarray], length: int, number: int) -> np.ndarray:
     """
-    What an epoch takes of a selection larger than itself: the next `length` samples of one pass after another.
+    The samples that an epoch trains of a selection larger than itself.
 
-    A pass holds every sample once, so that over epochs none is trained more than once oftener than another. Where an
-    epoch goes from one pass to the next, the samples that it had from the end of the one are put at the end of the
-    other, so that it has none twice.
+    The selection is gone through in passes, each of which holds every sample once, and each epoch takes the next
+    `length` samples. So the counts of two samples differ by at most one, over all epochs. Where one pass ends within an
+    epoch, the next pass puts the samples that this epoch has had already at its end, so that no epoch has one twice.
 
     Args:
-        pass_order: Number of a pass, from 0, to the `(k,)` samples of the selection in its order; k > `length`.
-        length: Samples of an epoch.
+        pass_order: Maps the number of a pass, from 0, to the `(k,)` samples in its order; k > `length`.
+        length: Samples in an epoch.
         number: Epochs before this one in which the selection was in force.
 
     Returns:
@@ -31,16 +32,16 @@ def epoch_window(pass_order: Callable[[int], np.ndarray], length: int, number: i
     passes = [pass_order(0)]
     count = len(passes[0])
     while (end := len(passes) * count) < (number + 1) * length:
-        had = passes[-1][count - end % length :]  # by the epoch in which this pass ends
+        seen = passes[-1][count - end % length :]  # in the epoch in which this pass ends
         following = pass_order(len(passes))
-        is_had = np.isin(following, had)
-        passes.append(np.concatenate([following[~is_had], following[is_had]]))
+        is_seen = np.isin(following, seen)
+        passes.append(np.concatenate([following[~is_seen], following[is_seen]]))
     return np.concatenate(passes)[number * length : (number + 1) * length]
 
 
-def by_difficulty(indices: np.ndarray, difficulty: np.ndarray, epoch_order: EpochOrder) -> np.ndarray:
+def sort_by_difficulty(indices: np.ndarray, difficulty: np.ndarray, epoch_order: EpochOrder) -> np.ndarray:
     """
-    `(k,)` indices sorted by their `(k,)` difficulty; equally hard ones keep their order, and all do if `"shuffled"`.
+    Sorts `(k,)` indices by their `(k,)` difficulty. Equally hard ones keep their order; with `"shuffled"` all do.
     """
     if epoch_order == "shuffled":
         return indices
@@ -48,34 +49,38 @@ def by_difficulty(indices: np.ndarray, difficulty: np.ndarray, epoch_order: Epoc
     return indices[np.argsort(ascending, kind="stable")]
 
 
-def length_groups(indices: np.ndarray, lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
+def split_by_length(indices: np.ndarray, lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
     """
-    Groups of up to 50 batches, but at least 4 groups where there are so many batches, each by descending length.
+    Splits indices into groups of consecutive batches, and sorts each group by descending length.
+
+    A group holds up to 50 batches, and fewer where there would be less than 4 groups.
 
     Args:
-        indices: `(k,)` pool indices; each group takes the next of them.
+        indices: `(k,)` pool indices.
         lengths: `(N,)` tokens of each sample of the pool.
-        batch_size: Samples of one optimizer step over all processes, so that the order does not depend on their number.
+        batch_size: Samples of one optimizer step over all processes.
     """
-    batches_a_group = max(1, min(len(indices) // (batch_size * FEWEST_GROUPS), MOST_BATCHES_A_GROUP))
-    starts = np.arange(0, len(indices), batches_a_group * batch_size)
+    # transformers groups by the batch of one process; by that of a step the order is the same on any number of them.
+    batches_per_group = max(1, min(len(indices) // (batch_size * MIN_GROUPS), MAX_BATCHES_PER_GROUP))
+    starts = np.arange(0, len(indices), batches_per_group * batch_size)
     return [group[np.argsort(-lengths[group], kind="stable")] for group in np.split(indices, starts[1:])]
 
 
 def group_by_length(indices: np.ndarray, lengths: np.ndarray, batch_size: int) -> np.ndarray:
     """
-    Puts samples of like length together and keeps the rest of the randomness, as transformers' `LengthGroupedSampler`.
+    Puts samples of like length next to each other and keeps the rest of the randomness, as transformers'
+    `LengthGroupedSampler` does.
 
-    The `length_groups` of shuffled indices, one after the other; the longest sample of all comes first, so that memory
-    runs out at once or not at all.
+    The groups of `split_by_length` follow each other. The longest sample of all comes first, so that memory runs out in
+    the first step or not at all.
 
     Args:
-        indices, lengths, batch_size: As in `length_groups`, the indices shuffled.
+        indices, lengths, batch_size: As in `split_by_length`, the indices shuffled.
 
     Returns:
         `(k,)` the same indices in another order.
     """
-    groups = length_groups(indices, lengths, batch_size)
+    groups = split_by_length(indices, lengths, batch_size)
     order = np.concatenate(groups)
     starts = np.cumsum([0, *(len(group) for group in groups[:-1])])
     longest = starts[np.argmax(lengths[order[starts]])]

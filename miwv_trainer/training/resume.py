@@ -1,45 +1,29 @@
-"""Going on where a checkpoint stands: its state and its rounds."""
+"""What a resumed run takes over: the state in the checkpoint, and the rounds on disk that it names."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from torch.utils.data import DataLoader
 from transformers import TrainerState, TrainingArguments
 
 from miwv_trainer.storage.store import Store, StoredRound
-from miwv_trainer.training.schedule import AFRESH, Pace, RoundEntry, RunState, look_ahead, selection_checksum
+from miwv_trainer.training.run_state import AFRESH, RoundEntry, RunState, hash_selection
 
 
-def pace_of(dataloader: Any, args: TrainingArguments) -> Pace:
-    """How the Trainer will walk through an epoch's order with this dataloader, on all ranks alike."""
-    batch, workers, prefetch = args.train_batch_size, args.dataloader_num_workers, args.dataloader_prefetch_factor
-    if isinstance(dataloader, DataLoader):
-        # Under `auto_find_batch_size` the arguments do not know the batch size.
-        sampler: Any = dataloader.batch_sampler
-        batch, workers, prefetch = sampler.batch_size, dataloader.num_workers, dataloader.prefetch_factor
-    accumulation = args.gradient_accumulation_steps
-    ranks = 1 if args.accelerator_config.split_batches else args.world_size
-    return Pace(
-        steps_per_epoch=max(1, math.ceil(len(dataloader) / accumulation)),
-        effective_batch=batch * ranks * accumulation,
-        look_ahead=look_ahead(workers, prefetch, accumulation),
-    )
-
-
-def checkpoint_state(state: TrainerState, args: TrainingArguments, name: str, was_begun: bool) -> RunState | None:
+def read_run_state(state: TrainerState, args: TrainingArguments, name: str, was_begun: bool) -> RunState | None:
     """
     The run state in the checkpoint that the Trainer loaded, or None where training begins.
 
     Args:
         name: The callback's class name, under which the Trainer keeps its state.
-        was_begun: Whether this callback has trained in this process; its own state of then is no checkpoint's.
+        was_begun: Whether this callback has trained in this process. The Trainer's new state then holds that of the
+            earlier training, which is no checkpoint's.
 
     Raises:
-        ValueError: the checkpoint was written without the callback or its state is damaged, or the Trainer is to repeat
-            what the epoch has had.
+        ValueError:
+            the checkpoint was written without the callback, or its state is damaged, or `ignore_data_skip` would train
+            the beginning of an epoch again.
     """
-    values = _run_state_values(state, name)
+    values = _find_values(state, name)
     if state.global_step == 0 and (was_begun or values is None):
         return None
     if values is None:
@@ -63,45 +47,47 @@ def checkpoint_state(state: TrainerState, args: TrainingArguments, name: str, wa
     return before
 
 
-def _run_state_values(state: TrainerState, name: str) -> dict[str, Any] | None:
+def _find_values(state: TrainerState, name: str) -> dict[str, Any] | None:
+    """The exported run state in a trainer_state.json, which may have been edited by hand."""
     exported = state.stateful_callbacks.get(name)
     attributes = exported.get("attributes") if isinstance(exported, dict) else None
     values = attributes.get("run_state") if isinstance(attributes, dict) else None
     return values if isinstance(values, dict) else None
 
 
-def read_history(
-    store: Store, history: Sequence[RoundEntry], fingerprint: Mapping[str, Any], global_step: int
-) -> list[StoredRound]:
+def read_rounds(store: Store, state: RunState) -> list[StoredRound]:
     """
-    The rounds of a checkpoint at `global_step`.
+    The rounds that a resumed run was trained on so far.
 
     Raises:
         FileNotFoundError: one of them is not in the store.
         ValueError: one of them is another round than the checkpoint was trained on.
     """
-    rounds = []
-    for entry in history:
-        if entry.round not in store.rounds():
-            raise FileNotFoundError(
-                f"Training resumes at step {global_step}, but round {entry.round}, which selected what it was trained "
-                f"on, is not in {store.folder} (rounds there: {', '.join(map(str, store.rounds())) or 'none'}). Set "
-                f"`scores_dir` to the folder whose `miwv` holds it, {AFRESH}."
-            )
-        stored = store.read_round(entry.round, fingerprint)
-        if selection_checksum(stored.selection) != entry.selection:
-            raise ValueError(
-                f"{stored.folder} is not the round that the checkpoint at step {global_step} was trained on: it "
-                "selects other samples, so another run wrote it. The right one may lie in a previous-N beside it; "
-                f"move it back, set `scores_dir` to the folder whose `miwv` holds it, {AFRESH}."
-            )
-        rounds.append(stored)
-    return rounds
+    return [_read_round(store, state, entry) for entry in state.history]
+
+
+def _read_round(store: Store, state: RunState, entry: RoundEntry) -> StoredRound:
+    if entry.round not in store.rounds():
+        raise FileNotFoundError(
+            f"Training resumes at step {state.global_step}, but round {entry.round}, which selected what it was "
+            f"trained on, is not in {store.folder} (rounds there: {', '.join(map(str, store.rounds())) or 'none'}). "
+            f"Set `scores_dir` to the folder whose `miwv` holds it, {AFRESH}."
+        )
+    stored = store.read_round(entry.round, state.fingerprint)
+    if hash_selection(stored.selection) != entry.selection:
+        raise ValueError(
+            f"{stored.folder} is not the round that the checkpoint at step {state.global_step} was trained on: it "
+            "selects other samples, so another run wrote it. The right one may lie in a previous-N beside it; "
+            f"move it back, set `scores_dir` to the folder whose `miwv` holds it, {AFRESH}."
+        )
+    return stored
 
 
 def keep_exemplars(store: Store, scored: StoredRound, fingerprint: Mapping[str, Any]) -> None:
     """
-    Writes the exemplars of a round where their own file is gone: the model that may have found them has learnt since.
+    Writes the exemplars of a round again where their own file is gone.
+
+    They cannot be searched for again: the model that may have embedded the prompts has been trained since.
     """
     if store.read_exemplars(fingerprint) is None:
         store.write_exemplars(scored.column("exemplar"), scored.column("similarity"), fingerprint)

@@ -1,57 +1,34 @@
-"""Indices and (seed, epoch) to an order."""
+"""The sampler that a Trainer draws from: the selections in force, and what has been drawn of them."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from torch.utils.data import Sampler
 
 from miwv_trainer.config import EpochOrder, MIWVConfig
 from miwv_trainer.selection.choose import number_selected
-from miwv_trainer.training.ordering import (
-    Strategy,
-    by_difficulty,
-    check_epoch_order,
-    check_strategy,
-    epoch_window,
-    group_by_length,
-    length_groups,
-)
-
-STATE_VERSION = 2
+from miwv_trainer.training.ordering import Strategy, check_epoch_order, check_strategy
+from miwv_trainer.training.selection_order import OrderRules, ScheduledSelection
 
 
-@dataclass(frozen=True)
-class Switch:
-    """
-    A selection, as ascending pool indices, and the place in training from which on it is in force.
-
-    `difficulty` is `(k,)` beside the selection, or None where the order does not ask for it.
-    """
-
-    epoch: int
-    position: int
-    selection: np.ndarray
-    difficulty: np.ndarray | None = None
-
-
+# No RandomSampler, and no attribute `generator`: accelerate would replace the sampler by its SeedableRandomSampler and
+# ignore `__iter__`, or seed the generator (huggingface/accelerate#2110).
 class MIWVDataSampler(Sampler[int]):
     """
     Yields the indices of the current selection, shuffled anew each epoch, or from easy to hard or hard to easy.
 
     Its length is fixed when it is made, because the Trainer counts its steps before the first score exists. The order
-    of an epoch is a function of the seed, the epoch, the selections in force in it and the epochs they took effect in,
-    whatever the number of processes. [`MIWVCallback`] sets the selections and the epoch.
+    of an epoch is a function of the seed, the epoch, the selections in force in it and the epochs in which they took
+    effect. It does not depend on the number of processes. [`MIWVCallback`] sets the selections and the epoch.
 
-    A selection smaller than the length is repeated within an epoch. Of a larger one each epoch trains the next part,
-    until all of it has been trained and it begins anew: over the whole epochs that it is in force in, no sample is
-    trained more than once oftener than another, and none twice within an epoch. The strategy and the order within an
-    epoch apply to that part.
+    A selection smaller than the length is repeated within an epoch. Of a larger one, each epoch trains the next part;
+    after the last part it begins again. Over the epochs in which it is in force from beginning to end, the counts of
+    two samples differ by at most one, and no epoch has a sample twice. The strategy and the order within an epoch apply
+    to the part.
 
-    Indices are composed as they are drawn, so that a selection may take over in the middle of an epoch, at a position
-    that no loader has reached. From there on come its own indices in their order for this epoch, those first that the
-    epoch has not had: a sample is trained twice in an epoch only where fewer could be scored than its length.
+    A new selection may take effect in the middle of an epoch, at a position that no loader has drawn. From there on the
+    epoch follows the new selection in its order for this epoch. Samples not yet seen in this epoch come first, so that
+    one is trained twice only where the selection holds fewer samples than the length.
 
     Args:
         pool_size (`int`): Number of samples in the training dataset.
@@ -65,10 +42,9 @@ class MIWVDataSampler(Sampler[int]):
             Samples of one optimizer step over all processes, for `"group_by_length"`.
         epoch_order (`str`, defaults to `"shuffled"`):
             `"easy_to_hard"` and `"hard_to_easy"` sort the samples of an epoch by the difficulty given with the
-            selection; equally hard ones stay shuffled. With `"group_by_length"`, each group of batches is at least
-            (at most) as hard as the one before, and within a group the longest come first. The longest sample of all is
-            then not put first of the epoch, which would break that order. `"sequential"` takes `"shuffled"` only,
-            as it is an order itself.
+            selection; equally hard ones stay shuffled. With `"group_by_length"`, the groups of batches are sorted by
+            difficulty, and within a group the longest samples come first; the longest sample of all does not come first
+            in the epoch. `"sequential"` is an order itself and takes `"shuffled"` only.
 
     Raises:
         ValueError:
@@ -87,7 +63,7 @@ class MIWVDataSampler(Sampler[int]):
         batch_size: int | None = None,
         epoch_order: EpochOrder = "shuffled",
     ) -> None:
-        MIWVConfig(fraction=fraction)  # the same check, the same words
+        MIWVConfig(fraction=fraction)  # the configuration's own check of the fraction
         if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
             raise ValueError(f"`seed` must be a whole number of at least 0, but got {seed!r}.")
         if pool_size < 2:
@@ -104,25 +80,29 @@ class MIWVDataSampler(Sampler[int]):
         self.batch_size = batch_size if is_grouped else None
         self.epoch = 0
         self.num_samples = number_selected(fraction, pool_size)
-        self._switches: list[Switch] = []
-        self._drawn = (0, 0)
+        self._rules = OrderRules(self.num_samples, seed, strategy, epoch_order, self.lengths, self.batch_size)
+        self._selections: list[ScheduledSelection] = []
+        self._drawn = (0, 0)  # epoch, and positions of it
 
     @property
     def selection(self) -> np.ndarray | None:
         """`(k,)` ascending indices of the latest selection, which may not be in force yet."""
-        return self._switches[-1].selection if self._switches else None
+        return self._selections[-1].selection if self._selections else None
 
     def __len__(self) -> int:
         return self.num_samples
 
     def __iter__(self) -> Iterator[int]:
-        return self._draw(self.order(self.epoch), self._switches, len(self._switches), self.epoch)
+        # Counted here and not in the generator, which runs from the first `next()` on: a selection may come in between.
+        return self._draw(self.order(self.epoch), self._selections, len(self._selections), self.epoch)
 
-    def _draw(self, order: np.ndarray, switches: list[Switch], known: int, epoch: int) -> Iterator[int]:
-        """`order` is that of the first `known` switches; more may come while it is drawn from."""
+    def _draw(
+        self, order: np.ndarray, selections: list[ScheduledSelection], composed: int, epoch: int
+    ) -> Iterator[int]:
+        """Yields `order`, composed of the first `composed` selections, and composes it anew where more have come."""
         for position in range(self.num_samples):
-            if len(switches) > known:
-                order, known = self._order(switches, epoch), len(switches)
+            if len(selections) > composed:
+                order, composed = self._rules.compose(selections, epoch), len(selections)
             self._drawn = (epoch, position + 1)
             yield int(order[position])
 
@@ -130,59 +110,21 @@ class MIWVDataSampler(Sampler[int]):
         """
         `(num_samples,)` pool indices in the order of an epoch, as far as its selections are known.
 
-        Where fewer samples than `num_samples` could be scored, the selection is repeated until the length is reached.
+        A selection of fewer samples is repeated until the length is reached.
 
         Raises:
             RuntimeError: nothing has been selected yet.
         """
-        self._latest()
-        return self._order(self._switches, epoch)
+        self._last_selection()
+        return self._rules.compose(self._selections, epoch)
 
-    def _latest(self) -> Switch:
-        if not self._switches:
+    def _last_selection(self) -> ScheduledSelection:
+        if not self._selections:
             raise RuntimeError(
                 "The MIWVDataSampler has no selection yet: it is set by MIWVCallback when training begins. Pass "
                 "`callbacks=[MIWVCallback(config, sampler)]` to the Trainer, or use `attach(trainer, config)`."
             )
-        return self._switches[-1]
-
-    def _order(self, switches: list[Switch], epoch: int) -> np.ndarray:
-        order = np.empty(self.num_samples, dtype=np.int64)
-        at_start = [switch for switch in switches if (switch.epoch, switch.position) <= (epoch, 0)][-1]
-        within = [switch for switch in switches if switch.epoch == epoch and switch.position > 0]
-        positions = [0, *(switch.position for switch in within)]
-        for position, switch in zip(positions, (at_start, *within), strict=True):
-            ordered = self._ordered(switch, epoch)
-            # Of a selection that fills an epoch, at most `position` are past, so fresh ones fill the rest.
-            is_past = np.isin(ordered, order[:position])
-            fresh_first = np.concatenate([ordered[~is_past], ordered[is_past]])
-            order[position:] = np.resize(fresh_first, self.num_samples - position)
-        return order
-
-    def _ordered(self, switch: Switch, epoch: int) -> np.ndarray:
-        """`(min(k, num_samples),)` what an epoch takes of a selection, in the order of that epoch."""
-        chosen = self._chosen(switch, epoch)
-        if switch.difficulty is not None:
-            difficulty = switch.difficulty[np.searchsorted(switch.selection, chosen)]
-            chosen = by_difficulty(chosen, difficulty, self.epoch_order)
-        if self.strategy != "group_by_length":
-            return chosen
-        assert self.lengths is not None and self.batch_size is not None
-        if self.epoch_order == "shuffled":
-            return group_by_length(chosen, self.lengths, self.batch_size)
-        return np.concatenate(length_groups(chosen, self.lengths, self.batch_size))
-
-    def _chosen(self, switch: Switch, epoch: int) -> np.ndarray:
-        number = epoch - switch.epoch
-        if len(switch.selection) <= self.num_samples:
-            return self._pass(switch, number)
-        return epoch_window(lambda each: self._pass(switch, each), self.num_samples, number)
-
-    def _pass(self, switch: Switch, number: int) -> np.ndarray:
-        """The whole selection for the `number`-th time, from 0 on; of one no larger than an epoch, once an epoch."""
-        if self.strategy == "sequential":
-            return switch.selection
-        return np.random.default_rng([self.seed, switch.epoch + number]).permutation(switch.selection)
+        return self._selections[-1]
 
     def set_selection(self, indices: np.ndarray, difficulty: np.ndarray | None = None) -> None:
         """
@@ -190,14 +132,15 @@ class MIWVDataSampler(Sampler[int]):
 
         Args:
             indices: `(k,)` pool indices in any order, k from 1 to `pool_size`.
-            difficulty: `(k,)` how hard each of them is, high for hard; not looked at if `epoch_order="shuffled"`.
+            difficulty: `(k,)` how hard each of them is, high for hard; unused if `epoch_order="shuffled"`.
 
         Raises:
             ValueError:
                 no indices, duplicate ones, or some outside the pool; with an order by difficulty, no difficulty, one
                 of another length, or one that is not finite.
         """
-        self._switches = [Switch(0, 0, *self._checked(indices, difficulty))]
+        # A new list: a loader that is drawing keeps to its own, and ends its epoch as it began.
+        self._selections = [ScheduledSelection(0, 0, *self._check_selection(indices, difficulty))]
         self._drawn = (0, 0)
 
     def switch_selection(
@@ -207,30 +150,32 @@ class MIWVDataSampler(Sampler[int]):
         Puts another selection in force from a position of an epoch on, which may be the one that is being drawn.
 
         Raises:
-            ValueError: as in `set_selection`, or the place lies before that of the selection before.
-            RuntimeError: nothing has been selected yet, or a loader has drawn beyond that place.
+            ValueError: as in `set_selection`, or the selection before takes effect at a later position.
+            RuntimeError: nothing has been selected yet, or a loader has drawn beyond that position.
         """
         if self.is_drawn(epoch, position):
             raise RuntimeError(
                 f"A selection cannot take effect at position {position} of epoch {epoch}: "
                 f"{self._drawn[1]} positions of epoch {self._drawn[0]} have been drawn."
             )
-        last = self._latest()
+        last = self._last_selection()
         if (epoch, position) < (last.epoch, last.position) or not 0 <= position < self.num_samples:
             raise ValueError(
                 f"A selection must take effect at a position from 0 to {self.num_samples - 1}, and not before position "
                 f"{last.position} of epoch {last.epoch}, where the one before does; but got position {position} of "
                 f"epoch {epoch}."
             )
-        self._switches.append(Switch(epoch, position, *self._checked(indices, difficulty)))
+        self._selections.append(ScheduledSelection(epoch, position, *self._check_selection(indices, difficulty)))
 
     def is_drawn(self, epoch: int, position: int) -> bool:
-        """Whether the index at a position of an epoch has been drawn from the `iter()` that was begun last."""
+        """Whether the latest `iter()` has yielded the index at a position of an epoch."""
         return (epoch, position) < self._drawn
 
-    def _checked(self, indices: np.ndarray, difficulty: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
-        """The indices in ascending order, and the difficulty beside them."""
-        selection, places = np.unique(np.asarray(indices, dtype=np.int64), return_index=True)
+    def _check_selection(
+        self, indices: np.ndarray, difficulty: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """The indices in ascending order, and the difficulty in the same order."""
+        selection, first_at = np.unique(np.asarray(indices, dtype=np.int64), return_index=True)
         if len(selection) != len(indices):
             raise ValueError(f"The selection names {len(indices) - len(selection)} samples twice.")
         if len(selection) == 0:
@@ -241,62 +186,14 @@ class MIWVDataSampler(Sampler[int]):
             )
         if self.epoch_order == "shuffled":
             return selection, None
-        return selection, _checked_difficulty(difficulty, len(selection), self.epoch_order)[places]
+        return selection, _check_difficulty(difficulty, len(selection), self.epoch_order)[first_at]
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the order of the next `iter()`."""
         self.epoch = epoch
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything the order depends on, as JSON can hold it."""
-        return {
-            "version": STATE_VERSION,
-            "pool_size": self.pool_size,
-            "fraction": self.fraction,
-            "seed": self.seed,
-            "strategy": self.strategy,
-            "batch_size": self.batch_size,
-            "epoch_order": self.epoch_order,
-            "epoch": self.epoch,
-            "selections": [
-                [
-                    switch.epoch,
-                    switch.position,
-                    switch.selection.tolist(),
-                    None if switch.difficulty is None else switch.difficulty.tolist(),
-                ]
-                for switch in self._switches
-            ],
-        }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """
-        Restores what `state_dict` gave.
-
-        Raises:
-            ValueError: the state is of another version, pool size, fraction, seed, strategy, batch size or epoch order.
-        """
-        own = self.state_dict()
-        for name in ("version", "pool_size", "fraction", "seed", "strategy", "batch_size", "epoch_order"):
-            if state.get(name) != own[name]:
-                raise ValueError(
-                    f"The sampler's state does not fit: its `{name}` is {state.get(name)!r}, this sampler's is "
-                    f"{own[name]!r}. Make the sampler with the same values, or start afresh."
-                )
-        self.epoch = state["epoch"]
-        self._drawn = (0, 0)
-        self._switches = [
-            Switch(
-                epoch,
-                position,
-                np.asarray(selection, dtype=np.int64),
-                None if difficulty is None else np.asarray(difficulty, dtype=np.float64),
-            )
-            for epoch, position, selection, difficulty in state["selections"]
-        ]
-
-
-def _checked_difficulty(difficulty: np.ndarray | None, count: int, epoch_order: str) -> np.ndarray:
+def _check_difficulty(difficulty: np.ndarray | None, count: int, epoch_order: str) -> np.ndarray:
     if difficulty is None:
         raise ValueError(
             f'`epoch_order="{epoch_order}"` needs to know how hard each selected sample is, but got no difficulty: '

@@ -17,10 +17,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from miwv_trainer import (
-    attach,  # +
-    tokenize,  # +
-)
+from miwv_trainer import attach, tokenize  # +
 
 
 @dataclass

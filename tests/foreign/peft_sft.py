@@ -9,10 +9,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser, set_seed
 from trl import SFTConfig, SFTTrainer
 
-from miwv_trainer import (
-    MIWVConfig,  # +
-    attach,  # +
-)
+from miwv_trainer import MIWVConfig, attach  # +
 
 
 @dataclass

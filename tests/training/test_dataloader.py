@@ -11,7 +11,7 @@ import pytest
 from transformers import TrainingArguments
 
 from miwv_trainer import MIWVConfig, MIWVDataSampler, attach
-from miwv_trainer.training.dataloader import check_batches, samples_per_batch, samples_per_step
+from miwv_trainer.training.dataloader import check_batches, count_batch_samples, count_step_samples
 from tests.helpers.batches import POOL_SIZE, drawn, steps
 from tests.helpers.launch import ROOT, run, torchrun
 from tests.helpers.tiny import save_tiny
@@ -116,9 +116,9 @@ def test_the_refusal_of_uneven_batches_counts_processes_and_samples() -> None:
 
 
 def test_a_batch_is_counted_over_processes_unless_it_is_split_between_them() -> None:
-    assert (samples_per_batch(arguments(4, 8)), samples_per_step(arguments(4, 8))) == (32, 64)
+    assert (count_batch_samples(arguments(4, 8)), count_step_samples(arguments(4, 8))) == (32, 64)
     split = arguments(4, 8, split_batches=True)
-    assert (samples_per_batch(split), samples_per_step(split)) == (8, 16)
+    assert (count_batch_samples(split), count_step_samples(split)) == (8, 16)
 
 
 def test_options_that_do_not_go_with_a_selection_are_refused_by_name(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_options_that_do_not_go_with_a_selection_are_refused_by_name(tmp_path: P
         attach(rebalancing, config)
     stateful = noting_trainer(tmp_path)
     stateful.accelerator.dataloader_config.use_stateful_dataloader = True
-    with pytest.raises(ValueError, match=r"`use_stateful_dataloader=True` copies.*Set it to False"):
+    with pytest.raises(ValueError, match=r"`use_stateful_dataloader=True` makes a state .*Set it to False"):
         attach(stateful, config)
     # By hand, the sampler must follow the Trainer's strategy.
     sequential = arguments(1, 4)

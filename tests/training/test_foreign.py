@@ -164,8 +164,8 @@ def test_it_trains_on_the_selection_rescores_and_resumes(
 
 def release(watch: Watch) -> None:
     """What the end of the process would have released."""
-    assert watch.callback._store is not None
-    watch.callback._store.release()
+    assert watch.callback._run is not None
+    watch.callback._run.store.release()
 
 
 @pytest.mark.parametrize("script", sorted(path.stem for path in FOREIGN.glob("[a-z]*.py")))

@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from miwv_trainer.training.ordering import by_difficulty, epoch_window, group_by_length, length_groups
+from miwv_trainer.training.ordering import epoch_window, group_by_length, sort_by_difficulty, split_by_length
 
 LENGTHS = np.random.default_rng(3).integers(1, 90, 2_000)
 
@@ -62,12 +62,12 @@ def test_a_walk_trains_every_sample_equally_often_and_none_twice_in_an_epoch(see
 
 def test_equally_hard_samples_keep_their_order() -> None:
     indices, difficulty = np.array([7, 3, 9, 1, 4]), np.array([2.0, -1.0, 2.0, 0.5, -1.0])
-    assert by_difficulty(indices, difficulty, "easy_to_hard").tolist() == [3, 4, 1, 7, 9]
-    assert by_difficulty(indices, difficulty, "hard_to_easy").tolist() == [7, 9, 1, 3, 4]
-    assert by_difficulty(indices, difficulty, "shuffled").tolist() == [7, 3, 9, 1, 4]
+    assert sort_by_difficulty(indices, difficulty, "easy_to_hard").tolist() == [3, 4, 1, 7, 9]
+    assert sort_by_difficulty(indices, difficulty, "hard_to_easy").tolist() == [7, 9, 1, 3, 4]
+    assert sort_by_difficulty(indices, difficulty, "shuffled").tolist() == [7, 3, 9, 1, 4]
 
 
 def test_groups_keep_to_their_place_and_hold_the_longest_first() -> None:
     lengths = np.array([5, 9, 9, 1, 7, 2, 8, 3, 6])
-    groups = length_groups(np.arange(9), lengths, 2)
+    groups = split_by_length(np.arange(9), lengths, 2)
     assert [group.tolist() for group in groups] == [[1, 0], [2, 3], [4, 5], [6, 7], [8]]

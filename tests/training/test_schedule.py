@@ -7,7 +7,7 @@ from accelerate.data_loader import BatchSamplerShard, DataLoaderShard
 from torch.utils.data import BatchSampler
 
 from miwv_trainer.training.sampler import MIWVDataSampler
-from miwv_trainer.training.schedule import Pace, Place, look_ahead
+from miwv_trainer.training.schedule import EpochPosition, StepSchedule, count_steps_ahead
 
 
 @pytest.mark.parametrize(
@@ -15,23 +15,23 @@ from miwv_trainer.training.schedule import Pace, Place, look_ahead
     [(0, None, 1, 1), (0, None, 8, 1), (2, 2, 1, 5), (2, 2, 4, 2), (2, 2, 5, 1), (4, 3, 2, 7)],
 )
 def test_the_look_ahead_by_hand(workers: int, prefetch: int | None, accumulation: int, steps: int) -> None:
-    assert look_ahead(workers, prefetch, accumulation) == steps
+    assert count_steps_ahead(workers, prefetch, accumulation) == steps
 
 
 @pytest.mark.parametrize(
     ("step", "place"),
     [
-        (0, Place(0, 0, 0)),
-        (1, Place(0, 36, 3)),
-        (2, Place(0, 48, 4)),
-        (3, Place(1, 0, 5)),  # two steps ahead the epoch is over
-        (4, Place(1, 0, 5)),
-        (5, Place(1, 0, 5)),  # between epochs nothing is drawn
-        (6, Place(1, 36, 8)),
+        (0, EpochPosition(0, 0, 0)),
+        (1, EpochPosition(0, 36, 3)),
+        (2, EpochPosition(0, 48, 4)),
+        (3, EpochPosition(1, 0, 5)),  # two steps ahead the epoch is over
+        (4, EpochPosition(1, 0, 5)),
+        (5, EpochPosition(1, 0, 5)),  # between epochs nothing is drawn
+        (6, EpochPosition(1, 36, 8)),
     ],
 )
-def test_the_first_free_place_by_hand(step: int, place: Place) -> None:
-    assert Pace(steps_per_epoch=5, effective_batch=12, look_ahead=2).first_free(step) == place
+def test_the_first_free_place_by_hand(step: int, place: EpochPosition) -> None:
+    assert StepSchedule(steps_per_epoch=5, effective_batch=12, look_ahead=2).find_undrawn(step) == place
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
@@ -43,7 +43,7 @@ def test_no_rank_has_drawn_the_first_free_place_and_none_before_it_was_free(
     """Each rank's own loader, walked as the Trainer does: a step's batches are fetched, then the step ends."""
     batch, steps = 2, 14
     effective = batch * ranks * accumulation
-    pace = Pace(steps, effective, look_ahead(workers, prefetch, accumulation))
+    pace = StepSchedule(steps, effective, count_steps_ahead(workers, prefetch, accumulation))
     for rank in range(ranks):
         sampler = MIWVDataSampler(steps * effective, fraction=1.0)
         sampler.set_selection(list(range(steps * effective)))
@@ -53,7 +53,7 @@ def test_no_rank_has_drawn_the_first_free_place_and_none_before_it_was_free(
         for step in range(1, 4):
             for _ in range(accumulation):
                 next(loader)
-            place = pace.first_free(step)
+            place = pace.find_undrawn(step)
             assert (place.epoch, place.global_step) == (0, place.position // effective)
             assert not sampler.is_drawn(0, place.position)
             # One step earlier would have been too early: a sample of it has been drawn.

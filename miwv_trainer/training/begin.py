@@ -1,0 +1,123 @@
+"""What happens before the first step: the pool is read, the training is checked, and its run is begun or resumed."""
+
+from dataclasses import asdict, dataclass
+
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainerState, TrainingArguments
+
+from miwv_trainer.config import MIWVConfig
+from miwv_trainer.data.build import pool_from_tokenized
+from miwv_trainer.data.groups import add_groups
+from miwv_trainer.data.pool import Pool
+from miwv_trainer.distributed.world import World
+from miwv_trainer.rounds.exemplars import embeds_text, find_exemplars
+from miwv_trainer.rounds.identity import exemplar_fingerprint, run_fingerprint
+from miwv_trainer.rounds.round import check_model
+from miwv_trainer.scoring.layout import check_layout, context_length
+from miwv_trainer.selection.scores import needs_exemplars
+from miwv_trainer.storage.store import Store, StoredRound
+from miwv_trainer.training.console import Console
+from miwv_trainer.training.dataloader import check_batches, check_pool_size, read_schedule, warn_of_last_batch
+from miwv_trainer.training.resume import keep_exemplars, read_rounds
+from miwv_trainer.training.run import TrainingRun
+from miwv_trainer.training.run_state import RunState
+from miwv_trainer.training.sampler import MIWVDataSampler
+
+
+@dataclass(frozen=True)
+class TrainingStart:
+    """
+    A training that is about to begin: what the Trainer hands to its callbacks, the ranks, and the console.
+
+    Args:
+        model: Unwrapped, except under FSDP, where it is the wrapper.
+        dataloader: As accelerate has prepared it.
+    """
+
+    args: TrainingArguments
+    state: TrainerState
+    model: PreTrainedModel
+    dataloader: DataLoader
+    processing_class: PreTrainedTokenizerBase | ProcessorMixin | None
+    world: World
+    console: Console
+
+
+def read_pool(start: TrainingStart, config: MIWVConfig) -> Pool:
+    """The pool in the dataset of the Trainer's dataloader."""
+    dataset = start.dataloader.dataset
+    with start.world.run_together("reading the pool"):
+        pool = pool_from_tokenized(dataset, start.processing_class, start.model.config, with_texts=embeds_text(config))
+        return add_groups(pool, dataset, config.group_column)
+
+
+def check_training(start: TrainingStart, config: MIWVConfig, sampler: MIWVDataSampler, pool: Pool) -> None:
+    """
+    Checks that the Trainer can train on selections of the pool.
+
+    Raises:
+        ValueError: the model, the pool or an option of the dataloader does not go with it.
+    """
+    check_pool_size(len(pool), sampler, start.dataloader)
+    check_model(start.model, pool)
+    check_layout(start.model, config)
+    check_batches(start.args, sampler)
+    if start.world.is_main:
+        warn_of_last_batch(start.args, sampler)
+
+
+def begin_run(
+    start: TrainingStart, config: MIWVConfig, sampler: MIWVDataSampler, pool: Pool, before: RunState | None
+) -> TrainingRun:
+    """
+    Claims the output folder, finds the exemplars, and brings selections and order to where a checkpoint stood.
+
+    Args:
+        before: The state in the checkpoint that training resumes from; None where it begins.
+
+    Raises:
+        FileNotFoundError: a round that the checkpoint was trained on is gone.
+        RuntimeError: another process writes to the output folder.
+        ValueError: the checkpoint, its rounds or stored exemplars belong to another training.
+    """
+    world, store = start.world, Store(config.scores_dir or start.args.output_dir)
+    with world.run_together("claiming the output folder"):
+        if world.is_main:
+            store.claim()
+    state, rounds = _describe_run(start, config, sampler, pool), []
+    if before is not None:
+        state = state.resume(before)
+        rounds = _read_rounds(store, state, config, pool, world)
+    exemplars = find_exemplars(start.model, pool, config, store, world, reuse=before is not None)
+    if before is None:
+        # A run that died before its first checkpoint has left round 0, which is read again if the weights are the same.
+        with world.run_together("moving rounds aside"):
+            if world.is_main:
+                store.set_aside(1)
+    run = TrainingRun(config, sampler, pool, exemplars, store, world, start.console, start.state, state, rounds)
+    run.restore_selections()
+    return run
+
+
+def _describe_run(start: TrainingStart, config: MIWVConfig, sampler: MIWVDataSampler, pool: Pool) -> RunState:
+    return RunState(
+        global_step=0,
+        sampler_seed=sampler.seed,
+        train_sampling_strategy=sampler.strategy,
+        epoch_order=sampler.epoch_order,
+        world_size=start.world.size,
+        fingerprint=run_fingerprint(pool, config, context_length(start.model, config)),
+        history=[],
+        **asdict(read_schedule(start.dataloader, start.args)),
+    )
+
+
+def _read_rounds(store: Store, state: RunState, config: MIWVConfig, pool: Pool, world: World) -> list[StoredRound]:
+    """The rounds of a resumed run, on every rank. The disk is rank 0's."""
+    found: list[StoredRound] = []
+    with world.run_together("reading the rounds"):
+        if world.is_main:
+            found = read_rounds(store, state)
+            if needs_exemplars(config):
+                keep_exemplars(store, found[0], exemplar_fingerprint(pool, config, state.fingerprint["context"]))
+    return world.broadcast_from_main(found)
