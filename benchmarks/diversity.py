@@ -18,7 +18,11 @@ from benchmarks.cases import DEFAULT_POOL
 from miwv_trainer.data.files import load_rows
 from miwv_trainer.embeddings.embedders import embed_texts
 from miwv_trainer.embeddings.vectors import Embeddings, normalise_rows, prepare_products
-from miwv_trainer.selection.diversity import facility_location, maximal_marginal_relevance, without_near_duplicates
+from miwv_trainer.selection.diversity import (
+    order_by_facility_location,
+    order_by_marginal_relevance,
+    skip_near_duplicates,
+)
 
 POOL = DEFAULT_POOL.with_name("t0_50k.jsonl.gz")
 DIM = 384
@@ -59,11 +63,11 @@ def methods(candidates: np.ndarray, embeddings: Embeddings) -> dict[str, Iterato
     relevance = -np.arange(len(candidates), dtype=np.float64)
     return {
         "the ranking as it is": iter(candidates.tolist()),
-        f"without near-duplicates, at most {AT_MOST}": without_near_duplicates(candidates, embeddings, AT_MOST),
-        f"maximal marginal relevance, weight {WEIGHT}": maximal_marginal_relevance(
+        f"without near-duplicates, at most {AT_MOST}": skip_near_duplicates(candidates, embeddings, AT_MOST),
+        f"maximal marginal relevance, weight {WEIGHT}": order_by_marginal_relevance(
             candidates, relevance, embeddings, WEIGHT
         ),
-        "facility location": facility_location(candidates, embeddings),
+        "facility location": order_by_facility_location(candidates, embeddings),
     }
 
 

@@ -23,7 +23,7 @@ from miwv_trainer.data.build import pool_from_rows
 from miwv_trainer.data.pool import Pool
 from miwv_trainer.rounds.round import measured_of
 from miwv_trainer.selection.choose import choose
-from miwv_trainer.selection.scores import score_of
+from miwv_trainer.selection.scores import get_score
 from miwv_trainer.storage.store import Store, StoredRound
 
 SHARE = 0.05
@@ -108,7 +108,7 @@ def table(
     embeddings = store.read_embeddings({})
     for name, values in SETTINGS.items():
         config = MIWVConfig(**{**values, "fraction": fraction})
-        draws = 100 if score_of(config).is_random else 1
+        draws = 100 if get_score(config).is_random else 1
         choices = [
             choose(measured_of(scored, (draw,)), pool.has_prompt_and_response, config, None, embeddings).selection
             for draw in range(draws)

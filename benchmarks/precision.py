@@ -23,7 +23,8 @@ from miwv_trainer.scoring.isolation import no_trace
 from miwv_trainer.scoring.layout import choose_layout, score_pool
 from miwv_trainer.scoring.losses import Losses
 from miwv_trainer.scoring.refine import refine
-from miwv_trainer.selection.choose import Choice, choose, number_selected, overlap
+from miwv_trainer.selection.budget import count_selected
+from miwv_trainer.selection.choose import Choice, choose, compute_overlap
 from miwv_trainer.selection.scores import Measured
 
 
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"benchmarks.precision: {error}", file=sys.stderr)
         return 2
-    number = number_selected(arguments.fraction, len(case.pool))
+    number = count_selected(arguments.fraction, len(case.pool))
     print(f"machine: {machine(arguments.device)}, {datetime.date.today().isoformat()}")
     print(f"{len(case.pool)} samples, {number} selected, bfloat16 weights")
     low, _, reference = runs = measure_all(case)
@@ -106,7 +107,7 @@ def table(runs: Sequence[Run], case: Case) -> list[str]:
     wanted = choice_of(runs[-1].losses, case).selection
     lines = [f"{'':18s}  {'seconds':>8s}  {'in float32':>10s}  {'selection as in float32':>23s}"]
     for run in runs:
-        share = overlap(choice_of(run.losses, case).selection, wanted)
+        share = compute_overlap(choice_of(run.losses, case).selection, wanted)
         lines.append(f"{run.name:18s}  {run.seconds:8.1f}  {run.in_float32:10d}  {share:23.1%}")
     return lines
 

@@ -24,8 +24,8 @@ from miwv_trainer.rounds.round import measured_of
 from miwv_trainer.scoring.memory import ROW_WITHOUT_MASK
 from miwv_trainer.scoring.rows import exemplars_of, scorable
 from miwv_trainer.scoring.trees import plan_trees, row_tokens
-from miwv_trainer.selection.choose import Choice, choose, overlap
-from miwv_trainer.selection.rescoring import ages_after, samples_to_score
+from miwv_trainer.selection.choose import Choice, choose, compute_overlap
+from miwv_trainer.selection.rescoring import choose_samples_to_score, update_ages
 from miwv_trainer.selection.scores import Measured
 from miwv_trainer.storage.store import Store, StoredRound
 
@@ -95,18 +95,18 @@ def curve(rounds: list[StoredRound], pool: Pool, context: int, fraction: float) 
         "| rescore_budget | " + " | ".join(f"round {number}: overlap | tokens" for number in later) + " |",
         "|---:|" + "---:|---:|" * len(later),
     ]
-    nothing = [overlap(choice_of(each, pool, fraction).selection, rounds[0].selection) for each in rounds[1:]]
+    nothing = [compute_overlap(choice_of(each, pool, fraction).selection, rounds[0].selection) for each in rounds[1:]]
     lines.append("| none (round 0 kept) | " + " | ".join(f"{share:.0%} | 0 %" for share in nothing) + " |")
     for budget in BUDGETS:
         cells = []
-        known, ages = measured_of(rounds[0]), ages_after(scorable(pool, exemplars, context), None)
+        known, ages = measured_of(rounds[0]), update_ages(scorable(pool, exemplars, context), None)
         for number in later:
             ranked = chosen(known, pool, fraction).ranked
-            is_scored = samples_to_score(ranked, ages, scorable(pool, exemplars, context), budget, (0, number))
+            is_scored = choose_samples_to_score(ranked, ages, scorable(pool, exemplars, context), budget, (0, number))
             now = measured_of(rounds[number])
             known = known.updated(is_scored, now.zero_shot_loss, now.one_shot_loss)
-            ages = ages_after(is_scored, ages)
-            share = overlap(
+            ages = update_ages(is_scored, ages)
+            share = compute_overlap(
                 choice_of(rounds[number], pool, fraction).selection, chosen(known, pool, fraction).selection
             )
             cells += [f"{share:.0%}", f"{forwarded(pool, exemplars, context, is_scored) / full:.0%}"]

@@ -40,7 +40,8 @@ from miwv_trainer.distributed.world import World
 from miwv_trainer.rounds.exemplars import find_exemplars
 from miwv_trainer.rounds.identity import TrainingPoint
 from miwv_trainer.rounds.round import measured_of, run_round
-from miwv_trainer.selection.choose import choose, number_selected
+from miwv_trainer.selection.budget import count_selected
+from miwv_trainer.selection.choose import choose
 from miwv_trainer.storage.atomic import write_text
 from miwv_trainer.storage.store import Store, StoredRound
 
@@ -162,7 +163,7 @@ def prepare(arguments: argparse.Namespace) -> Setting:
     rows, held_out_rows = parts(arguments, tokenizer)
     samples, held_out = tokenize(rows, tokenizer), tokenize(held_out_rows, tokenizer)
     pool = pool_from_tokenized(samples, tokenizer)
-    selected = number_selected(MIWVConfig(fraction=arguments.fraction).fraction, len(pool))
+    selected = count_selected(MIWVConfig(fraction=arguments.fraction).fraction, len(pool))
     steps = max(1, round(arguments.epochs * selected / arguments.batch_size))
     return Setting(model.to(device), tokenizer, samples, held_out, pool, steps, arguments)
 

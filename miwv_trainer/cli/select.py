@@ -19,7 +19,7 @@ from miwv_trainer.rounds.messages import no_candidate, threshold_words
 from miwv_trainer.rounds.round import measured_of
 from miwv_trainer.rounds.stored_config import restore_config
 from miwv_trainer.selection.choose import Choice, choose
-from miwv_trainer.selection.scores import Measured, seed_of_draw
+from miwv_trainer.selection.scores import Measured, get_draw_seed
 from miwv_trainer.storage.store import Store, StoredRound
 
 
@@ -69,7 +69,7 @@ def _destination(arguments: argparse.Namespace) -> tuple[Format, Path]:
 
 
 def _chosen(config: MIWVConfig, scored: StoredRound, rows: datasets.Dataset | None, store: Store) -> Choice:
-    measured = measured_of(scored, seed_of_draw(config, scored.number))
+    measured = measured_of(scored, get_draw_seed(config, scored.number))
     groups = None
     if config.group_column is not None:
         if rows is None:

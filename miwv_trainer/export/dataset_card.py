@@ -11,7 +11,7 @@ from huggingface_hub import DatasetCardData
 from miwv_trainer.config import SELECTION_FIELDS, MIWVConfig
 from miwv_trainer.rounds.messages import threshold_words
 from miwv_trainer.selection.choose import Choice
-from miwv_trainer.selection.scores import score_of
+from miwv_trainer.selection.scores import get_score
 from miwv_trainer.storage.store import StoredRound
 from miwv_trainer.version import __version__
 
@@ -115,7 +115,7 @@ def name_size(count: int) -> str:
 
 def _build_title(origin: Origin) -> str:
     name = Path(_hide_folders(origin.dataset)).name
-    return f"{len(origin.choice.selection)} samples of {name} by {score_of(origin.config).ranking_label}"
+    return f"{len(origin.choice.selection)} samples of {name} by {get_score(origin.config).ranking_label}"
 
 
 def _describe_origin(origin: Origin) -> dict[str, str]:

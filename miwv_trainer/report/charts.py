@@ -14,7 +14,7 @@ from miwv_trainer.report.round_facts import (
 )
 from miwv_trainer.report.scatter import add_samples, describe_outliers, find_range
 from miwv_trainer.rounds.stored_config import restore_config
-from miwv_trainer.selection.choose import overlap
+from miwv_trainer.selection.choose import compute_overlap
 from miwv_trainer.storage.store import StoredRound
 
 # All charts that there may be, in their order on the page. `write_pngs` deletes earlier files by these names.
@@ -133,8 +133,8 @@ def chart_two_rounds(before: StoredRound, current: StoredRound) -> Chart:
 def chart_overlaps(rounds: Sequence[StoredRound]) -> Chart:
     """Share of each selection that the round before, and the first round, had selected too."""
     later = range(1, len(rounds))
-    with_before = np.asarray([overlap(rounds[i].selection, rounds[i - 1].selection) for i in later]) * 100
-    with_first = np.asarray([overlap(rounds[i].selection, rounds[0].selection) for i in later]) * 100
+    with_before = np.asarray([compute_overlap(rounds[i].selection, rounds[i - 1].selection) for i in later]) * 100
+    with_first = np.asarray([compute_overlap(rounds[i].selection, rounds[0].selection) for i in later]) * 100
     x, zeros = np.arange(len(later), dtype=np.float64), np.zeros(len(later))
     before_values, first_values = _write_values(with_before, "{:.0f}%"), _write_values(with_first, "{:.0f}%")
     layers = [

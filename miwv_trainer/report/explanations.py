@@ -11,12 +11,13 @@ import numpy as np
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.rounds.round import measured_of
 from miwv_trainer.rounds.stored_config import restore_config
-from miwv_trainer.selection.guards import iterate_guards, length_bands, ranking
-from miwv_trainer.selection.scores import needs_exemplars, score_of, score_samples, seed_of_draw
+from miwv_trainer.selection.guards import iterate_guards
+from miwv_trainer.selection.ranking import assign_length_bands, rank_samples
+from miwv_trainer.selection.rescoring import NEVER_SCORED
+from miwv_trainer.selection.scores import get_draw_seed, get_score, needs_exemplars, score_samples
 from miwv_trainer.storage.store import StoredRound
 
 SELECTED = "selected"
-NEVER_SCORED = -1  # in the column `age`
 Reason = tuple[str, np.ndarray]  # a phrase, and `(N,)` bool: the samples to which it applies
 
 
@@ -45,9 +46,9 @@ class Explanations:
 def explain_selection(current: StoredRound) -> Explanations:
     """The first reason that applies to each sample. What was selected is read, not computed again."""
     config = restore_config(current)
-    measured = measured_of(current, seed_of_draw(config, current.number))
+    measured = measured_of(current, get_draw_seed(config, current.number))
     is_complete = (measured.response_tokens > 0) & (current.column("prompt_tokens") > 0)
-    scores = score_samples(measured, score_of(config), is_complete)
+    scores = score_samples(measured, get_score(config), is_complete)
     is_selected = current.column("selected").astype(bool)
 
     is_candidate = ~np.isnan(scores)
@@ -55,7 +56,7 @@ def explain_selection(current: StoredRound) -> Explanations:
     for guard, is_left_out in iterate_guards(scores, measured, config):
         reasons.append((f"left out by {guard}", is_left_out))
         is_candidate = is_candidate & ~is_left_out
-    ranked = ranking(scores, length_bands(is_candidate, measured.response_tokens, config.length_bands))
+    ranked = rank_samples(scores, assign_length_bands(is_candidate, measured.response_tokens, config.length_bands))
     ranks = np.zeros(len(scores), dtype=np.int64)
     ranks[ranked] = np.arange(1, len(ranked) + 1)
     if is_selected.any():

@@ -19,7 +19,7 @@ from miwv_trainer.report.svg import draw_svg
 from miwv_trainer.report.texts import PoolTexts
 from miwv_trainer.rounds.messages import duration
 from miwv_trainer.rounds.stored_config import restore_config
-from miwv_trainer.selection.choose import overlap
+from miwv_trainer.selection.choose import compute_overlap
 from miwv_trainer.storage.atomic import write_text
 from miwv_trainer.storage.store import StoredRound
 
@@ -161,7 +161,8 @@ def _build_rounds_table(rounds: Sequence[StoredRound]) -> str:
         if place:
             before = rounds[place - 1]
             moves = count_moves(before, current)
-            cells += [f"{overlap(current.selection, before.selection):.0%}", f"{moves.entered:,}", f"{moves.left:,}"]
+            share = compute_overlap(current.selection, before.selection)
+            cells += [f"{share:.0%}", f"{moves.entered:,}", f"{moves.left:,}"]
         else:
             cells += ["–", "–", "–"]
         line = "".join(f"<td>{cell}</td>" for cell in cells)

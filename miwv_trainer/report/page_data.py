@@ -15,7 +15,7 @@ from miwv_trainer.report.round_facts import find_selected
 from miwv_trainer.report.shortening import CUT, measure_texts, replace_surrogates, shorten_texts
 from miwv_trainer.report.texts import PoolTexts
 from miwv_trainer.rounds.stored_config import restore_config
-from miwv_trainer.selection.scores import score_of
+from miwv_trainer.selection.scores import get_score
 from miwv_trainer.storage.store import StoredRound
 
 MOST_ROWS = 60_000
@@ -118,7 +118,7 @@ def _encode_rounds(
 
 
 def _collect_round_columns(current: StoredRound, explained: Explanations, rows: np.ndarray) -> RoundColumns:
-    score = score_of(restore_config(current))
+    score = get_score(restore_config(current))
     ages = current.column("age")
     return {
         "number": current.number,

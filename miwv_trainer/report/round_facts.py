@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from miwv_trainer.rounds.stored_config import restore_config
-from miwv_trainer.selection.scores import score_of
+from miwv_trainer.selection.scores import get_score
 from miwv_trainer.storage.store import StoredRound
 
 
@@ -38,7 +38,7 @@ def find_miwv_threshold(current: StoredRound) -> float | None:
 
     None where another score was ranked: the selected samples then have MIWV of any size.
     """
-    score = score_of(restore_config(current))
+    score = get_score(restore_config(current))
     miwv = current.column("miwv")[current.selection]
     if score.column != "miwv" or not len(miwv):
         return None
@@ -47,6 +47,6 @@ def find_miwv_threshold(current: StoredRound) -> float | None:
 
 def explain_missing_miwv(current: StoredRound) -> str:
     """A sentence that says why a round has no MIWV."""
-    score = score_of(restore_config(current))
+    score = get_score(restore_config(current))
     why = "not one of its samples has two finite losses" if score.needs_exemplars else f"its score is {score.name}"
     return f"Round {current.number} has no MIWV: {why}."

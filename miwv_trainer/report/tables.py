@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from miwv_trainer.report.round_facts import explain_missing_miwv
-from miwv_trainer.selection.choose import overlap
+from miwv_trainer.selection.choose import compute_overlap
 from miwv_trainer.storage.store import StoredRound
 
 HIGHEST, LOWEST = 5, 2
@@ -49,7 +49,7 @@ def format_rounds(rounds: Sequence[StoredRound]) -> str:
         if position > 0:
             before = rounds[position - 1]
             both = len(np.intersect1d(current.selection, before.selection))
-            share = overlap(current.selection, before.selection)
+            share = compute_overlap(current.selection, before.selection)
             line += f", {both} of them selected in round {before.number} too ({share:.0%})"
         lines.append(line)
     return "\n".join(lines)

@@ -17,7 +17,7 @@ from miwv_trainer.scoring.layout import context_length, text_config
 from miwv_trainer.scoring.losses import score_batches
 from miwv_trainer.scoring.memory import choose_budget
 from miwv_trainer.scoring.rows import plan_zero_shot, scorable
-from miwv_trainer.selection.scores import score_of
+from miwv_trainer.selection.scores import get_score
 from miwv_trainer.storage.store import StoredRound
 
 PROBES = 4
@@ -52,7 +52,7 @@ def run_fingerprint(pool: Pool, config: MIWVConfig, context: int) -> dict[str, A
     }
     if pool.groups is not None:
         fingerprint["groups"] = hash_array(pool.groups)
-    if score_of(config).is_random or config.rescore_budget < 1:
+    if get_score(config).is_random or config.rescore_budget < 1:
         fingerprint["sampler_seed"] = config.sampler_seed
     return fingerprint
 
@@ -69,7 +69,7 @@ def exemplar_fingerprint(pool: Pool, config: MIWVConfig, context: int) -> dict[s
 
 def one_shot_exemplars(exemplars: Exemplars, config: MIWVConfig) -> np.ndarray:
     """`(N,)` the exemplars that samples are scored behind; each sample itself where the score asks for none."""
-    return exemplars.indices if score_of(config).needs_exemplars else np.arange(len(exemplars.indices))
+    return exemplars.indices if get_score(config).needs_exemplars else np.arange(len(exemplars.indices))
 
 
 def hash_array(array: np.ndarray) -> str:
@@ -119,7 +119,7 @@ def identify(
     fingerprint = {**run_fingerprint(pool, config, context), "exemplars": hash_array(exemplars.indices)}
     if previous is not None and config.rescore_budget < 1:
         fingerprint["scores_before"] = hash_array(previous.column("score"))
-    if score_of(config).needs_forwards:
+    if get_score(config).needs_forwards:
         probes = _probes(scorable(pool, one_shot_exemplars(exemplars, config), context))
         batches = plan_zero_shot(pool, context, choose_budget(model, config, world).tokens_per_batch, probes)
         alone = World(0, 1, world.device, world.sharded)

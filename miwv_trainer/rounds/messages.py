@@ -9,8 +9,9 @@ from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.pool import NO_EXEMPLAR, Pool
 from miwv_trainer.rounds.statistics import in_epochs
 from miwv_trainer.scoring.rows import scorable
-from miwv_trainer.selection.choose import Choice, number_selected, overlap
-from miwv_trainer.selection.scores import score_of
+from miwv_trainer.selection.budget import count_selected
+from miwv_trainer.selection.choose import Choice, compute_overlap
+from miwv_trainer.selection.scores import get_score
 from miwv_trainer.storage.store import StoredRound
 
 logger = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ def cost_line(
     rate = previous.summary["tokens_per_second"] if previous is not None else 0
     time = f"about {duration(tokens / rate)} at the {rate:.0f} tokens a second of before" if rate else "no rate yet"
     samples = previous.selection if previous is not None else np.flatnonzero(is_scored)
-    size = number_selected(config.fraction, len(pool))
+    size = count_selected(config.fraction, len(pool))
     epochs = in_epochs(tokens, pool, samples, size)
     return (
         f"Round {number} scores {is_scored.sum()} of {len(pool)} samples: {tokens} tokens, {time}, {epochs:.2g} times "
@@ -62,7 +63,7 @@ def round_line(current: StoredRound, previous: StoredRound | None = None) -> str
             f"{summary['refined_seconds']:.0f} s"
         )
     if previous is not None:
-        line += f", {overlap(current.selection, previous.selection):.0%} of them as in round {previous.number}"
+        line += f", {compute_overlap(current.selection, previous.selection):.0%} of them as in round {previous.number}"
     return line + "."
 
 
@@ -73,7 +74,7 @@ def threshold_words(choice: Choice, config: MIWVConfig) -> str:
     "and above" only where no sample that passes the guards ranks higher and is left: diversity, groups, bands of length
     and near-duplicates pass some over.
     """
-    score = score_of(config)
+    score = get_score(config)
     threshold = choice.scores[choice.selection].min()
     value = f"{-threshold if score.is_lowest_first else threshold:.4f}"
     is_left = choice.cells >= 0

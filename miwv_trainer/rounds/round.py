@@ -32,10 +32,11 @@ from miwv_trainer.scoring.layout import context_length, planned_tokens, text_con
 from miwv_trainer.scoring.losses import Losses
 from miwv_trainer.scoring.refine import Refined, score_refined
 from miwv_trainer.scoring.rows import exemplars_of, scorable
-from miwv_trainer.selection.choose import Choice, choose, number_selected
+from miwv_trainer.selection.budget import count_selected
+from miwv_trainer.selection.choose import Choice, choose
 from miwv_trainer.selection.guards import apply_guards
-from miwv_trainer.selection.rescoring import ages_after, samples_to_score
-from miwv_trainer.selection.scores import Measured, compute_difficulty, score_of, score_samples, seed_of_draw
+from miwv_trainer.selection.rescoring import choose_samples_to_score, update_ages
+from miwv_trainer.selection.scores import Measured, compute_difficulty, get_draw_seed, get_score, score_samples
 from miwv_trainer.storage.journal import Journal
 from miwv_trainer.storage.store import Store, StoredRound
 
@@ -102,7 +103,7 @@ class RoundInputs:
         return replace(self, config=plain)
 
     def scores(self, measured: Measured) -> np.ndarray:
-        return score_samples(measured, score_of(self.config), self.pool.has_prompt_and_response)
+        return score_samples(measured, get_score(self.config), self.pool.has_prompt_and_response)
 
     def ranking(self, losses: Losses) -> tuple[np.ndarray, np.ndarray]:
         """Scores, and distances from the threshold that the guards leave; diversity has none."""
@@ -155,12 +156,12 @@ def run_round(
             if world.is_main:
                 logger.info("Round %d was finished before and is read from %s.", moment.number, before.folder)
             return replace(before, was_there=True)
-        needs_forwards = score_of(config).needs_forwards
+        needs_forwards = get_score(config).needs_forwards
         scored = _score(model, work, store, world, identity) if needs_forwards else _nothing_scored(pool)
     seconds = time.perf_counter() - started + scored.earlier_seconds
     measured = work.merged(scored.refined.losses)
     choice = _selected(model, work, measured, scored, store, world)
-    epoch = number_selected(config.fraction, len(pool))
+    epoch = count_selected(config.fraction, len(pool))
     cost = Cost.of(scored.refined, scored.layout, seconds, work.is_scored, pool, choice, epoch)
     described = {**identity, **_summary(work, choice), **cost.described(), "processes": world.size, **(notes or {})}
     described["model"] = _name(model)
@@ -179,7 +180,7 @@ def run_round(
 
 def difficulties_of(current: StoredRound, config: MIWVConfig) -> np.ndarray:
     """`(k,)` how hard each sample of a round's selection is."""
-    return compute_difficulty(measured_of(current), score_of(config))[current.selection]
+    return compute_difficulty(measured_of(current), get_score(config))[current.selection]
 
 
 def measured_of(current: StoredRound, draw: tuple[int, ...] = (0,)) -> Measured:
@@ -198,12 +199,12 @@ def prepare_inputs(
 ) -> RoundInputs:
     context, behind = context_length(model, config), one_shot_exemplars(exemplars, config)
     can_score = scorable(pool, behind, context)
-    needs_forwards = score_of(config).needs_forwards
+    needs_forwards = get_score(config).needs_forwards
     if needs_forwards and not can_score.any():
         raise ValueError(nothing_scorable(pool, behind, context))
     nothing = np.full(len(pool), np.nan, dtype=np.float32)
     _check_guards(can_score if needs_forwards else pool.has_prompt_and_response, pool, exemplars, config)
-    draw = seed_of_draw(config, moment.number)
+    draw = get_draw_seed(config, moment.number)
     before = Measured(nothing, nothing, exemplars.similarities, pool.response_tokens, draw)
     work = RoundInputs(pool, exemplars, config, moment, previous, before, None, behind, can_score)
     if not needs_forwards:
@@ -214,7 +215,7 @@ def prepare_inputs(
     last = replace(work, config=config.without_bands()).by_score().choice(known)
     # What the other guards leave out can never be selected; losses and scores change.
     may_be_scored = can_score & ((last.cells >= 0) | np.isnan(last.scores))
-    is_scored = samples_to_score(last.ranked, ages, may_be_scored, config.rescore_budget, draw)
+    is_scored = choose_samples_to_score(last.ranked, ages, may_be_scored, config.rescore_budget, draw)
     return replace(work, before=known, ages=ages, is_scored=is_scored)
 
 
@@ -262,7 +263,7 @@ def _selected(
         if world.is_main:
             _forget(scored)
         raise ValueError(no_finite_loss())
-    if world.is_main and score_of(config).needs_forwards:
+    if world.is_main and get_score(config).needs_forwards:
         warn_of_unscorable(work.moment.number, work.pool, work.behind, context_length(model, config), is_lost)
     embeddings = None
     if config.needs_embeddings:
@@ -300,7 +301,7 @@ def _columns(work: RoundInputs, measured: Measured, choice: Choice) -> dict[str,
         "miwv": np.where(unscored, np.nan, measured.miwv),
         "selected": selected,
         "score": choice.scores,
-        "age": ages_after(work.is_scored, work.ages),
+        "age": update_ages(work.is_scored, work.ages),
     }
 
 

@@ -8,7 +8,7 @@ from scipy.stats import spearmanr
 
 from miwv_trainer.data.pool import Pool
 from miwv_trainer.scoring.refine import Refined
-from miwv_trainer.selection.choose import Choice, overlap
+from miwv_trainer.selection.choose import Choice, compute_overlap
 from miwv_trainer.selection.scores import Measured
 from miwv_trainer.storage.store import StoredRound
 
@@ -84,7 +84,7 @@ def statistics(
             found[f"q{round(100 * quantile):02d}"] = float(np.quantile(miwv, quantile))
         found["share_above_zero"] = float((miwv > 0).mean())
     if previous is not None:
-        found["overlap"] = overlap(choice.selection, previous.selection)
+        found["overlap"] = compute_overlap(choice.selection, previous.selection)
         correlation = _rank_correlation(choice.scores[is_scored], previous.column("score")[is_scored])
         if correlation is not None:
             found["rank_correlation"] = correlation

@@ -23,7 +23,7 @@ from miwv_trainer.scoring.losses import Losses, score_batches, score_trees
 from miwv_trainer.scoring.memory import Budget, choose_budget
 from miwv_trainer.scoring.rows import Batch, exemplars_of, plan_padded, plan_zero_shot, scorable
 from miwv_trainer.scoring.trees import plan_trees, tree_batches
-from miwv_trainer.selection.scores import ZERO_SHOT, score_of
+from miwv_trainer.selection.scores import ZERO_SHOT, get_score
 from miwv_trainer.storage.journal import Journal
 
 logger = logging.getLogger(__name__)
@@ -121,7 +121,7 @@ def choose_layout(model: nn.Module, pool: Pool, exemplars: np.ndarray, config: M
     Raises:
         ValueError: `layout="tree"` was asked for and the model cannot take it.
     """
-    if score_of(config).losses == ZERO_SHOT:
+    if get_score(config).losses == ZERO_SHOT:
         return ZERO_SHOT_ONLY
     if config.layout == "padded":
         return "padded"

@@ -1,17 +1,22 @@
-"""Scores to indices."""
+"""Scores to a selection: guards, ranking, groups, budget and diversity, in this order."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from decimal import Decimal
 from itertools import chain
 
 import numpy as np
 
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.embeddings.vectors import Embeddings
-from miwv_trainer.selection.diversity import facility_location, maximal_marginal_relevance, without_near_duplicates
-from miwv_trainer.selection.guards import apply_guards, length_bands, ranking
-from miwv_trainer.selection.scores import Measured, score_of, score_samples
+from miwv_trainer.selection.budget import apportion, count_selected, multiply_exactly, take_within_budget
+from miwv_trainer.selection.diversity import (
+    order_by_facility_location,
+    order_by_marginal_relevance,
+    skip_near_duplicates,
+)
+from miwv_trainer.selection.guards import apply_guards
+from miwv_trainer.selection.ranking import assign_length_bands, rank_samples
+from miwv_trainer.selection.scores import Measured, get_score, score_samples
 
 
 @dataclass(frozen=True)
@@ -21,10 +26,10 @@ class Choice:
 
     Args:
         selection: `(k,)` ascending indices.
-        ranked: The samples that pass the guards, best first.
+        ranked: `(r,)` indices of the samples that pass the guards, best first.
         scores: `(N,)`, NaN where a sample has none.
-        cells: `(N,)` number of the group and length band that a sample was ranked in, -1 where a guard left it out.
-        left_out: How many samples each guard has left out.
+        cells: `(N,)` number of the group and length band in which a sample was ranked, -1 where a guard excluded it.
+        left_out: How many samples each guard excluded.
     """
 
     selection: np.ndarray
@@ -36,32 +41,19 @@ class Choice:
     @property
     def distances(self) -> np.ndarray:
         """
-        `(N,)` how far each score is from its cell's threshold, the lowest score that is selected there; NaN where all
-        or none of a cell are, and outside of cells.
+        `(N,)` float32, the distance of each score from the threshold of its cell: the lowest score selected there.
+
+        NaN outside of cells, and in cells of which all or no samples are selected, because these have no threshold.
         """
         distances = np.full(len(self.scores), np.nan, dtype=np.float32)
         is_selected = np.zeros(len(self.scores), dtype=bool)
         is_selected[self.selection] = True
         for cell in range(self.cells.max(initial=-1) + 1):
-            members = self.cells == cell
-            inside = self.scores[members & is_selected]
-            if 0 < len(inside) < members.sum():
-                distances[members] = np.abs(self.scores[members] - inside.min())
+            is_member = self.cells == cell
+            selected_scores = self.scores[is_member & is_selected]
+            if 0 < len(selected_scores) < is_member.sum():
+                distances[is_member] = np.abs(self.scores[is_member] - selected_scores.min())
         return distances
-
-
-def number_selected(fraction: float, pool_size: int) -> int:
-    """
-    `floor(fraction * N)`, at least 1.
-
-    Computed on the decimal digits of `fraction`: 0.29 of 100 is 29, where floating point would give 28.
-    """
-    return max(1, _times(fraction, pool_size))
-
-
-def _times(factor: float, count: int) -> int:
-    """`floor(factor * count)` on the factor's decimal digits."""
-    return int(Decimal(repr(float(factor))) * count)
 
 
 def choose(
@@ -72,36 +64,45 @@ def choose(
     embeddings: Embeddings | None = None,
 ) -> Choice:
     """
-    The samples of highest score that pass the guards, ties by lower index, as many as the budget holds.
+    Selects the samples of highest score that pass the guards, ties by lower index, as many as the budget holds.
 
-    The budget is `floor(fraction * N)` samples, or `floor(fraction * T)` of the pool's T response tokens: samples are
-    taken in turn until the next one would exceed it, at least one. With groups it is divided first, by their shares of
-    the pool. Fewer are selected where the guards leave fewer.
+    The budget is `floor(fraction * N)` samples, or `floor(fraction * T)` of the pool's T response tokens. Samples are
+    taken in turn until the next one would exceed it, at least one. With groups, the budget is first divided over them
+    in proportion to their shares of the pool. Fewer samples are selected where the guards leave fewer.
 
     Args:
-        has_prompt_and_response: `(N,)`; samples without are never selected.
+        has_prompt_and_response: `(N,)` bool. Samples without are never selected.
         groups: `(N,)` number of each sample's group, from 0.
-        embeddings: `(N, d)`, where `config.needs_embeddings`.
+        embeddings: `(N, d)`. Needed where `config.needs_embeddings`.
+
+    Raises:
+        ValueError: `embeddings` are needed and not given.
     """
-    scores = score_samples(measured, score_of(config), has_prompt_and_response)
-    may, left_out = apply_guards(scores, measured, config)
-    bands = length_bands(may, measured.response_tokens, config.length_bands)
-    ranked = ranking(scores, bands)
+    scores = score_samples(measured, get_score(config), has_prompt_and_response)
+    is_candidate, left_out = apply_guards(scores, measured, config)
+    bands = assign_length_bands(is_candidate, measured.response_tokens, config.length_bands)
+    ranked = rank_samples(scores, bands)
     groups = np.zeros(len(scores), dtype=np.int64) if groups is None else groups
     tokens = measured.response_tokens.astype(np.int64)
     costs = tokens if config.selection_budget == "tokens" else np.ones(len(scores), dtype=np.int64)
-    shares = largest_remainder(np.bincount(groups, weights=costs), number_selected(config.fraction, int(costs.sum())))
+    shares = apportion(np.bincount(groups, weights=costs), count_selected(config.fraction, int(costs.sum())))
     taken: list[int] = []
     for group, share in enumerate(shares.tolist()):
-        of_group = ranked[groups[ranked] == group]
-        taken += fill(_order(of_group, taken, costs, share, config, embeddings), costs, share)
+        in_group = ranked[groups[ranked] == group]
+        taken += take_within_budget(_order_candidates(in_group, taken, costs, share, config, embeddings), costs, share)
+    # With small token budgets the first sample of every group may be too long.
     if not taken:
         taken = ranked[:1].tolist()
     cells = np.where(bands >= 0, groups * config.length_bands + bands, -1)
     return Choice(np.sort(np.asarray(taken, dtype=np.int64)), ranked, scores, cells, left_out)
 
 
-def _order(
+def compute_overlap(first: np.ndarray, second: np.ndarray) -> float:
+    """Returns the share of the first selection that is in the second too."""
+    return len(np.intersect1d(first, second)) / len(first)
+
+
+def _order_candidates(
     ranked: np.ndarray,
     taken: list[int],
     costs: np.ndarray,
@@ -109,50 +110,32 @@ def _order(
     config: MIWVConfig,
     embeddings: Embeddings | None,
 ) -> Iterator[int]:
-    """The samples of a group in the order in which they are taken: by rank, or as diversity has it."""
-    order: Iterable[int] = ranked.tolist()
+    """
+    Yields the samples of a group in the order in which they are taken: by rank, or by a method of diversity.
+
+    Args:
+        ranked: `(r,)` samples of the group, best first.
+        taken: Samples of earlier groups, to which near-duplicates in this group are skipped too.
+        share: The group's budget.
+    """
     if not config.needs_embeddings:
-        return iter(order)
+        return iter(ranked.tolist())
     if embeddings is None:
         raise ValueError(
             "`diversity` and `max_selected_similarity` need the embeddings of the pool: give `embeddings`."
         )
+    order: Iterable[int] = ranked.tolist()
     if config.diversity != "none":
-        is_candidate = np.cumsum(costs[ranked]) <= _times(config.diversity_candidates, share)
-        candidates = ranked[: max(1, int(is_candidate.sum()))]
+        is_near_top = np.cumsum(costs[ranked]) <= multiply_exactly(config.diversity_candidates, share)
+        candidates = ranked[: max(1, int(is_near_top.sum()))]
         if config.diversity == "facility_location":
-            order = facility_location(candidates, embeddings)
-        else:  # ranks, because MIWV has outliers beside which all other scores would be alike
+            order = order_by_facility_location(candidates, embeddings)
+        else:
+            # Ranks, not scores: scaled to [0, 1], a few outliers of MIWV would leave all other scores nearly equal.
             relevance = -np.arange(len(candidates), dtype=np.float64)
-            order = maximal_marginal_relevance(candidates, relevance, embeddings, config.mmr_weight)
+            order = order_by_marginal_relevance(candidates, relevance, embeddings, config.mmr_weight)
     if config.max_selected_similarity < 1:
-        before = set(taken)
-        unlike = without_near_duplicates(chain(taken, order), embeddings, config.max_selected_similarity)
-        order = (sample for sample in unlike if sample not in before)
+        taken_before = set(taken)
+        distinct = skip_near_duplicates(chain(taken, order), embeddings, config.max_selected_similarity)
+        order = (sample for sample in distinct if sample not in taken_before)
     return iter(order)
-
-
-def fill(order: Iterator[int], costs: np.ndarray, budget: int) -> list[int]:
-    """Takes samples in order until the next one would exceed the budget."""
-    taken, left = [], budget
-    while left > 0 and (sample := next(order, None)) is not None and costs[sample] <= left:
-        taken.append(sample)
-        left -= int(costs[sample])
-    return taken
-
-
-def largest_remainder(weights: np.ndarray, total: int) -> np.ndarray:
-    """
-    `(g,)` whole numbers that add up to `total`, in proportion to `weights` and each less than one off its exact share
-    (Hamilton's method); equal remainders go to lower indices.
-    """
-    exact = weights / max(weights.sum(), 1) * total
-    shares = np.floor(exact).astype(np.int64)
-    order = np.argsort(shares - exact, kind="stable")
-    shares[order[: total - shares.sum()]] += 1
-    return shares
-
-
-def overlap(first: np.ndarray, second: np.ndarray) -> float:
-    """Share of the first selection that is in the second too."""
-    return len(np.intersect1d(first, second)) / len(first)

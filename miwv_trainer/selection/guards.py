@@ -1,7 +1,7 @@
-"""Which samples may be selected at all, and how they are ranked within bands of length.
+"""The guards: which samples may be selected at all.
 
-MIWV is a difference of two means over few or many response tokens: short responses, unrelated exemplars and mislabelled
-samples crowd its top. Each guard is off by default.
+MIWV is a difference of two means over few or many response tokens. Short responses, unrelated exemplars and mislabelled
+samples crowd its top. Every guard is off by default.
 """
 
 import math
@@ -16,78 +16,56 @@ from miwv_trainer.selection.scores import Measured
 
 def apply_guards(scores: np.ndarray, measured: Measured, config: MIWVConfig) -> tuple[np.ndarray, dict[str, int]]:
     """
-    `(N,)` which samples have a score and pass the guards, and how many of those with a score each guard leaves out.
+    Finds the samples that have a score and pass all guards.
 
-    A sample counts under the first guard that leaves it out.
+    Args:
+        scores: `(N,)`, NaN where a sample has none.
+
+    Returns:
+        An `(N,)` mask, and how many samples each guard excludes. A sample is counted at the first guard that excludes
+        it.
     """
-    may = ~np.isnan(scores)
+    is_left = ~np.isnan(scores)
     left_out: dict[str, int] = {}
-    for guard, those in iterate_guards(scores, measured, config):
-        left_out[guard] = int(those.sum())
-        may = may & ~those
-    return may, left_out
+    for guard, is_excluded in iterate_guards(scores, measured, config):
+        left_out[guard] = int(is_excluded.sum())
+        is_left = is_left & ~is_excluded
+    return is_left, left_out
 
 
 def iterate_guards(scores: np.ndarray, measured: Measured, config: MIWVConfig) -> Iterator[tuple[str, np.ndarray]]:
     """
-    Each guard's name, and `(N,)` which samples it is the first to leave out.
+    Yields the name of each guard that is on, and an `(N,)` mask of the samples that it is the first to exclude.
 
-    Guards apply one after the other; the quantiles of `loss_band` and `quantile_band` are of the samples that are left
-    by then.
+    Guards apply one after the other. The quantiles of `loss_band` and `quantile_band` are those of the samples that the
+    earlier guards leave.
     """
-    may = ~np.isnan(scores)
-    for name, values in (("min_response_tokens", measured.response_tokens), ("min_similarity", measured.similarity)):
-        least = getattr(config, name)
-        if least > (0 if name == "min_response_tokens" else -1):
-            keep = values >= least
-            yield f"{name}={least}", may & ~keep
-            may = may & keep
-    for name, values in (("loss_band", measured.zero_shot_loss), ("quantile_band", scores)):
-        band = getattr(config, name)
-        if band != [0.0, 1.0] and may.any():
-            low, high = _ends_of_band(values[may], band)
-            keep = (values >= low) & (values <= high)
-            yield f"{name}={band}", may & ~keep
-            may = may & keep
+    is_left = ~np.isnan(scores)
+    least_values = (
+        ("min_response_tokens", config.min_response_tokens, 0, measured.response_tokens),
+        ("min_similarity", config.min_similarity, -1, measured.similarity),
+    )
+    for name, least, least_when_off, values in least_values:
+        if least > least_when_off:
+            is_kept = values >= least
+            yield f"{name}={least}", is_left & ~is_kept
+            is_left = is_left & is_kept
+    bands = (
+        ("loss_band", config.loss_band, measured.zero_shot_loss),
+        ("quantile_band", config.quantile_band, scores),
+    )
+    for name, band, values in bands:
+        if band != [0.0, 1.0] and is_left.any():
+            low, high = _find_band_ends(values[is_left], band)
+            is_kept = (values >= low) & (values <= high)
+            yield f"{name}={band}", is_left & ~is_kept
+            is_left = is_left & is_kept
 
 
-def _ends_of_band(scores: np.ndarray, band: list[float]) -> tuple[float, float]:
-    """
-    The lowest and the highest score between two quantiles, both included.
-
-    Which these are is computed on the decimal digits: of 101 scores, the 30th is the quantile 0.29, where floating
-    point would leave it out.
-    """
-    ascending = np.sort(scores)
-    low, high = (Decimal(repr(quantile)) * (len(scores) - 1) for quantile in band)
+def _find_band_ends(values: np.ndarray, band: list[float]) -> tuple[float, float]:
+    """Returns the lowest and the highest of the values between two quantiles, both included."""
+    ascending = np.sort(values)
+    # On the decimal digits: of 101 values, the 30th is the quantile 0.29. In floating point, 0.29 * 100 is below 29, so
+    # that a band that ends at 0.29 would exclude it.
+    low, high = (Decimal(repr(quantile)) * (len(values) - 1) for quantile in band)
     return ascending[math.ceil(low)], ascending[math.floor(high)]
-
-
-def length_bands(may: np.ndarray, response_tokens: np.ndarray, bands: int) -> np.ndarray:
-    """
-    `(N,)` the band of each allowed sample, from 0 for the shortest responses, -1 elsewhere.
-
-    Bands are of equal size, the first ones larger by one where it does not divide; equal lengths by lower index.
-    """
-    band = np.full(len(may), -1, dtype=np.int64)
-    candidates = np.flatnonzero(may)
-    by_length = candidates[np.argsort(response_tokens[candidates], kind="stable")]
-    for number, members in enumerate(np.array_split(by_length, bands)):
-        band[members] = number
-    return band
-
-
-def ranking(scores: np.ndarray, bands: np.ndarray) -> np.ndarray:
-    """
-    `(k,)` the samples that are in a band, best first.
-
-    The highest of each band come before the second highest of each: by the share of its own band that stands above a
-    sample, then by score, then by lower index. With one band that is the order of the scores.
-    """
-    place = np.full(len(scores), np.inf)
-    for number in range(bands.max(initial=-1) + 1):
-        members = np.flatnonzero(bands == number)
-        members = members[np.argsort(-scores[members], kind="stable")]
-        place[members] = np.arange(len(members)) / max(len(members), 1)
-    candidates = np.flatnonzero(bands >= 0)
-    return candidates[np.lexsort((candidates, -scores[candidates], place[candidates]))]

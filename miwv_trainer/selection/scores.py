@@ -210,17 +210,17 @@ _RECORDS = (
 SCORES: Mapping[ScoreName, Score] = {score.name: score for score in _RECORDS}
 
 
-def score_of(config: MIWVConfig) -> Score:
+def get_score(config: MIWVConfig) -> Score:
     """Returns the record of the score that a configuration names."""
     return SCORES[config.score]
 
 
 def needs_exemplars(config: MIWVConfig) -> bool:
     """Tells whether the score or a guard needs each sample's most similar sample."""
-    return score_of(config).needs_exemplars or config.min_similarity > -1
+    return get_score(config).needs_exemplars or config.min_similarity > -1
 
 
-def seed_of_draw(config: MIWVConfig, number: int) -> tuple[int, ...]:
+def get_draw_seed(config: MIWVConfig, number: int) -> tuple[int, ...]:
     """Returns the seed of the random scores of round `number`."""
     return config.sampler_seed or 0, number
 

@@ -6,7 +6,7 @@ import numpy as np
 from torch.utils.data import Sampler
 
 from miwv_trainer.config import EpochOrder, MIWVConfig
-from miwv_trainer.selection.choose import number_selected
+from miwv_trainer.selection.budget import count_selected
 from miwv_trainer.training.ordering import Strategy, check_epoch_order, check_strategy
 from miwv_trainer.training.selection_order import OrderRules, ScheduledSelection
 
@@ -79,7 +79,7 @@ class MIWVDataSampler(Sampler[int]):
         self.lengths = lengths if is_grouped else None
         self.batch_size = batch_size if is_grouped else None
         self.epoch = 0
-        self.num_samples = number_selected(fraction, pool_size)
+        self.num_samples = count_selected(fraction, pool_size)
         self._rules = OrderRules(self.num_samples, seed, strategy, epoch_order, self.lengths, self.batch_size)
         self._selections: list[ScheduledSelection] = []
         self._drawn = (0, 0)  # epoch, and positions of it

@@ -5,7 +5,7 @@ import pytest
 
 from miwv_trainer import MIWVConfig
 from miwv_trainer.rounds.exemplars import embeds_text
-from miwv_trainer.selection.scores import needs_exemplars, score_of
+from miwv_trainer.selection.scores import get_score, needs_exemplars
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ from miwv_trainer.selection.scores import needs_exemplars, score_of
 )
 def test_what_is_needed_is_told_by_score_and_guards(values, forwards, exemplars, embeddings):
     config = MIWVConfig(**values)
-    assert (score_of(config).needs_forwards, needs_exemplars(config)) == (forwards, exemplars)
+    assert (get_score(config).needs_forwards, needs_exemplars(config)) == (forwards, exemplars)
     assert config.needs_embeddings == embeddings
     for embedder, is_of_text in (("tfidf", True), ("some/folder", True), ("model", False), (np.zeros((3, 2)), False)):
         looks = embeds_text(MIWVConfig(**values, embedder=embedder))

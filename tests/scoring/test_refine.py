@@ -33,7 +33,7 @@ from miwv_trainer.scoring.isolation import no_trace
 from miwv_trainer.scoring.layout import score_pool
 from miwv_trainer.scoring.losses import Losses
 from miwv_trainer.scoring.refine import Refined, nearest, refine, score_refined
-from miwv_trainer.selection.choose import overlap
+from miwv_trainer.selection.choose import compute_overlap
 from miwv_trainer.storage.store import Store
 from tests.helpers.selecting import ranking_by_miwv, select_highest
 from tests.helpers.tiny import instruction_rows, save_tiny, tiny_config, tiny_dataset, tiny_model, tiny_tokenizer
@@ -284,7 +284,7 @@ def test_the_selection_is_float32s_where_bfloat16_alone_flips_it(case: tuple[Poo
     exact = scored(copy.deepcopy(model).float(), case)
     reference = select_highest(exact.miwv, COUNT // 10)
     off = score_with(model, case, refine_near_threshold=False)
-    assert overlap(reference, select_highest(off.losses.miwv, COUNT // 10)) < 0.95
+    assert compute_overlap(reference, select_highest(off.losses.miwv, COUNT // 10)) < 0.95
     assert (off.samples, off.tokens, off.seconds) == (0, 0, 0.0)
     on = score_with(model, case)
     assert select_highest(on.losses.miwv, COUNT // 10).tolist() == reference.tolist()
@@ -401,8 +401,8 @@ def test_the_band_is_widened_to_what_rounding_moves_and_each_sample_scored_once(
     pool = Measured(monkeypatch, count=2000, noise=0.03, seed=seed)
     refined = pool.refined(fraction=0.05)
     reference = select_highest(pool.exact, 100)
-    assert overlap(reference, select_highest(pool.rounded, 100)) < 0.97
-    assert overlap(reference, select_highest(refined.losses.miwv, 100)) >= 0.98
+    assert compute_overlap(reference, select_highest(pool.rounded, 100)) < 0.97
+    assert compute_overlap(reference, select_highest(refined.losses.miwv, 100)) >= 0.98
     assert len(pool.asked) == len(set(pool.asked)) == refined.samples < 500
     assert refined.tokens == 10 * refined.samples
     # Independently: whoever is within three root mean squares of float32's threshold has been asked for.

@@ -7,7 +7,7 @@ import pytest
 
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.selection import choose as selection
-from miwv_trainer.selection.choose import Choice, choose, fill, largest_remainder
+from miwv_trainer.selection.choose import Choice, choose, compute_overlap
 from tests.helpers.measured import INF, NAN, drawn, measured
 from tests.helpers.selecting import select_highest
 
@@ -21,6 +21,44 @@ def chosen(fraction: float, groups=None, embeddings=None, table=None, has=ALL, *
     table = measured(MIWV, TOKENS) if table is None else table
     groups = None if groups is None else np.asarray(groups)
     return choose(table, has, MIWVConfig(fraction=fraction, **values), groups, embeddings).selection.tolist()
+
+
+def select(miwv, count: int) -> list[int]:
+    """What is chosen of samples with these values of MIWV, no guard being set."""
+    table = measured(miwv, [1] * len(miwv))
+    fraction = min(1.0, (count + 0.5) / len(miwv))  # the floor is taken of so many
+    return choose(table, np.ones(len(miwv), dtype=bool), MIWVConfig(fraction=fraction)).selection.tolist()
+
+
+def test_the_highest_scores_are_selected_in_ascending_index_order():
+    miwv = [0.1, -0.5, 0.9, 0.3, 0.8]
+    assert select(miwv, 3) == [2, 3, 4]
+    assert select(miwv, 1) == [2]
+
+
+def test_equal_scores_are_selected_by_lower_index():
+    miwv = [0.5, 0.7, 0.5, 0.7, 0.5, 0.7]
+    assert select(miwv, 2) == [1, 3]
+    assert select(miwv, 4) == [0, 1, 3, 5]
+    assert select([0.0] * 100, 7) == list(range(7))
+
+
+def test_a_selection_equals_sorting_by_score_and_index():
+    generator = np.random.default_rng(0)
+    miwv = generator.integers(-5, 5, size=200).astype(np.float32)  # many ties
+    for count in (1, 2, 50, 199, 200):
+        assert select(miwv, count) == select_highest(miwv, count).tolist()
+
+
+def test_a_sample_without_a_score_is_never_selected():
+    miwv = [NAN, -3.0, NAN, -4.0]
+    assert select(miwv, 1) == [1]
+    assert select(miwv, 2) == [1, 3]
+
+
+def test_fewer_scored_samples_than_asked_are_all_selected():
+    assert select([NAN, 0.2, NAN, 0.1], 4) == [1, 3]
+    assert select([NAN] * 3, 2) == []
 
 
 @pytest.mark.parametrize(
@@ -170,7 +208,7 @@ def test_no_sample_is_lost_where_rounding_tells_two_of_another_group_alike(monke
         found = list(order)
         yield from found[:1] + found[2:] if len(found) > 5 else found
 
-    monkeypatch.setattr(selection, "without_near_duplicates", forgetful)
+    monkeypatch.setattr(selection, "skip_near_duplicates", forgetful)
     found = chosen(0.4, [0, 0, 0, 0, 0, 1, 1, 1, 1, 1], EMBEDDINGS, max_selected_similarity=CLOSE)
     assert found == [1, 3, 6, 7]
 
@@ -332,40 +370,7 @@ def test_another_order_of_the_pool_is_another_order_of_the_same_choice(seed, val
     assert moved.left_out == found.left_out
 
 
-def test_filling_stops_at_the_first_that_does_not_fit():
-    costs = np.asarray([3, 4, 1, 2, 9])
-    assert fill(iter([1, 0, 2]), costs, 8) == [1, 0, 2]
-    assert fill(iter([1, 0, 3, 2]), costs, 8) == [1, 0]
-    assert fill(iter([4, 0]), costs, 8) == []
-    assert fill(iter([1, 0]), costs, 0) == []
-    assert fill(iter([]), costs, 8) == []
-    order = iter([1, 1, 3, 0])
-    assert fill(order, costs, 8) == [1, 1] and list(order) == [3, 0]  # no more is drawn than can fit
-
-
-@pytest.mark.parametrize(
-    "weights, total, shares",
-    [
-        ([47000, 16000, 15900, 12000, 6000, 3100], 10, [5, 2, 1, 1, 1, 0]),  # 4.7, 1.6, 1.59, 1.2, 0.6, 0.31
-        ([1, 1, 1], 1, [1, 0, 0]),
-        ([1, 1, 1], 2, [1, 1, 0]),
-        ([29, 71], 100, [29, 71]),
-        ([0, 5, 0], 7, [0, 7, 0]),
-        ([0, 0], 1, [1, 0]),
-        ([3], 2, [2]),
-    ],
-)
-def test_largest_remainders_by_hand(weights, total, shares):
-    assert largest_remainder(np.asarray(weights, dtype=float), total).tolist() == shares
-
-
-@pytest.mark.parametrize("seed", range(30))
-def test_shares_add_up_and_are_less_than_one_off(seed):
-    rng = np.random.default_rng(seed)
-    weights = rng.integers(0, 1000, size=rng.integers(1, 40)).astype(float)
-    weights[0] += 1
-    total = int(rng.integers(1, weights.sum() + 1))
-    shares = largest_remainder(weights, total)
-    assert shares.sum() == total and (shares >= 0).all()
-    assert (np.abs(shares - weights * total / weights.sum()) < 1).all()
-    assert (shares[weights == 0] == 0).all()
+def test_overlap_is_the_share_of_the_first_selection_that_the_second_holds():
+    assert compute_overlap(np.array([1, 2, 3, 4]), np.array([4, 3, 8, 9, 10])) == 0.5
+    assert compute_overlap(np.array([1, 2]), np.array([1, 2])) == 1.0
+    assert compute_overlap(np.array([1, 2]), np.array([3])) == 0.0

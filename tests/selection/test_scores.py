@@ -13,7 +13,7 @@ from miwv_trainer.selection.scores import (
     compute_difficulty,
     compute_miwv,
     compute_residual_miwv,
-    score_of,
+    get_score,
     score_samples,
 )
 from miwv_trainer.storage import store
@@ -64,7 +64,7 @@ def test_the_order_of_each_score_by_hand(name, best_first):
 
 def test_every_score_that_can_be_named_has_a_record_and_no_other_does():
     assert set(SCORES) == set(get_args(ScoreName))
-    assert all(score_of(MIWVConfig(score=name)).name == name for name in get_args(ScoreName))
+    assert all(get_score(MIWVConfig(score=name)).name == name for name in get_args(ScoreName))
 
 
 def test_what_the_configuration_knows_of_scores_is_what_their_records_say():
