@@ -1,4 +1,4 @@
-"""The only file that touches a Trainer."""
+"""The front door: one call that lets a Trainer choose its training data. No other file changes a Trainer."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -7,11 +7,9 @@ from typing import Any
 from transformers import Trainer, TrainingArguments
 
 from miwv_trainer.config import MIWVConfig
-from miwv_trainer.data.build import pool_from_tokenized
-from miwv_trainer.data.groups import add_groups
 from miwv_trainer.data.map_style import check_map_style
 from miwv_trainer.embeddings.embedders import get_embedder, validate_embeddings
-from miwv_trainer.rounds.exemplars import embeds_text
+from miwv_trainer.training.begin import read_pool
 from miwv_trainer.training.callback import MIWVCallback
 from miwv_trainer.training.dataloader import check_batches, count_step_samples, read_strategy
 from miwv_trainer.training.sampler import MIWVDataSampler
@@ -19,7 +17,7 @@ from miwv_trainer.training.sampler import MIWVDataSampler
 
 def attach(trainer: Trainer, config: MIWVConfig | Mapping[str, Any] | None = None) -> MIWVCallback:
     """
-    Lets a Trainer choose its training data: its `train_dataset` becomes the pool, of which it trains on the selection.
+    Lets a Trainer choose its training data: its `train_dataset` becomes the pool, and it trains on selections of it.
 
     Works on any instance of [`~transformers.Trainer`] (`SFTTrainer`, `Seq2SeqTrainer`, a subclass), before or after
     other callbacks are added, and before `train()`.
@@ -40,32 +38,25 @@ def attach(trainer: Trainer, config: MIWVConfig | Mapping[str, Any] | None = Non
     if not isinstance(config, MIWVConfig):
         config = MIWVConfig.from_dict(config or {})
     _check_trainer(trainer)
-    args = trainer.args
-    strategy = read_strategy(args)
-    pool = pool_from_tokenized(
-        trainer.train_dataset,
-        trainer.processing_class,
-        trainer.model.config,
-        with_texts=embeds_text(config),
-    )
-    pool = add_groups(pool, trainer.train_dataset, config.group_column)
+    strategy = read_strategy(trainer.args)
+    pool = read_pool(trainer.train_dataset, trainer.processing_class, trainer.model.config, config)
     given_array = get_embedder(config.embedder).array
     if given_array is not None:
         validate_embeddings(given_array, len(pool))
     sampler = MIWVDataSampler(
         len(pool),
         config.fraction,
-        _seed(config, args),
+        _choose_seed(config, trainer.args),
         strategy,
         pool.lengths,
-        count_step_samples(args),
+        count_step_samples(trainer.args),
         epoch_order=config.epoch_order,
     )
-    check_batches(args, sampler)
+    check_batches(trainer.args, sampler)
     callback = MIWVCallback(config, sampler, pool)
-    # Not `trainer.log`: SFTTrainer's adds the metrics of the steps since its last entry, and forgets them.
+    # Not `trainer.log`: SFTTrainer's adds the metrics that it gathered since its last entry, and then forgets them, so
+    # that the next entry of the training would lack them.
     callback.log = partial(Trainer.log, trainer)
-
     _give_sampler(trainer, sampler)
     trainer.add_callback(callback)
     return callback
@@ -75,7 +66,7 @@ def _give_sampler(trainer: Trainer, sampler: MIWVDataSampler) -> None:
     """Makes a Trainer take its samples in the order of `sampler`, each time it builds its dataloader."""
 
     # Arguments are ignored, whatever they are: they have changed between releases (transformers#38090, #38226).
-    def give_sampler(*args: Any, **kwargs: Any) -> MIWVDataSampler:
+    def give_sampler(*args: object, **kwargs: object) -> MIWVDataSampler:
         return sampler
 
     # Private, seen in transformers 5.23.0, and the only hook there is: a callback cannot exchange the dataloader
@@ -101,7 +92,7 @@ def _check_trainer(trainer: Trainer) -> None:
         )
 
 
-def _seed(config: MIWVConfig, args: TrainingArguments) -> int:
+def _choose_seed(config: MIWVConfig, args: TrainingArguments) -> int:
     if config.sampler_seed is not None:
         return config.sampler_seed
     return args.data_seed if args.data_seed is not None else args.seed

@@ -3,11 +3,19 @@
 from dataclasses import asdict, dataclass
 
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainerState, TrainingArguments
+from transformers import (
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+    TrainerState,
+    TrainingArguments,
+)
 
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.build import pool_from_tokenized
 from miwv_trainer.data.groups import add_groups
+from miwv_trainer.data.map_style import MapStyleDataset
 from miwv_trainer.data.pool import Pool
 from miwv_trainer.distributed.world import World
 from miwv_trainer.rounds.exemplars import embeds_text, find_exemplars
@@ -43,12 +51,15 @@ class TrainingStart:
     console: Console
 
 
-def read_pool(start: TrainingStart, config: MIWVConfig) -> Pool:
-    """The pool in the dataset of the Trainer's dataloader."""
-    dataset = start.dataloader.dataset
-    with start.world.run_together("reading the pool"):
-        pool = pool_from_tokenized(dataset, start.processing_class, start.model.config, with_texts=embeds_text(config))
-        return add_groups(pool, dataset, config.group_column)
+def read_pool(
+    dataset: MapStyleDataset,
+    processing_class: PreTrainedTokenizerBase | ProcessorMixin | None,
+    model_config: PretrainedConfig,
+    config: MIWVConfig,
+) -> Pool:
+    """The pool in a Trainer's dataset, with texts and groups where the configuration needs them."""
+    pool = pool_from_tokenized(dataset, processing_class, model_config, with_texts=embeds_text(config))
+    return add_groups(pool, dataset, config.group_column)
 
 
 def check_training(start: TrainingStart, config: MIWVConfig, sampler: MIWVDataSampler, pool: Pool) -> None:
@@ -87,7 +98,7 @@ def begin_run(
     state, rounds = _describe_run(start, config, sampler, pool), []
     if before is not None:
         state = state.resume(before)
-        rounds = _read_rounds(store, state, config, pool, world)
+        rounds = _read_rounds(start, store, state, config, pool)
     exemplars = find_exemplars(start.model, pool, config, store, world, reuse=before is not None)
     if before is None:
         # A run that died before its first checkpoint has left round 0, which is read again if the weights are the same.
@@ -112,12 +123,15 @@ def _describe_run(start: TrainingStart, config: MIWVConfig, sampler: MIWVDataSam
     )
 
 
-def _read_rounds(store: Store, state: RunState, config: MIWVConfig, pool: Pool, world: World) -> list[StoredRound]:
-    """The rounds of a resumed run, on every rank. The disk is rank 0's."""
+def _read_rounds(
+    start: TrainingStart, store: Store, state: RunState, config: MIWVConfig, pool: Pool
+) -> list[StoredRound]:
+    """The rounds of a resumed run, on every rank. Only rank 0 need see the disk."""
     found: list[StoredRound] = []
-    with world.run_together("reading the rounds"):
-        if world.is_main:
+    with start.world.run_together("reading the rounds"):
+        if start.world.is_main:
             found = read_rounds(store, state)
             if needs_exemplars(config):
-                keep_exemplars(store, found[0], exemplar_fingerprint(pool, config, state.fingerprint["context"]))
-    return world.broadcast_from_main(found)
+                context = context_length(start.model, config)
+                keep_exemplars(store, found[0], exemplar_fingerprint(pool, config, context))
+    return start.world.broadcast_from_main(found)

@@ -8,7 +8,7 @@ and only a round that is due at that very step is scored.
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import cast
 
 from accelerate.optimizer import AcceleratedOptimizer
 from torch.utils.data import DataLoader
@@ -24,6 +24,7 @@ from transformers import (
 from transformers.trainer_callback import ExportableState
 
 from miwv_trainer.config import MIWVConfig
+from miwv_trainer.data.map_style import MapStyleDataset
 from miwv_trainer.data.pool import Pool
 from miwv_trainer.distributed.world import World
 from miwv_trainer.distributed.wrappers import check_parallelism, use_evaluation_weights
@@ -86,7 +87,7 @@ class MIWVCallback(TrainerCallback, ExportableState):
     def rounds(self) -> list[StoredRound]:
         return [] if self._run is None else self._run.rounds
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, object]:
         """What the Trainer writes into a checkpoint's trainer_state.json, under this class's name."""
         # `args` are those with which the Trainer would build the callback anew (see NOT_REBUILT).
         run_state = None if self._run is None else self._run.describe_state()
@@ -112,7 +113,10 @@ class MIWVCallback(TrainerCallback, ExportableState):
         check_sampler(train_dataloader, self.sampler)
         with preserved_rng():
             if self.pool is None:
-                self.pool = read_pool(start, self.config)
+                # `attach` has checked that it is map-style; by hand, reading it does.
+                dataset = cast(MapStyleDataset, train_dataloader.dataset)
+                with world.run_together("reading the pool"):
+                    self.pool = read_pool(dataset, processing_class, model.config, self.config)
             check_training(start, self.config, self.sampler, self.pool)
             before = read_run_state(state, args, type(self).__name__, was_begun=self._run is not None)
             with use_evaluation_weights(optimizer):

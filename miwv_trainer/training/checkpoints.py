@@ -1,4 +1,4 @@
-"""Which checkpoint folder of the Trainer is whole."""
+"""Which checkpoint of a Trainer is complete: a process may have died while it was writing the last one."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-# Names that transformers, PEFT, accelerate and DeepSpeed give their files.
+# Names that transformers 5.23, PEFT 0.21, accelerate 1.15 and DeepSpeed 0.19 give their files.
 UNFINISHED = "checkpoint-is-incomplete.txt"
 STATE = "trainer_state.json"
 WEIGHTS = ("model.safetensors", "adapter_model.safetensors", "pytorch_model.bin", "adapter_model.bin")
@@ -24,16 +24,17 @@ def last_complete_checkpoint(folder: str | os.PathLike[str]) -> str | None:
     """
     The checkpoint of the highest step in a Trainer's `output_dir` from which training can go on, or None.
 
-    `resume_from_checkpoint=True` takes the highest one even if the process died while writing it. This one has a
-    trainer_state.json of its step that can be read, and weights, optimizer, scheduler and random states that are
-    there and not cut short: as one file, in shards with an index, as a PEFT adapter, or in the folders of DeepSpeed
-    and FSDP. Ends of files are looked at, their contents are not; nothing is unpickled.
+    `resume_from_checkpoint=True` takes the highest one even if the process died while writing it. A complete one has a
+    trainer_state.json of its step, and weights, optimizer, scheduler and random states that exist and are not cut
+    short: as one file, in shards with an index, as a PEFT adapter, or in the folders of DeepSpeed and FSDP. Only the
+    ends of files are checked, not their contents, and nothing is unpickled.
 
     Args:
         folder: The Trainer's `output_dir`.
 
     Returns:
-        A path for `trainer.train(resume_from_checkpoint=...)`; None, where there is no whole one, starts afresh.
+        A path for `trainer.train(resume_from_checkpoint=...)`. Without a complete checkpoint it is None, with which
+        training starts afresh.
     """
     found = [(int(match[1]), path) for path in Path(folder).glob("checkpoint-*") if (match := _numbered(path))]
     for step, path in sorted(found, reverse=True):
@@ -49,10 +50,10 @@ def _numbered(path: Path) -> re.Match[str] | None:
 def _is_whole(folder: Path, step: int) -> bool:
     if (folder / UNFINISHED).exists():
         return False
-    state = _json(folder / STATE)
+    state = _read_json(folder / STATE)
     if state is None or state.get("global_step") != step:
         return False
-    world_size = _world_size(state)
+    world_size = _read_world_size(state)
     if not _has_random_states(folder, world_size):
         return False
     if (folder / "latest").exists() or any(folder.glob("global_step*")):
@@ -60,7 +61,7 @@ def _is_whole(folder: Path, step: int) -> bool:
     return _has_weights(folder) and _has_optimizer(folder) and _is_whole_file(folder / "scheduler.pt")
 
 
-def _json(path: Path) -> dict[str, Any] | None:
+def _read_json(path: Path) -> dict[str, Any] | None:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -68,8 +69,8 @@ def _json(path: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _world_size(state: dict[str, Any]) -> int | None:
-    """The number of ranks that wrote the checkpoint, as `MIWVCallback` noted it."""
+def _read_world_size(state: dict[str, Any]) -> int | None:
+    """The number of ranks that wrote the checkpoint, which is in the state of `MIWVCallback`; None without it."""
     try:
         return int(state["stateful_callbacks"]["MIWVCallback"]["attributes"]["run_state"]["world_size"])
     except (KeyError, TypeError, ValueError):
@@ -86,13 +87,13 @@ def _has_random_states(folder: Path, world_size: int | None) -> bool:
 def _has_weights(folder: Path) -> bool:
     for index in INDICES:
         if (folder / index).exists():
-            listed = (_json(folder / index) or {}).get("weight_map")
+            listed = (_read_json(folder / index) or {}).get("weight_map")
             return isinstance(listed, dict) and bool(listed) and _are_whole(folder / name for name in listed.values())
     if (folder / f"{FSDP_WEIGHTS}.bin").exists():
         return _is_whole_file(folder / f"{FSDP_WEIGHTS}.bin")
     if shards := list(folder.glob(f"{FSDP_WEIGHTS}*/")):
         return all((shard / ".metadata").is_file() for shard in shards)
-    # Several adapters lie in folders of their own.
+    # PEFT saves each of several adapters in a folder of its own.
     found = [path for name in WEIGHTS for path in (folder / name, *folder.glob(f"*/{name}")) if path.exists()]
     return bool(found) and _are_whole(found)
 
@@ -106,7 +107,9 @@ def _has_optimizer(folder: Path) -> bool:
 
 
 def _is_whole_deepspeed(folder: Path, world_size: int | None) -> bool:
-    """`latest` names the folder; in it are the states of models and, under ZeRO, one of optimizers for each rank."""
+    """
+    Whether the folder that the file `latest` names holds the model's states and, under ZeRO, each rank's optimizer.
+    """
     try:
         inside = folder / (folder / "latest").read_text(encoding="utf-8").strip()
     except (OSError, ValueError):
@@ -125,7 +128,10 @@ def _are_whole(paths: Iterable[Path]) -> bool:
 
 
 def _is_whole_file(path: Path) -> bool:
-    """Whether a file ends where its format says: safetensors by its header, torch's archives by their last entry."""
+    """
+    Whether a file is not cut short. The header of a safetensors file holds its length; a file of torch is a zip
+    archive, whose table of contents comes last.
+    """
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="numpy"):

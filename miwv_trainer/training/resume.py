@@ -1,7 +1,6 @@
 """What a resumed run takes over: the state in the checkpoint, and the rounds on disk that it names."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from transformers import TrainerState, TrainingArguments
 
@@ -47,7 +46,7 @@ def read_run_state(state: TrainerState, args: TrainingArguments, name: str, was_
     return before
 
 
-def _find_values(state: TrainerState, name: str) -> dict[str, Any] | None:
+def _find_values(state: TrainerState, name: str) -> dict[str, object] | None:
     """The exported run state in a trainer_state.json, which may have been edited by hand."""
     exported = state.stateful_callbacks.get(name)
     attributes = exported.get("attributes") if isinstance(exported, dict) else None
@@ -83,7 +82,7 @@ def _read_round(store: Store, state: RunState, entry: RoundEntry) -> StoredRound
     return stored
 
 
-def keep_exemplars(store: Store, scored: StoredRound, fingerprint: Mapping[str, Any]) -> None:
+def keep_exemplars(store: Store, scored: StoredRound, fingerprint: Mapping[str, object]) -> None:
     """
     Writes the exemplars of a round again where their own file is gone.
 

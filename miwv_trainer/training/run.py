@@ -6,7 +6,6 @@ rounds would otherwise keep the memory of both.
 
 import logging
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
 
 from torch import nn
 from transformers import TrainerState
@@ -63,7 +62,7 @@ class TrainingRun:
         if self.world.is_main and self.rounds:
             logger.info("Resumed at step %d with %d round(s).", self.trainer_state.global_step, len(self.rounds))
 
-    def describe_state(self) -> dict[str, Any] | None:
+    def describe_state(self) -> dict[str, object] | None:
         """The state for a checkpoint of this moment, as JSON can hold it; None before the first round."""
         if not self.rounds:
             return None

@@ -60,14 +60,14 @@ class RunState:
     steps_per_epoch: int
     effective_batch: int
     look_ahead: int
-    fingerprint: dict[str, Any]
+    fingerprint: dict[str, object]
     history: list[RoundEntry]
 
     @property
     def schedule(self) -> StepSchedule:
         return StepSchedule(self.steps_per_epoch, self.effective_batch, self.look_ahead)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         return {"version": STATE_VERSION, **asdict(self)}
 
     @classmethod
