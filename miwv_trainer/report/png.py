@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 COLOURS: dict[Tone, str] = {
     "plain": "#8294b4",
     "selected": "#d9480f",
-    "third": "#5b3fa8",
+    "third": "#6741d9",
     "line": "#444b59",
     "threshold": "#d9480f",
 }

@@ -17,8 +17,8 @@ from miwv_trainer.report.scales import SHADES, grade_counts, place_ticks
 # Of the picture and of the margins around its axes, in the units of its viewBox.
 WIDTH, HEIGHT = 460, 320
 LEFT, RIGHT, TOP, BOTTOM = 62, 14, 34, 52
-# An SVG does not measure its text: mean width of a legend's letter, and the room of its key and gap.
-LETTER_WIDTH, KEY_WIDTH = 6.6, 36
+# An SVG does not measure its text: mean width of a letter in the legend, on a phone, and the room of a key and a gap.
+LETTER_WIDTH, KEY_WIDTH = 7.2, 36
 Scale = Callable[[float], float]
 
 

@@ -87,6 +87,11 @@ class Browser:
     def texts(self, selector: str) -> list[str]:
         return self.value(f"[...document.querySelectorAll({json.dumps(selector)})].map((one) => one.textContent)")
 
+    def column(self, head: str) -> list[str]:
+        """The cells of the table of samples below this head."""
+        place = self.texts("#samples thead th").index(head) + 1
+        return self.texts(f"#samples tbody tr.sample td:nth-child({place})")
+
     def screenshot(self, path: Path) -> None:
         data = self.ask("Page.captureScreenshot", format="png", captureBeyondViewport=True)["data"]
         path.write_bytes(base64.b64decode(data))

@@ -1,17 +1,12 @@
-"""The numbers behind a report's charts, counted again by hand, and their drawings."""
+"""The numbers behind a report's charts, counted again by hand."""
 
-import builtins
-import re
-import sys
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
 from miwv_trainer.cli.main import main
-from miwv_trainer.report.charts import NAMES as KNOWN
 from miwv_trainer.report.charts import (
     build_charts,
     chart_costs,
@@ -21,10 +16,8 @@ from miwv_trainer.report.charts import (
     chart_movement,
     chart_overlaps,
 )
-from miwv_trainer.report.layers import Axis, Bars, Cells, Chart, Line, Points
-from miwv_trainer.report.png import write_pngs
+from miwv_trainer.report.layers import Bars, Cells, Chart, Line, Points
 from miwv_trainer.report.round_facts import find_miwv_threshold
-from miwv_trainer.report.scales import grade_counts, place_ticks
 from miwv_trainer.report.svg import draw_svg
 from tests.helpers.rounds import highest, made_columns, write_round
 
@@ -131,61 +124,25 @@ def test_samples_that_are_all_alike_can_be_drawn(tmp_path: Path) -> None:
         assert "nan" not in draw_svg(chart) and "inf" not in draw_svg(chart)
 
 
-def test_ticks_are_round_numbers_within_the_axis() -> None:
-    assert [text for _, text in place_ticks(Axis("", -0.31, 0.52))] == ["-0.2", "0.0", "0.2", "0.4"]
-    assert [text for _, text in place_ticks(Axis("", 0, 9_000))] == ["0", "2,000", "4,000", "6,000", "8,000"]
-    assert [text for _, text in place_ticks(Axis("", 3, 150, is_log=True))] == ["5", "10", "20", "50", "100"]
-    assert [text for _, text in place_ticks(Axis("", 1, 2_000, is_log=True))] == ["1", "10", "100", "1,000"]
+def test_captions_count_the_samples_beyond_the_axes(tmp_path: Path) -> None:
+    columns = made_columns(4_000)
+    columns["miwv"][:3] = columns["score"][:3] = 50.0
+    columns["one_shot_loss"] = columns["zero_shot_loss"] + columns["miwv"]
+    current = write_round(tmp_path, columns, highest(columns["miwv"], 40))
+    miwv, chart = columns["miwv"], chart_distribution(current)
+    beyond = int(((miwv < chart.x.low) | (miwv > chart.x.high)).sum())
+    assert 3 <= beyond < 12  # of the 8 values in the two tails, those beyond the margin
+    assert f" {beyond} samples beyond the axes are counted in the outermost bars." in chart.caption
+    chart, loss = chart_losses(current), columns["one_shot_loss"]
+    beyond = int(((loss < chart.y.low) | (loss > chart.y.high)).sum())
+    assert f" {beyond} samples beyond the axes are drawn at the edge." in chart.caption
+    (points,) = layers(chart, Points)
+    assert points.y.max() == np.float32(chart.y.high)
 
 
-def test_shades_grow_with_the_logarithm_of_the_count() -> None:
-    shades = grade_counts(np.asarray([[0, 1, 3], [10, 100, 1000]]))
-    assert shades.tolist() == [[0, 1, 2], [2, 4, 5]]  # ceil(5 log(1 + n) / log(1001))
-
-
-def test_an_svg_places_a_point_where_its_axes_say_and_escapes_words() -> None:
-    points = Points(np.asarray([0.0, 10.0]), np.asarray([0.0, 10.0]), "plain", "<label>")
-    chart = Chart("n", "<t>&", '"', Axis("<x>", 0, 10), Axis("y", 0, 10), [points])
-    drawn = draw_svg(chart)
-    root = ElementTree.fromstring(drawn)
-    dots = next(one for one in root if one.get("class") == "dots plain").get("d")
-    (left, bottom), (right, top) = re.findall(r"M([\d.]+) ([\d.]+)h0", dots)
-    _, _, width, height = map(float, root.get("viewBox").split())
-    assert 0 < float(left) < 0.2 * width and 0.9 * width < float(right) < width
-    assert 0 < float(top) < 0.2 * height and 0.8 * height < float(bottom) < height
-    assert "<x>" in [one.text for one in root] and "<label>" in [one.text for one in root]
-
-
-def test_pngs_hold_a_picture_of_each_chart(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    columns = made_columns(2_000)
-    rounds = [write_round(tmp_path, columns, highest(columns["miwv"], 40 + r), r) for r in range(2)]
-    paths = write_pngs(build_charts(rounds)[0], tmp_path / "report")
-    assert [path.name for path in paths] == [f"{name}.png" for name in NAMES] and tuple(NAMES) == KNOWN
-    assert sorted((tmp_path / "report").iterdir()) == sorted(paths)  # and no temporary file
-    fewer = write_pngs(build_charts(rounds[:1])[0], tmp_path / "report")
-    assert sorted((tmp_path / "report").iterdir()) == sorted(fewer) != sorted(paths)
-    for path in fewer:
-        assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" and path.stat().st_size > 5_000
-
-
-def test_without_matplotlib_the_page_is_written_all_the_same(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = builtins.__import__
-
-    def without(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name.startswith("matplotlib"):
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
-
-    write_round(tmp_path, made_columns(20), [1, 2])
-    for name in [name for name in sys.modules if name.startswith("matplotlib")]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setattr(builtins, "__import__", without)
-    assert main(["report", "--run", str(tmp_path)]) == 0
-    printed = capsys.readouterr().out
-    assert f"page: {tmp_path / 'report' / 'index.html'}" in printed
-    assert "need matplotlib: pip install 'miwv-trainer[report]'" in printed
-    assert "<svg" in (tmp_path / "report" / "index.html").read_text()
-    assert not list((tmp_path / "report").glob("*.png"))
+def test_of_very_many_selected_samples_some_are_drawn(tmp_path: Path) -> None:
+    columns = made_columns(8_000)
+    chart = chart_losses(write_round(tmp_path, columns, np.arange(6_000)))
+    (points,) = layers(chart, Points)
+    assert len(points.x) == 5_000 and set(points.x) <= set(columns["zero_shot_loss"][:6_000].clip(chart.x.low))
+    assert "5,000 of 6,000 selected samples are drawn." in chart.caption

@@ -2,8 +2,6 @@
 
 import json
 import re
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +9,7 @@ import pytest
 
 from miwv_trainer.cli.main import main
 from miwv_trainer.report.page import write_page
-from miwv_trainer.report.shortening import CUT, measure_texts, replace_surrogates, shorten_texts
+from miwv_trainer.report.shortening import CUT
 from miwv_trainer.report.texts import PoolTexts
 from tests.helpers.browser import Browser
 from tests.helpers.rounds import highest, made_columns, write_round
@@ -47,26 +45,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    browser = Browser(tmp_path_factory.mktemp("profile"))
-    yield browser
-    browser.close()
-
-
-@pytest.fixture
-def browser(opened: Browser) -> Browser:
-    opened.events.clear()
-    return opened
-
-
 def address(run: Path, view: str = "") -> str:
     return (run / "report" / "index.html").as_uri() + view
-
-
-def column(browser: Browser, head: str) -> list[str]:
-    place = browser.texts("#samples thead th").index(head) + 1
-    return browser.texts(f"#samples tbody tr.sample td:nth-child({place})")
 
 
 def test_a_script_in_the_dataset_is_shown_and_not_run(run: Path, browser: Browser) -> None:
@@ -136,38 +116,38 @@ def test_no_label_of_a_chart_covers_another_or_leaves_its_chart(run: Path, brows
 
 def test_searching_sorting_and_filtering_by_the_address(run: Path, browser: Browser) -> None:
     browser.show(address(run, "#q=zebra"))  # the response of 17, which is the exemplar of 16
-    assert sorted(column(browser, "index")) == ["16", "17"]
+    assert sorted(browser.column("index")) == ["16", "17"]
     browser.show(address(run, "#sort=miwv&dir=desc&round=0"))
-    shown = [float(text) for text in column(browser, "MIWV")]
+    shown = [float(text) for text in browser.column("MIWV")]
     expected = made_columns(COUNT)["miwv"]
     expected[[3, 40, 41]] = 3.0, -np.inf, -np.inf
     np.testing.assert_allclose(shown, np.sort(expected)[::-1][:50], atol=5.1e-4)
     browser.show(address(run, "#show=selected&sort=index"))
     second = made_columns(COUNT, seed=1)["miwv"]
     second[[3, 40, 41]] = 3.0, -np.inf, -np.inf
-    assert [int(text) for text in column(browser, "index")] == sorted(np.argsort(-second)[:10].tolist())
+    assert [int(text) for text in browser.column("index")] == sorted(np.argsort(-second)[:10].tolist())
     browser.show(address(run, "#reason=unscorable: no finite loss"))
-    assert sorted(column(browser, "index")) == ["40", "41"]
-    assert column(browser, "MIWV") == ["–", "–"]
+    assert sorted(browser.column("index")) == ["40", "41"]
+    assert browser.column("MIWV") == ["–", "–"]
 
 
 def test_searching_sorting_and_turning_pages_by_hand(run: Path, browser: Browser) -> None:
     browser.show(address(run))
-    assert column(browser, "rank")[:2] == ["1", "2"] and len(column(browser, "rank")) == 50
-    assert column(browser, "reason")[0] == "selected: rank 1 of 128 by MIWV"
-    assert column(browser, "reason")[10] == "below the threshold (rank 11; 10 selected)"
+    assert browser.column("rank")[:2] == ["1", "2"] and len(browser.column("rank")) == 50
+    assert browser.column("reason")[0] == "selected: rank 1 of 128 by MIWV"
+    assert browser.column("reason")[10] == "below the threshold (rank 11; 10 selected)"
     browser.value("document.querySelector('#next').click()")
-    assert column(browser, "rank")[0] == "51"
+    assert browser.column("rank")[0] == "51"
     browser.value("document.querySelector('[data-key=miwv]').click()")
     assert browser.texts("th[aria-sort=descending]") == ["MIWV"]
     browser.value("document.querySelector('[data-key=miwv]').click()")
     assert browser.texts("th[aria-sort=ascending]") == ["MIWV"]
-    ascending = [float(text) for text in column(browser, "MIWV")]
+    ascending = [float(text) for text in browser.column("MIWV")]
     assert ascending == sorted(ascending) and len(set(ascending)) > 40
     browser.value("document.querySelector('#q').value = 'answer 77'")
     browser.value("document.querySelector('#q').dispatchEvent(new Event('input'))")
     browser.wait("location.hash.includes('q=answer')")
-    assert sorted(column(browser, "index")) == ["76", "77"]
+    assert sorted(browser.column("index")) == ["76", "77"]
     browser.value("document.querySelector('button[data-index=\"77\"]').click()")
     assert browser.texts("tr.full pre")[:2] == ["Question 77 of mine", "Answer 77"]
     assert browser.value("document.querySelector('[data-index=\"77\"]').ariaExpanded") == "true"
@@ -178,83 +158,52 @@ def test_without_a_dataset_the_table_shows_indices(tmp_path: Path, browser: Brow
     path, _ = write_page(tmp_path, [write_round(tmp_path, columns, highest(columns["miwv"], 4))])
     browser.show(path.as_uri())
     assert "prompt" not in browser.texts("#samples thead th")
-    assert column(browser, "exemplar")[0] == str(columns["exemplar"][int(columns["miwv"].argmax())])
+    assert browser.column("exemplar")[0] == str(columns["exemplar"][int(columns["miwv"].argmax())])
     assert not browser.value("document.querySelector('#round').checkVisibility()")  # there is one round
     assert "made without --dataset" in browser.value("document.body.textContent")
 
 
-def test_a_pool_of_55185_samples_stays_below_10_megabytes(tmp_path: Path, browser: Browser) -> None:
-    count = 55_185
-    generator = np.random.default_rng(0)
-    words = np.asarray([f"{a}{b}{c}" for a in "bdfgklmnprst" for b in "aeiou" for c in "lmnrst"])
-    prompts = [" ".join(words[generator.integers(0, len(words), 150)]) for _ in range(count)]
-    first, second = made_columns(count), made_columns(count, seed=1)
-    rounds = [
-        write_round(tmp_path, columns, highest(columns["miwv"], count // 20), number)
-        for number, columns in enumerate((first, second))
-    ]
-    started = time.process_time()
-    path, _ = write_page(tmp_path, rounds, PoolTexts(prompts, prompts))
-    seconds = time.process_time() - started
-    assert path.stat().st_size < 10_000_000
-    assert seconds < 60
-    browser.show(path.as_uri() + "#sort=miwv&page=1000")
-    assert len(column(browser, "MIWV")) == 50
-    best = int(second["miwv"].argmax())
-    browser.show(path.as_uri() + f"#open={best}")
-    shown = browser.texts("tr.full pre")[0]
-    assert shown.endswith(CUT.strip()) or shown == prompts[best]
-    assert prompts[best].startswith(shown.removesuffix(CUT)) and len(shown) > 300
-    assert re.search(
-        r"selected samples and of their exemplars at [\d,]+ bytes", browser.value("document.body.textContent")
-    )
-
-
-def test_a_pool_too_large_for_the_table_keeps_the_selected_and_the_highest(tmp_path: Path, browser: Browser) -> None:
-    count, lowest = 70_000, 7
-    columns = made_columns(count)
-    columns["miwv"][lowest] = columns["score"][lowest] = columns["miwv"].min() - 1
-    columns["one_shot_loss"][lowest] = columns["zero_shot_loss"][lowest] + columns["miwv"][lowest]
-    chosen = np.append(highest(columns["miwv"], 699), lowest)  # below the threshold, as a stored selection may be
+def test_a_table_that_holds_some_of_the_samples_says_so(
+    tmp_path: Path, browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("miwv_trainer.report.page_data.MOST_ROWS", 60)
+    columns = made_columns(COUNT)
     order = np.argsort(-columns["miwv"], kind="stable")
-    left_out = order[65_000]
-    prompts = [f"What is {index} and one?" for index in range(count)]
-    answers = [f"{index + 1}." for index in range(count)]
-    lowest_before = order[-300:]  # selected by the round before, and of no rank now
-    kept = {*order[:59_699].tolist(), *lowest_before.tolist(), lowest}
-    lonely = next(index for index in chosen.tolist() if index + 1 not in kept)  # its exemplar is the sample after it
-    before = write_round(tmp_path, columns, lowest_before[lowest_before != lowest])
-    path, _ = write_page(tmp_path, [before, write_round(tmp_path, columns, chosen, 1)], PoolTexts(prompts, answers))
-    assert path.stat().st_size < 10_000_000
-    browser.show(path.as_uri() + "#sort=miwv")
-    text = browser.value("document.body.textContent")
-    assert (
-        "The table holds 60,000 of 70,000 samples: those that the last round selected, then those that an earlier"
-        in text
-    )
-    assert browser.texts("#status")[0].startswith("60,000 of 60,000 samples.")
+    chosen, before = [*order[:9], order[-1]], order[-3:-1]
+    rounds = [write_round(tmp_path, columns, selection, number) for number, selection in enumerate((before, chosen))]
+    pool = PoolTexts([f"What is {index} and one?" for index in range(COUNT)], [f"{i + 1}." for i in range(COUNT)])
+    path, _ = write_page(tmp_path, rounds, pool)
+    browser.show(path.as_uri())
+    assert "The table holds 60 of 130 samples: those" in browser.value("document.body.textContent")
+    assert browser.texts("#status")[0].startswith("60 of 60 samples.")
     browser.show(path.as_uri() + "#round=0&show=selected")
-    assert browser.texts("#status")[0].startswith("299 of 60,000 samples.")
-    browser.show(path.as_uri() + f"#open={lowest}")
-    assert browser.texts("tr.full pre")[:2] == [prompts[lowest], answers[lowest]]
-    assert browser.texts("#where") == ["page 1,200 of 1,200"]
+    assert browser.texts("#status")[0].startswith("2 of 60 samples.")
+    lowest = order[-1]
+    browser.show(path.as_uri() + f"#open={lowest}")  # is on the last page of the table, to which the address turns
+    assert browser.texts("tr.full pre")[:2] == [pool.prompts[lowest], pool.responses[lowest]]
+    assert browser.texts("#where") == ["page 2 of 2"]
     assert 0 < browser.value("document.querySelector('tr.full').getBoundingClientRect().top") < 800
-    browser.show(path.as_uri() + f"#q=What is {left_out} and")
-    assert column(browser, "MIWV") == []
+    browser.show(path.as_uri() + f"#q=What is {order[57]} and")
+    assert browser.column("MIWV") == []
+    kept = {*order[:57].tolist(), *order[-3:].tolist()}
+    lonely = next(index for index in kept if (index + 1) % COUNT not in kept)  # its exemplar is the sample after it
     browser.show(path.as_uri() + f"#open={lonely}")
-    assert f"sample {lonely + 1} is not in this table" in browser.value("document.body.textContent")
+    assert f"sample {(lonely + 1) % COUNT} is not in this table" in browser.value("document.body.textContent")
 
 
-def test_texts_that_matter_are_cut_last() -> None:
-    given = ["é" * 400, "<b>" * 200, "short", "\n" * 300]
-    shortened = shorten_texts(given, measure_texts(given), np.asarray([True, False, False, False]), 600)
-    texts = shortened.texts
-    assert shortened.limit == 8 * shortened.limit_of_others
-    assert sum(len(json.dumps(text, ensure_ascii=False).encode()) for text in texts) <= 600
-    assert texts[2] == "short" and texts[1].endswith(CUT) and texts[3].endswith(CUT)
-    assert given[1].startswith(texts[1].removesuffix(CUT))
-    assert shorten_texts(given, measure_texts(given), np.zeros(4, dtype=bool), 10_000).texts == given
-
-
-def test_half_a_surrogate_pair_can_be_written() -> None:
-    assert replace_surrogates("a\ud83db") == "a?b" and replace_surrogates("\U0001f600") == "\U0001f600"
+def test_a_page_without_room_for_all_texts_cuts_them_and_says_so(
+    tmp_path: Path, browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("miwv_trainer.report.page.MOST_BYTES", 150_000)
+    generator = np.random.default_rng(0)
+    prompts = ["".join(generator.choice(list("abcdefghij klmnopqrst"), 2_000)) for _ in range(COUNT)]
+    columns = made_columns(COUNT)
+    path, _ = write_page(tmp_path, [write_round(tmp_path, columns, [5])], PoolTexts(prompts, prompts))
+    assert 100_000 < path.stat().st_size < 155_000
+    browser.show(path.as_uri() + "#open=50")
+    shown = browser.texts("tr.full pre")[0]
+    assert shown.endswith(CUT) and prompts[50].startswith(shown.removesuffix(CUT)) and len(shown) > 200
+    browser.show(path.as_uri() + "#open=5")
+    assert browser.texts("tr.full pre")[0] == prompts[5]
+    text = browser.value("document.body.textContent")
+    assert re.search(r"texts of selected samples and of their exemplars at [\d,]+ bytes", text)
