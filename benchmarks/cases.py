@@ -18,9 +18,10 @@ from miwv_trainer.data.pool import NO_EXEMPLAR, Pool
 from miwv_trainer.distributed.world import World
 from miwv_trainer.embeddings.embedders import embed_texts, get_embedder
 from miwv_trainer.embeddings.nearest import find_nearest_exemplars
-from miwv_trainer.rounds.round import check_model
-from miwv_trainer.scoring.layout import context_length
+from miwv_trainer.scoring.context import find_context_length
+from miwv_trainer.scoring.model_checks import check_model
 from miwv_trainer.scoring.rows import scorable
+from miwv_trainer.scoring.scorer import Scorer, prepare_scorer
 
 ROOT = Path(__file__).resolve().parents[1]
 DEFAULT_POOL = ROOT.parent / "shared" / "data" / "alpaca_gpt4_1k.jsonl.gz"
@@ -39,7 +40,12 @@ class Case:
     @property
     def context(self) -> int:
         """Longest sequence that is forwarded."""
-        return context_length(self.model, self.config)
+        return find_context_length(self.model, self.config)
+
+    @property
+    def scorer(self) -> Scorer:
+        """What scores the pool with the model."""
+        return prepare_scorer(self.model, self.pool, self.config, self.world)
 
     @property
     def scored(self) -> np.ndarray:
@@ -78,7 +84,7 @@ def build_case(
     drawn = generator.choice(len(rows), samples, replace=lengths_only)
     chosen, source = np.unique(drawn, return_inverse=True)
     pool = pool_from_rows(rows.select(chosen), tokenizer, show_progress=True)
-    context = context_length(model, config)
+    context = find_context_length(model, config)
     exemplars, _ = find_nearest_exemplars(embed_texts(embedder, pool.texts), pool, context)
     if lengths_only:
         vocabulary = model.config.get_text_config().vocab_size

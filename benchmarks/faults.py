@@ -21,7 +21,7 @@ from benchmarks.settings import score_once, short_rows
 from miwv_trainer import MIWVConfig
 from miwv_trainer.data.build import pool_from_rows
 from miwv_trainer.data.pool import Pool
-from miwv_trainer.rounds.round import measured_of
+from miwv_trainer.rounds.inputs import measured_of
 from miwv_trainer.selection.choose import choose
 from miwv_trainer.selection.scores import get_score
 from miwv_trainer.storage.store import Store, StoredRound

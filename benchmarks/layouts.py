@@ -21,8 +21,8 @@ from benchmarks.cases import Case
 from miwv_trainer.data.pool import IGNORED_LABEL
 from miwv_trainer.scoring.layout import score_pool
 from miwv_trainer.scoring.losses import Losses
-from miwv_trainer.scoring.memory import Budget, choose_budget
-from miwv_trainer.scoring.rows import Batch, Row, batch_rows, one_shot_row, plan_padded, zero_shot_row
+from miwv_trainer.scoring.memory import BatchSize, size_batches
+from miwv_trainer.scoring.rows import PaddedBatch, Row, batch_rows, one_shot_row, plan_padded, zero_shot_row
 from miwv_trainer.scoring.trees import Tree, plan_trees
 
 CEILING_ROW = 512
@@ -63,7 +63,7 @@ def prepare(layout: str, case: Case) -> Callable[[], Losses | None]:
     if layout == "ceiling":
         trees = tree_work(case)
         return partial(plain_rows, case, trees.tokens, trees.positions)
-    return partial(score_pool, case.model, case.pool, case.exemplars, case.config, layout, case.world)
+    return partial(score_pool, case.scorer, case.exemplars, layout)
 
 
 def work(layout: str, case: Case) -> Work:
@@ -133,7 +133,7 @@ def plain_rows(case: Case, tokens: int, positions: int) -> None:
     Forwards so many random tokens in plain causal rows, as many at once as trees are, the head on so many positions in
     all, and nothing else.
     """
-    rows_at_once = max(budget(case).tokens_per_batch // CEILING_ROW, 1)
+    rows_at_once = max(find_batch_size(case).tokens_per_batch // CEILING_ROW, 1)
     vocabulary = case.model.config.get_text_config().vocab_size
     ids = torch.randint(vocabulary, (rows_at_once, CEILING_ROW), device=case.world.device)
     done = kept = 0
@@ -146,19 +146,19 @@ def plain_rows(case: Case, tokens: int, positions: int) -> None:
         case.model(input_ids=batch, use_cache=False, logits_to_keep=torch.arange(of_each_row, device=ids.device))
 
 
-def budget(case: Case) -> Budget:
+def find_batch_size(case: Case) -> BatchSize:
     """The tokens of a row and of a forward that the library takes."""
-    return choose_budget(case.model, case.config, case.world)
+    return size_batches(case.model, case.config, case.scorer.memory)
 
 
 def planned_trees(case: Case) -> list[list[Tree]]:
     """The rows that the library forwards in the tree layout."""
-    return plan_trees(case.pool, case.exemplars, case.context, budget(case).tokens_per_row)
+    return plan_trees(case.pool, case.exemplars, case.context, find_batch_size(case).tokens_per_row)
 
 
-def planned_batches(case: Case, full_logits: bool = False) -> list[Batch]:
+def planned_batches(case: Case, full_logits: bool = False) -> list[PaddedBatch]:
     """The batches that the library forwards in the padded layout; full logits leave room for no more than 4,096."""
-    most = min(budget(case).tokens_per_batch, FULL_LOGITS_TOKENS if full_logits else 2**31)
+    most = min(find_batch_size(case).tokens_per_batch, FULL_LOGITS_TOKENS if full_logits else 2**31)
     return plan_padded(case.pool, case.exemplars, case.context, most)
 
 

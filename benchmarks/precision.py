@@ -76,17 +76,17 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def measure_all(case: Case) -> tuple[Run, Run, Run]:
     """In bfloat16; the same refined; all in float32 arithmetic on the same weights."""
-    model, pool, exemplars, config, world = case.model, case.pool, case.exemplars, case.config, case.world
+    scorer, model, pool, exemplars = case.scorer, case.model, case.pool, case.exemplars
     with no_trace(model):
-        layout = choose_layout(model, pool, exemplars, config, world)
+        layout = choose_layout(scorer, exemplars)
         started = time.perf_counter()
-        losses = score_pool(model, pool, exemplars, config, layout, world, show_progress=True)
+        losses = score_pool(scorer, exemplars, layout)
         low = Run("bfloat16", losses, time.perf_counter() - started, 0)
-        again = refine(model, pool, exemplars, losses, config, layout, world, ranking=lambda found: rank(found, case))
+        again = refine(scorer, exemplars, losses, layout, ranking=lambda found: rank(found, case))
         refined = Run("bfloat16, refined", again.losses, low.seconds + again.seconds, again.samples)
         started = time.perf_counter()
         with float32_arithmetic(model):
-            losses = score_pool(model, pool, exemplars, config, layout, world, show_progress=True)
+            losses = score_pool(scorer, exemplars, layout)
         return low, refined, Run("float32", losses, time.perf_counter() - started, len(pool))
 
 

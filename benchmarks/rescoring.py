@@ -20,7 +20,7 @@ from benchmarks.measure import machine
 from miwv_trainer import MIWVConfig, attach, tokenize
 from miwv_trainer.data.build import pool_from_tokenized
 from miwv_trainer.data.pool import Pool
-from miwv_trainer.rounds.round import measured_of
+from miwv_trainer.rounds.inputs import measured_of
 from miwv_trainer.scoring.memory import ROW_WITHOUT_MASK
 from miwv_trainer.scoring.rows import exemplars_of, scorable
 from miwv_trainer.scoring.trees import plan_trees, row_tokens

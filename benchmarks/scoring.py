@@ -157,7 +157,7 @@ def run(case: Case, layouts: Sequence[str], repeat: int) -> list[Line]:
 
 def refuse_unless_trees_fit(case: Case) -> None:
     """Raises `ValueError` where the library would not score the model in trees."""
-    choose_layout(case.model, case.pool, case.exemplars, replace(case.config, layout="tree"), case.world)
+    choose_layout(replace(case, config=replace(case.config, layout="tree")).scorer, case.exemplars)
 
 
 def describe(case: Case, arguments: argparse.Namespace, argv: Sequence[str]) -> dict[str, str]:

@@ -36,7 +36,9 @@ from miwv_trainer.data.pool import Pool
 from miwv_trainer.distributed.world import World
 from miwv_trainer.rounds.exemplars import find_exemplars
 from miwv_trainer.rounds.identity import TrainingPoint
-from miwv_trainer.rounds.round import measured_of, run_round
+from miwv_trainer.rounds.inputs import measured_of
+from miwv_trainer.rounds.round import run_round
+from miwv_trainer.scoring.scorer import prepare_scorer
 from miwv_trainer.selection.choose import choose
 from miwv_trainer.storage.store import Store, StoredRound
 
@@ -113,8 +115,8 @@ def short_rows(
 def score_once(model: PreTrainedModel, pool: Pool, arguments: argparse.Namespace, store: Store) -> StoredRound:
     config = MIWVConfig(embedder=arguments.embedder, fraction=arguments.fraction, refine_near_threshold=False)
     world = World(0, 1, model.device)
-    exemplars = find_exemplars(model, pool, config, store, world, reuse=True)
-    return run_round(model, pool, exemplars, config, store, world, TrainingPoint())
+    exemplars = find_exemplars(prepare_scorer(model, pool, config, world), store, reuse=True)
+    return run_round(prepare_scorer(model, pool, config, world), exemplars, store, TrainingPoint())
 
 
 def runs(arguments: argparse.Namespace) -> Iterator[tuple[str, str, int]]:

@@ -39,7 +39,9 @@ from miwv_trainer.data.pool import Pool
 from miwv_trainer.distributed.world import World
 from miwv_trainer.rounds.exemplars import find_exemplars
 from miwv_trainer.rounds.identity import TrainingPoint
-from miwv_trainer.rounds.round import measured_of, run_round
+from miwv_trainer.rounds.inputs import measured_of
+from miwv_trainer.rounds.round import run_round
+from miwv_trainer.scoring.scorer import prepare_scorer
 from miwv_trainer.selection.budget import count_selected
 from miwv_trainer.selection.choose import choose
 from miwv_trainer.storage.atomic import write_text
@@ -226,8 +228,10 @@ def score_pool(setting: Setting) -> dict[str, StoredRound]:
     world = World(0, 1, setting.model.device)
     for budget in BUDGETS:
         config, store = config_of(setting, "MIWV once", budget), Store(scores_folder(setting, budget))
-        exemplars = find_exemplars(setting.model, setting.pool, config, store, world, reuse=True)
-        scored[budget] = run_round(setting.model, setting.pool, exemplars, config, store, world, TrainingPoint())
+        exemplars = find_exemplars(prepare_scorer(setting.model, setting.pool, config, world), store, reuse=True)
+        scored[budget] = run_round(
+            prepare_scorer(setting.model, setting.pool, config, world), exemplars, store, TrainingPoint()
+        )
     return scored
 
 

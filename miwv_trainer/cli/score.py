@@ -23,9 +23,10 @@ from miwv_trainer.distributed.world import World
 from miwv_trainer.export.writers import SELECTED, write_jsonl
 from miwv_trainer.report.tables import format_rounds, format_scores
 from miwv_trainer.rounds.exemplars import find_exemplars
-from miwv_trainer.rounds.identity import TrainingPoint
-from miwv_trainer.rounds.round import check_model, run_round
+from miwv_trainer.rounds.round import run_round
 from miwv_trainer.scoring.layout import check_layout
+from miwv_trainer.scoring.model_checks import check_model
+from miwv_trainer.scoring.scorer import prepare_scorer
 from miwv_trainer.storage.store import Store
 from miwv_trainer.version import __version__
 
@@ -49,14 +50,15 @@ def score(arguments: argparse.Namespace) -> None:
     with _told_by_rank_0(world, "claiming the output folder"):
         if world.is_main:
             store.claim()
-    exemplars = find_exemplars(model, pool, config, store, world, reuse=False)
+    scorer = prepare_scorer(model, pool, config, world)
+    exemplars = find_exemplars(scorer, store, reuse=False)
     notes = {
         "rows": rows_fingerprint(rows, len(rows)),
         "chat_template": template_fingerprint(tokenizer.chat_template),
         "library": __version__,
         "dataset": arguments.dataset,
     }
-    finished = run_round(model, pool, exemplars, config, store, world, TrainingPoint(), notes)
+    finished = run_round(scorer, exemplars, store, notes=notes)
     if world.is_main:
         selected = write_jsonl(store.output / SELECTED, rows, finished.selection)
         print(format_scores(finished, pool.texts))

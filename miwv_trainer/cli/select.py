@@ -15,8 +15,8 @@ from miwv_trainer.export.dataset_card import Origin
 from miwv_trainer.export.destination import ENDINGS, Format, check_destination, check_hub_name
 from miwv_trainer.export.hub import push_folder
 from miwv_trainer.export.writers import add_scores, write_folder, write_jsonl, write_parquet
+from miwv_trainer.rounds.inputs import measured_of
 from miwv_trainer.rounds.messages import no_candidate, threshold_words
-from miwv_trainer.rounds.round import measured_of
 from miwv_trainer.rounds.stored_config import restore_config
 from miwv_trainer.selection.choose import Choice, choose
 from miwv_trainer.selection.scores import Measured, get_draw_seed

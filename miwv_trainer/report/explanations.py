@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from miwv_trainer.config import MIWVConfig
-from miwv_trainer.rounds.round import measured_of
+from miwv_trainer.rounds.inputs import measured_of
 from miwv_trainer.rounds.stored_config import restore_config
 from miwv_trainer.selection.guards import iterate_guards
 from miwv_trainer.selection.ranking import assign_length_bands, rank_samples

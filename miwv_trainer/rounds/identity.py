@@ -11,12 +11,12 @@ from torch import nn
 
 from miwv_trainer.config import SELECTION_FIELDS, MIWVConfig
 from miwv_trainer.data.pool import Pool
-from miwv_trainer.distributed.world import World
 from miwv_trainer.embeddings.embedders import Embedder, get_embedder
-from miwv_trainer.scoring.layout import context_length, text_config
+from miwv_trainer.scoring.context import get_text_config
 from miwv_trainer.scoring.losses import score_batches
-from miwv_trainer.scoring.memory import choose_budget
+from miwv_trainer.scoring.memory import size_batches
 from miwv_trainer.scoring.rows import plan_zero_shot, scorable
+from miwv_trainer.scoring.scorer import Scorer
 from miwv_trainer.selection.scores import get_score
 from miwv_trainer.storage.store import StoredRound
 
@@ -85,7 +85,7 @@ def _embedder_fingerprint(embedder: Embedder) -> str:
 
 def model_fingerprint(model: nn.Module, zero_shot_losses: np.ndarray) -> dict[str, Any]:
     """Its dtype, a hash of its configuration, and its zero-shot losses on four samples spread over the pool."""
-    values = {name: value for name, value in text_config(model).to_dict().items() if name not in NO_PROPERTY}
+    values = {name: value for name, value in get_text_config(model).to_dict().items() if name not in NO_PROPERTY}
     described = json.dumps(values, sort_keys=True, default=str)
     probes = _probes(np.isfinite(zero_shot_losses))
     return {
@@ -101,30 +101,24 @@ def _probes(allowed: np.ndarray) -> np.ndarray:
     return indices[np.linspace(0, len(indices) - 1, min(PROBES, len(indices))).astype(int)]
 
 
-def identify(
-    model: nn.Module,
-    pool: Pool,
-    exemplars: Exemplars,
-    config: MIWVConfig,
-    world: World,
-    moment: TrainingPoint,
-    previous: StoredRound | None = None,
+def identify_round(
+    scorer: Scorer, exemplars: Exemplars, point: TrainingPoint, previous: StoredRound | None = None
 ) -> dict[str, Any]:
     """
     What tells a round from all others: what it is made from, when, and the model by its configuration and its zero-shot
-    losses on four samples, because a name or a path says nothing about weights; no model, where none is forwarded. The
-    same on every rank, as JSON holds it.
+    losses on four samples, because a name or a path says nothing about weights. Where nothing is forwarded, the model
+    is left out. The same on every rank, as JSON holds it.
     """
-    context = context_length(model, config)
+    pool, config, context = scorer.pool, scorer.config, scorer.context
     fingerprint = {**run_fingerprint(pool, config, context), "exemplars": hash_array(exemplars.indices)}
     if previous is not None and config.rescore_budget < 1:
         fingerprint["scores_before"] = hash_array(previous.column("score"))
     if get_score(config).needs_forwards:
         probes = _probes(scorable(pool, one_shot_exemplars(exemplars, config), context))
-        batches = plan_zero_shot(pool, context, choose_budget(model, config, world).tokens_per_batch, probes)
-        alone = World(0, 1, world.device, world.sharded)
-        losses = score_batches(model, pool, batches, context=context, logits_chunk=config.logits_chunk, world=alone)
-        fingerprint["model"] = model_fingerprint(model, losses.zero_shot)
-    return world.broadcast_from_main(
-        {"fingerprint": fingerprint, "round": moment.number, "global_step": moment.global_step}
+        size = size_batches(scorer.model, config, scorer.memory)
+        batches = plan_zero_shot(pool, context, size.tokens_per_batch, probes)
+        losses = score_batches(scorer.alone(), batches)
+        fingerprint["model"] = model_fingerprint(scorer.model, losses.zero_shot)
+    return scorer.world.broadcast_from_main(
+        {"fingerprint": fingerprint, "round": point.number, "global_step": point.global_step}
     )

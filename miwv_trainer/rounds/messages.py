@@ -1,4 +1,4 @@
-"""A round in numbers and in words."""
+"""A round in words: lines of the log, warnings, and the texts of errors."""
 
 import logging
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ import numpy as np
 
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.pool import NO_EXEMPLAR, Pool
-from miwv_trainer.rounds.statistics import in_epochs
+from miwv_trainer.rounds.statistics import count_epochs
 from miwv_trainer.scoring.rows import scorable
 from miwv_trainer.selection.budget import count_selected
 from miwv_trainer.selection.choose import Choice, compute_overlap
@@ -15,6 +15,7 @@ from miwv_trainer.selection.scores import get_score
 from miwv_trainer.storage.store import StoredRound
 
 logger = logging.getLogger(__name__)
+
 ONLY_COPIES = "no exemplar but copies of themselves"
 
 
@@ -31,7 +32,7 @@ def cost_line(
     time = f"about {duration(tokens / rate)} at the {rate:.0f} tokens a second of before" if rate else "no rate yet"
     samples = previous.selection if previous is not None else np.flatnonzero(is_scored)
     size = count_selected(config.fraction, len(pool))
-    epochs = in_epochs(tokens, pool, samples, size)
+    epochs = count_epochs(tokens, pool, samples, size)
     return (
         f"Round {number} scores {is_scored.sum()} of {len(pool)} samples: {tokens} tokens, {time}, {epochs:.2g} times "
         f"the compute of an epoch over {size} samples."

@@ -5,14 +5,13 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+import numpy as np
 
 from miwv_trainer.config import MIWVConfig
-from miwv_trainer.data.pool import Pool
 from miwv_trainer.distributed.world import World
-from miwv_trainer.rounds.identity import Exemplars
 from miwv_trainer.scoring.layout import choose_layout
 from miwv_trainer.scoring.refine import REFINED
+from miwv_trainer.scoring.scorer import Scorer, ScoringPlan
 from miwv_trainer.storage.journal import Journal
 from miwv_trainer.storage.store import Store, StoredRound
 
@@ -40,10 +39,15 @@ def _is_same_model(found: Mapping[str, Any] | None, other: Mapping[str, Any] | N
     return all(abs(losses[sample] - others[sample]) <= tolerance for sample in losses)
 
 
-def finished_before(
+def find_finished(
     store: Store, identity: Mapping[str, Any], config: MIWVConfig, rows: str | None, world: World
 ) -> StoredRound | None:
-    """The very same round, if it lies in the store, of the same `rows`."""
+    """
+    The very same round, if the store holds it.
+
+    Args:
+        rows: Fingerprint of the rows of a file, which a stored round of `miwv score` must have too.
+    """
     found: StoredRound | None = None
     with world.run_together("reading the rounds"):
         if world.is_main and identity["round"] in store.rounds():
@@ -57,34 +61,31 @@ def finished_before(
 
 
 def open_journal(
-    model: nn.Module,
-    pool: Pool,
-    exemplars: Exemplars,
-    config: MIWVConfig,
-    store: Store,
-    world: World,
-    identity: Mapping[str, Any],
-) -> Journal:
+    scorer: Scorer, exemplars: np.ndarray, store: Store, identity: Mapping[str, Any]
+) -> tuple[Journal, ScoringPlan]:
     """
-    The journal of a round on this rank: the one that a killed attempt at the same round left, else a new one, for which
-    the layout is chosen.
+    The journal of a round on this rank, and the plan that its header holds: those that a killed attempt at the same
+    round left, so that the round composes the batches that it had; else new ones.
+
+    Args:
+        exemplars: `(N,)` the exemplars that samples are scored behind.
     """
-    folder = store.journal_folder(identity["round"])
+    world, folder = scorer.world, store.journal_folder(identity["round"])
     found: dict[str, Any] | None = None
     with world.run_together("reading the journal"):
         if world.is_main:
             of_this_round = (header for header in Journal.headers(folder) if is_same_round(header, identity))
             found = next(of_this_round, None)
     found = world.broadcast_from_main(found)
-    if found is not None and config.layout in ("auto", found["layout"]):
+    if found is not None and scorer.config.layout in ("auto", found["layout"]):
         if world.is_main:
             logger.info("Round %d goes on where it was interrupted, by its journal in %s.", identity["round"], folder)
-        return Journal(folder, world.rank, found)
-    layout = choose_layout(model, pool, exemplars.indices, config, world)
-    return Journal(folder, world.rank, {**identity, "layout": layout})
+        return Journal(folder, world.rank, found), ScoringPlan.from_header(found)
+    plan = ScoringPlan(scorer.context, choose_layout(scorer, exemplars), scorer.memory)
+    return Journal(folder, world.rank, {**identity, **plan.to_header()}), plan
 
 
-def earlier_seconds(journal: Journal, world: World) -> tuple[float, float]:
+def read_earlier_seconds(journal: Journal, world: World) -> tuple[float, float]:
     """What earlier attempts took before and in the refinement, on the rank that took longest."""
     before = refined = 0.0
     if world.is_main:

@@ -23,10 +23,12 @@ class Cost:
     What a round took.
 
     Args:
-        scored: Samples.
-        tokens: Forwarded for them, padding and trunks that are context only included.
-        seconds: All attempts at the round together.
+        scored: Number of samples.
+        tokens: Tokens forwarded for them, padding and trunks that are context only included, refinement excluded.
+        seconds: Time of all attempts at the round together.
         epochs: Its forwards as a multiple of an epoch's compute over the selection, at three forwards a step.
+        layout: How samples shared a forward.
+        refined: The losses, and what the refinement in float32 took.
     """
 
     scored: int
@@ -35,15 +37,6 @@ class Cost:
     epochs: float
     layout: str
     refined: Refined
-
-    @classmethod
-    def of(
-        cls, refined: Refined, layout: str, seconds: float, is_scored: np.ndarray, pool: Pool, choice: Choice, size: int
-    ) -> "Cost":
-        """`size` is the number of samples of an epoch."""
-        tokens = refined.losses.tokens_forwarded
-        epochs = in_epochs(tokens, pool, choice.selection, size)
-        return cls(int(is_scored.sum()), tokens - refined.tokens, seconds, epochs, layout, refined)
 
     def described(self) -> dict[str, Any]:
         """For round.json."""
@@ -61,13 +54,13 @@ class Cost:
         }
 
 
-def in_epochs(tokens: int, pool: Pool, samples: np.ndarray, size: int) -> float:
+def count_epochs(tokens: int, pool: Pool, samples: np.ndarray, size: int) -> float:
     """Forwarded tokens as a multiple of the compute of an epoch of `size` samples as long as these."""
     of_epoch = size * (len(pool.preamble) + float(pool.lengths[samples].mean()))
     return tokens / (FORWARDS_A_STEP * of_epoch)
 
 
-def statistics(
+def compute_statistics(
     choice: Choice, measured: Measured, is_scored: np.ndarray, cost: Cost, previous: StoredRound | None
 ) -> dict[str, float]:
     """

@@ -4,7 +4,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
@@ -17,36 +17,50 @@ from miwv_trainer.scoring.head import PADDING_ID, forward_one_position
 logger = logging.getLogger(__name__)
 
 
-def run_forwards(
-    model: nn.Module,
-    batches: Sequence[Any],
-    forward: Callable[[Any], Any],
-    halves: Callable[[Any], list[Any]],
-    world: World,
-    doing: str,
-    show_progress: bool,
-) -> Iterator[tuple[Any, Any]]:
-    """
-    This rank's batches with what `forward` makes of each. After each turn of forwards ranks agree, so that an error on
-    one ends all, and a rank that has done its own waits for the others: idly, or in dummy forwards where parameters are
-    sharded.
+class Batch(Protocol):
+    """What one forward takes. Where memory runs out, it is divided."""
 
-    The largest comes first: what does not fit shows at once, and ranks end together.
+    @property
+    def tokens(self) -> int:
+        """Tokens forwarded, padding included."""
+        ...
+
+    def halves(self: "BatchT") -> "Sequence[BatchT]":
+        """The same work in two parts; none where it cannot be divided."""
+        ...
+
+
+BatchT = TypeVar("BatchT", bound=Batch)
+ResultT = TypeVar("ResultT")
+
+
+def run_forwards(
+    model: nn.Module, batches: Sequence[BatchT], forward: Callable[[BatchT], ResultT], world: World, task: str
+) -> Iterator[tuple[BatchT, ResultT]]:
+    """
+    Yields each of this rank's batches with what `forward` returned for it.
+
+    Ranks agree after every turn of forwards, so that an error on one rank ends all of them. A rank that has no batches
+    left waits for the others; where parameters are sharded, it runs dummy forwards meanwhile. The largest batch comes
+    first: a batch that does not fit the memory fails at once, and the ranks finish at about the same time.
+
+    Args:
+        task: What the forwards do, for progress bars and errors, such as "scoring the pool".
     """
     largest_first = sorted(batches, key=lambda batch: -batch.tokens)
-    share = _Share(deque(world.split_between_ranks(largest_first)), forward, halves, world.sharded)
-    description = doing[0].upper() + doing[1:]
+    share = _Share(deque(world.split_between_ranks(largest_first)), forward, world.sharded)
+    description = task[0].upper() + task[1:]
     with tqdm(
-        total=share.tokens, desc=description, unit=" tokens", unit_scale=True, disable=not show_progress
+        total=share.tokens, desc=description, unit=" tokens", unit_scale=True, disable=not world.shows_progress
     ) as progress:
         turn = Turn(has_more=True)
         while turn.has_more:
             finished = None
-            with world.run_turn(doing) as turn:
+            with world.run_turn(task) as turn:
                 if share.pending:
                     finished = share.forward_next()
                 elif world.sharded:
-                    _dummy_forward(model)
+                    _run_dummy_forward(model)
                 turn.has_more = bool(share.pending)
             if finished is not None:
                 yield finished
@@ -55,7 +69,7 @@ def run_forwards(
 
 
 @dataclass
-class _Share:
+class _Share(Generic[BatchT, ResultT]):
     """
     One rank's batches, in the order in which they are forwarded.
 
@@ -63,9 +77,8 @@ class _Share:
     parameters are sharded a rank cannot leave a forward alone, and the run ends.
     """
 
-    pending: deque[Any]
-    forward: Callable[[Any], Any]
-    halves: Callable[[Any], list[Any]]
+    pending: deque[BatchT]
+    forward: Callable[[BatchT], ResultT]
     is_sharded: bool
     most_tokens: float = float("inf")
     tokens: int = field(init=False)
@@ -73,13 +86,13 @@ class _Share:
     def __post_init__(self) -> None:
         self.tokens = sum(batch.tokens for batch in self.pending)
 
-    def forward_next(self) -> tuple[Any, Any] | None:
+    def forward_next(self) -> tuple[BatchT, ResultT] | None:
         """The next batch with what `forward` makes of it; None where memory ran out and half of it may fit."""
         batch = self._take()
-        while batch.tokens > self.most_tokens and (parts := self.halves(batch)):
+        while batch.tokens > self.most_tokens and (parts := batch.halves()):
             self._put_back(parts)
             batch = self._take()
-        result = _unless_out_of_memory(self.forward, batch, self.halves, self.is_sharded)
+        result = _forward_unless_out_of_memory(self.forward, batch, self.is_sharded)
         if result is not None:
             return batch, result
         self.most_tokens = batch.tokens // 2
@@ -87,33 +100,33 @@ class _Share:
         self._put_back([batch])
         return None
 
-    def _take(self) -> Any:
+    def _take(self) -> BatchT:
         batch = self.pending.popleft()
         self.tokens -= batch.tokens
         return batch
 
-    def _put_back(self, batches: list[Any]) -> None:
+    def _put_back(self, batches: Sequence[BatchT]) -> None:
         self.pending.extendleft(reversed(batches))
         self.tokens += sum(batch.tokens for batch in batches)
 
 
-def _unless_out_of_memory(
-    forward: Callable[[Any], Any], batch: Any, halves: Callable[[Any], list[Any]], is_sharded: bool
-) -> Any:
+def _forward_unless_out_of_memory(
+    forward: Callable[[BatchT], ResultT], batch: BatchT, is_sharded: bool
+) -> ResultT | None:
     """What `forward` makes of a batch; None where memory ran out and half of the batch may fit."""
     try:
         return forward(batch)
     except Exception as error:
         if not should_reduce_batch_size(error) and not isinstance(error, MemoryError):
             raise
-        if is_sharded or not halves(batch):
-            raise RuntimeError(_out_of_memory(batch, is_sharded)) from error
+        if is_sharded or not batch.halves():
+            raise RuntimeError(_explain_out_of_memory(batch, is_sharded)) from error
     # Out of the handler, whose traceback held the failed forward's tensors.
     clear_device_cache(garbage_collection=True)
     return None
 
 
-def _out_of_memory(batch: Any, is_sharded: bool) -> str:
+def _explain_out_of_memory(batch: Batch, is_sharded: bool) -> str:
     reason = (
         "where parameters are sharded over ranks, no rank can try again alone. Lower `tokens_per_batch` and "
         "`tokens_per_row`"
@@ -123,7 +136,7 @@ def _out_of_memory(batch: Any, is_sharded: bool) -> str:
     return f"Out of memory on a scoring forward of {batch.tokens} tokens, {reason}, or `logits_chunk`."
 
 
-def _dummy_forward(model: nn.Module) -> None:
+def _run_dummy_forward(model: nn.Module) -> None:
     """A forward for a rank that ran out of work while others, under ZeRO-3, still need its parameters."""
     ids = torch.full((1, 2), PADDING_ID, dtype=torch.long, device=next(model.parameters()).device)
     forward_one_position(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})

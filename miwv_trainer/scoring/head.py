@@ -36,16 +36,30 @@ TOLERANCE = {torch.float32: 1e-3}
 TOLERANCE_LOW_PRECISION = 2e-2
 
 
-class _Targets(NamedTuple):
-    """What is to be predicted, `(targets,)` each: in which row, from which position, and the answer."""
+class Targets(NamedTuple):
+    """
+    What is to be predicted, int64 and `(targets,)` each.
+
+    Args:
+        rows: Row of each answer.
+        predicting: Position that predicts it: the one before its own.
+        answers: Token ids.
+    """
 
     rows: torch.Tensor
     predicting: torch.Tensor
     answers: torch.Tensor
 
-    def chunks(self, size: int, device: torch.device) -> "Iterator[_Targets]":
+    @classmethod
+    def of(cls, rows: np.ndarray, predicting: np.ndarray, answers: np.ndarray) -> "Targets":
+        return cls(*(torch.as_tensor(array.astype(np.int64)) for array in (rows, predicting, answers)))
+
+    def on(self, device: torch.device) -> "Targets":
+        return Targets(*(part.to(device) for part in self))
+
+    def chunks(self, size: int, device: torch.device) -> "Iterator[Targets]":
         parts = (part.to(device).split(size) for part in self)
-        return (_Targets(*chunk) for chunk in zip(*parts, strict=True))
+        return (Targets(*chunk) for chunk in zip(*parts, strict=True))
 
 
 def choose_head(model: nn.Module) -> Head:
@@ -72,9 +86,7 @@ def choose_head(model: nn.Module) -> Head:
 def answer_losses(
     model: nn.Module,
     inputs: dict[str, torch.Tensor],
-    rows: np.ndarray,
-    predicting: np.ndarray,
-    answers: np.ndarray,
+    targets: Targets,
     logits_chunk: int,
     head: Head,
 ) -> np.ndarray:
@@ -83,17 +95,11 @@ def answer_losses(
 
     Args:
         inputs: `(rows, length)` ids, and what else the forward takes.
-        rows: `(targets,)` row of each answer.
-        predicting: `(targets,)` position that predicts it: the one before its own.
-        answers: `(targets,)` token ids.
         logits_chunk: Positions whose logits exist at once, where the head is `"chunked"`; those in float32 at once,
             where it is the model's `"own"`. A fused head has tiles of its own size.
         head: From [`choose_head`].
     """
-    device = inputs["input_ids"].device
-    targets = _Targets(
-        *(torch.as_tensor(array.astype(np.int64), device=device) for array in (rows, predicting, answers))
-    )
+    targets = targets.on(inputs["input_ids"].device)
     if head == "fused":
         losses = _through_fused_head(model, inputs, targets)
     elif head == "chunked":
@@ -115,7 +121,7 @@ def forward_one_position(model: nn.Module, inputs: dict[str, torch.Tensor]) -> N
         _forward(model, inputs, **options)
 
 
-def _through_fused_head(model: nn.Module, inputs: dict[str, torch.Tensor], targets: _Targets) -> torch.Tensor:
+def _through_fused_head(model: nn.Module, inputs: dict[str, torch.Tensor], targets: Targets) -> torch.Tensor:
     """From the log-probabilities that TRL's fused head gives for labels."""
     rows, predicting, answers = targets
     labels = torch.full_like(inputs["input_ids"], IGNORED_LABEL)
@@ -125,7 +131,7 @@ def _through_fused_head(model: nn.Module, inputs: dict[str, torch.Tensor], targe
 
 
 def _through_chunked_head(
-    model: nn.Module, inputs: dict[str, torch.Tensor], targets: _Targets, logits_chunk: int
+    model: nn.Module, inputs: dict[str, torch.Tensor], targets: Targets, logits_chunk: int
 ) -> torch.Tensor:
     """From what the head makes of the hidden states that predict an answer, a chunk at a time."""
     config = inner_model(model).config.get_text_config()
@@ -145,7 +151,7 @@ def _through_chunked_head(
 
 
 def _through_own_logits(
-    model: nn.Module, inputs: dict[str, torch.Tensor], targets: _Targets, logits_chunk: int
+    model: nn.Module, inputs: dict[str, torch.Tensor], targets: Targets, logits_chunk: int
 ) -> torch.Tensor:
     """From the forward's own logits, kept where it can at the positions that predict an answer in any row."""
     kept, position = targets.predicting.unique(return_inverse=True)

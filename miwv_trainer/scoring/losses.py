@@ -8,28 +8,28 @@ losses.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 
-from miwv_trainer.data.pool import Pool
 from miwv_trainer.distributed.world import World
 from miwv_trainer.distributed.wrappers import inner_model
 from miwv_trainer.scoring.attention import Attention, attending, pad, tree_attention, tree_inputs
-from miwv_trainer.scoring.forwards import run_forwards
-from miwv_trainer.scoring.head import PADDING_ID, Head, answer_losses, choose_head, forward_one_position
+from miwv_trainer.scoring.forwards import Batch, run_forwards
+from miwv_trainer.scoring.head import PADDING_ID, Head, Targets, answer_losses, choose_head, forward_one_position
 from miwv_trainer.scoring.isolation import device_of
-from miwv_trainer.scoring.rows import Batch, Row, batch_rows, prompt_row
+from miwv_trainer.scoring.rows import PaddedBatch, Row, batch_rows, prompt_row
+from miwv_trainer.scoring.scorer import Scorer
 from miwv_trainer.scoring.trees import Tree, TreeBatch, TreeRow, tree_batches, tree_row
 from miwv_trainer.selection.scores import compute_miwv
 from miwv_trainer.storage.journal import Journal, JournalLine
 
 # Kinds, samples and losses of one forward, `(losses,)` each.
-Scored = tuple[np.ndarray, np.ndarray, np.ndarray]
+ScoredLosses = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -58,131 +58,145 @@ class Losses:
         return Losses(zero_shot, one_shot, self.tokens_forwarded + others.tokens_forwarded)
 
 
+@dataclass(frozen=True)
+class Recording:
+    """
+    Where a pass over the pool is recorded.
+
+    Args:
+        journal: Receives what each forward gave. What it holds of this stage already is not forwarded again.
+        stage: Name of the pass within the round.
+    """
+
+    journal: Journal | None = None
+    stage: str = "losses"
+
+    def stage_of(self, name: str) -> "Recording":
+        """The recording of another pass of the same round."""
+        return replace(self, stage=name)
+
+
+NOT_RECORDED = Recording()
+
+
+class ScoringBatch(Batch, Protocol):
+    """A batch that knows which losses it gives."""
+
+    @property
+    def kinds(self) -> np.ndarray:
+        """`(losses,)` `ZERO_SHOT` or `ONE_SHOT`."""
+        ...
+
+    @property
+    def samples(self) -> np.ndarray:
+        """`(losses,)` the samples."""
+        ...
+
+
+ScoringBatchT = TypeVar("ScoringBatchT", bound=ScoringBatch)
+
+
 def score_batches(
-    model: nn.Module,
-    pool: Pool,
-    batches: list[Batch],
-    exemplars: np.ndarray | None = None,
-    *,
-    context: int,
-    logits_chunk: int = 256,
-    world: World,
-    show_progress: bool = False,
-    journal: Journal | None = None,
-    stage: str = "losses",
+    scorer: Scorer, batches: list[PaddedBatch], exemplars: np.ndarray | None = None, recording: Recording = NOT_RECORDED
 ) -> Losses:
     """
     Forwards all batches, each on one rank, and returns the losses on every rank.
 
+    The model is in evaluation mode, without gradients ([`~miwv_trainer.scoring.isolation.no_trace`]).
+
     Args:
-        model: A causal language model of transformers, in evaluation mode ([`no_trace`]).
         batches: From [`~miwv_trainer.scoring.rows.plan_padded`] or [`~miwv_trainer.scoring.rows.plan_zero_shot`].
         exemplars: `(N,)` index of each sample's exemplar; None where no row is one-shot.
-        context: Longest sequence.
-        logits_chunk: Positions whose logits exist at once.
-        journal: Receives what each forward gave. What it holds of `stage` already is not forwarded again.
-        stage: Name of this pass over the pool.
     """
 
-    def score(batch: Batch, head: Head) -> Scored:
-        rows = batch_rows(batch, pool, exemplars, context)
-        return batch.kinds, batch.samples, response_losses(model, rows, logits_chunk, head)
+    def score(batch: PaddedBatch, head: Head) -> ScoredLosses:
+        rows = batch_rows(batch, scorer.pool, exemplars, scorer.context)
+        return batch.kinds, batch.samples, response_losses(scorer.model, rows, scorer.config.logits_chunk, head)
 
-    return _sweep(model, len(pool), batches, score, Batch.halves, world, show_progress, journal, stage)
+    return _sweep(scorer, batches, score, recording)
 
 
 def score_trees(
-    model: nn.Module,
-    pool: Pool,
-    rows: list[list[Tree]],
-    *,
-    tokens_per_batch: int,
-    logits_chunk: int = 256,
-    world: World,
-    show_progress: bool = False,
-    journal: Journal | None = None,
-    stage: str = "losses",
+    scorer: Scorer, rows: list[list[Tree]], tokens_per_batch: int, recording: Recording = NOT_RECORDED
 ) -> Losses:
     """
     Like [`score_batches`], for rows of trees from [`~miwv_trainer.scoring.trees.plan_trees`], as many in a forward as
     `tokens_per_batch` holds.
     """
+    model, pool = scorer.model, scorer.pool
     attention = tree_attention(model)
     batches = tree_batches(rows, pool, tokens_per_batch, is_padded=attention == "mask")
 
-    def score(batch: TreeBatch, head: Head) -> Scored:
-        # Only masks are padded; other attention costs nothing between trees, so that rows are joined.
+    def score(batch: TreeBatch, head: Head) -> ScoredLosses:
+        # Only masks are padded. The other ways compute nothing between trees, so that rows are joined.
         joined = batch.rows if batch.is_padded else [list(chain(*batch.rows))]
-        return tree_losses(model, [tree_row(row, pool) for row in joined], attention, logits_chunk, head)
+        laid_out = [tree_row(row, pool) for row in joined]
+        return tree_losses(model, laid_out, attention, scorer.config.logits_chunk, head)
 
     with attending(model, attention):
-        return _sweep(
-            model, len(pool), batches, score, lambda batch: batch.halves(pool), world, show_progress, journal, stage
-        )
+        return _sweep(scorer, batches, score, recording)
 
 
 def _sweep(
-    model: nn.Module,
-    size: int,
-    batches: Sequence[Any],
-    score: Callable[[Any, Head], Scored],
-    halves: Callable[[Any], list[Any]],
-    world: World,
-    show_progress: bool,
-    journal: Journal | None,
-    stage: str,
+    scorer: Scorer,
+    batches: Sequence[ScoringBatchT],
+    score: Callable[[ScoringBatchT, Head], ScoredLosses],
+    recording: Recording,
 ) -> Losses:
-    """Each batch on one rank, results into slots of their own, one sum."""
-    of_losses = sum(len(batch.samples) for batch in batches)
-    recorded = _recorded(journal, stage, size, world)
-    # Composed before what is known is left out, so that losses do not depend on where a round was interrupted.
-    batches = [batch for batch in batches if not recorded.known[batch.kinds, batch.samples].all()]
+    """Scores each batch on one rank, writes results into slots of their own, and sums the slots over ranks once."""
+    world, journal, size = scorer.world, recording.journal, len(scorer.pool)
+    losses_in_all = sum(len(batch.samples) for batch in batches)
+    recorded = _read_recorded(recording, size, world)
+    # Batches were composed before what is recorded is left out, so that losses do not depend on where a round stopped.
+    batches = [batch for batch in batches if not recorded.is_known[batch.kinds, batch.samples].all()]
     losses = np.zeros((2, size))
-    scored = np.zeros((2, size))
+    is_scored = np.zeros((2, size))
     tokens = np.zeros(1, dtype=np.int64)
-    doing = "scoring the pool"
-    with world.run_turn(doing):
-        head = choose_head(model)
+    task = "scoring the pool"
+    with world.run_turn(task):
+        head = choose_head(scorer.model)
 
-    def forward(batch: Any) -> Scored:
+    def forward(batch: ScoringBatchT) -> ScoredLosses:
         kinds, samples, values = score(batch, head)
         if journal is not None:
-            journal.append(JournalLine(stage, kinds, samples, values, batch.tokens, journal.seconds()), of_losses)
+            line = JournalLine(recording.stage, kinds, samples, values, batch.tokens, journal.seconds())
+            journal.append(line, losses_in_all)
         return kinds, samples, values
 
-    for batch, (kinds, samples, values) in run_forwards(model, batches, forward, halves, world, doing, show_progress):
+    for batch, (kinds, samples, values) in run_forwards(scorer.model, batches, forward, world, task):
         losses[kinds, samples] = values
-        scored[kinds, samples] = 1
+        is_scored[kinds, samples] = 1
         tokens += batch.tokens
-    losses, scored = world.all_reduce_sum(losses), world.all_reduce_sum(scored)
-    losses = np.where(scored > 0, losses, np.where(recorded.known, recorded.losses, np.nan))
+    losses, is_scored = world.all_reduce_sum(losses), world.all_reduce_sum(is_scored)
+    losses = np.where(is_scored > 0, losses, np.where(recorded.is_known, recorded.losses, np.nan))
     zero_shot, one_shot = losses.astype(np.float32)
     return Losses(zero_shot, one_shot, int(world.all_reduce_sum(tokens)[0]) + recorded.tokens)
 
 
 @dataclass(frozen=True)
 class _Recorded:
-    """What the journals of all ranks hold of a stage: `(2, N)` losses, which are known, tokens forwarded for them."""
+    """What the journals of all ranks hold of a pass: `(2, N)` losses, which are known, tokens forwarded for them."""
 
     losses: np.ndarray
-    known: np.ndarray
+    is_known: np.ndarray
     tokens: int
 
 
-def _recorded(journal: Journal | None, stage: str, size: int, world: World) -> _Recorded:
+def _read_recorded(recording: Recording, size: int, world: World) -> _Recorded:
     """The same on every rank, although a rank may see the files of its own machine only."""
-    losses, known = np.zeros((2, size)), np.zeros((2, size))
-    if journal is None:
-        return _Recorded(losses, known > 0, 0)
+    losses, is_known = np.zeros((2, size)), np.zeros((2, size))
+    if recording.journal is None:
+        return _Recorded(losses, is_known > 0, 0)
     tokens = np.zeros(world.size, dtype=np.int64)
     with world.run_together("reading the journal"):
-        for entry in (entry for entries in journal.read() for entry in entries if entry.stage == stage):
-            losses[entry.kinds, entry.samples] = entry.losses
-            known[entry.kinds, entry.samples] = 1
-            tokens[world.rank] += entry.tokens
+        for line in chain(*recording.journal.read()):
+            if line.stage == recording.stage:
+                losses[line.kinds, line.samples] = line.losses
+                is_known[line.kinds, line.samples] = 1
+                tokens[world.rank] += line.tokens
     # A loss is float32, so that neither the sum over the ranks that read it nor the division rounds.
-    losses, known = world.all_reduce_sum(losses), world.all_reduce_sum(known)
-    return _Recorded(losses / np.maximum(known, 1), known > 0, int(world.all_reduce_sum(tokens).max()))
+    losses, is_known = world.all_reduce_sum(losses), world.all_reduce_sum(is_known)
+    return _Recorded(losses / np.maximum(is_known, 1), is_known > 0, int(world.all_reduce_sum(tokens).max()))
 
 
 def response_losses(model: nn.Module, rows: list[Row], logits_chunk: int = 256, head: Head | None = None) -> np.ndarray:
@@ -196,11 +210,14 @@ def response_losses(model: nn.Module, rows: list[Row], logits_chunk: int = 256, 
     predicting = np.concatenate([row.targets - 1 for row in rows])
     answers = np.concatenate([row.ids[row.targets] for row in rows])
     head = choose_head(model) if head is None else head
-    nll = answer_losses(model, _pad(rows, device_of(model)), row_numbers, predicting, answers, logits_chunk, head)
+    targets = Targets.of(row_numbers, predicting, answers)
+    nll = answer_losses(model, _pad(rows, device_of(model)), targets, logits_chunk, head)
     return np.bincount(row_numbers, weights=nll) / np.bincount(row_numbers)
 
 
-def tree_losses(model: nn.Module, rows: list[TreeRow], attention: Attention, logits_chunk: int, head: Head) -> Scored:
+def tree_losses(
+    model: nn.Module, rows: list[TreeRow], attention: Attention, logits_chunk: int, head: Head
+) -> ScoredLosses:
     """
     Kinds, samples and mean negative log-likelihoods, `(losses,)` each, of what rows of trees score, from one forward.
 
@@ -212,28 +229,25 @@ def tree_losses(model: nn.Module, rows: list[TreeRow], attention: Attention, log
     )
     answers = np.concatenate([row.ids[row.targets] for row in rows])
     with tree_inputs(model, rows, attention) as inputs:
-        nll = answer_losses(model, inputs, numbers, targets - 1, answers, logits_chunk, head)
+        nll = answer_losses(model, inputs, Targets.of(numbers, targets - 1, answers), logits_chunk, head)
     slots, slot = np.unique(np.stack([kinds, samples]), axis=1, return_inverse=True)
     return slots[0], slots[1], np.bincount(slot, weights=nll) / np.bincount(slot)
 
 
-def prompt_embeddings(
-    model: nn.Module,
-    pool: Pool,
-    batches: list[Batch],
-    *,
-    context: int,
-    world: World,
-    show_progress: bool = False,
-) -> np.ndarray:
-    """`(N, hidden)` mean of the last hidden states over each prompt's tokens: the `"model"` embedder."""
+def prompt_embeddings(scorer: Scorer, batches: list[PaddedBatch]) -> np.ndarray:
+    """
+    `(N, hidden)` mean of the last hidden states over each prompt's tokens: the `"model"` embedder.
 
-    def embed(batch: Batch) -> np.ndarray:
-        return _prompt_means(model, [prompt_row(pool, sample, context) for sample in batch.samples.tolist()])
+    Args:
+        batches: From [`~miwv_trainer.scoring.rows.plan_prompts`].
+    """
+    model, pool, world = scorer.model, scorer.pool, scorer.world
+
+    def embed(batch: PaddedBatch) -> np.ndarray:
+        return _prompt_means(model, [prompt_row(pool, sample, scorer.context) for sample in batch.samples.tolist()])
 
     sums: np.ndarray | None = None
-    doing = "embedding the prompts with the model"
-    for batch, means in run_forwards(model, batches, embed, Batch.halves, world, doing, show_progress):
+    for batch, means in run_forwards(model, batches, embed, world, "embedding the prompts with the model"):
         if sums is None:
             sums = np.zeros((len(pool), means.shape[1]), dtype=np.float32)
         sums[batch.samples] = means

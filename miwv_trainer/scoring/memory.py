@@ -23,56 +23,79 @@ from miwv_trainer.scoring.attention import Attention, tree_attention
 
 SHARE_OF_FREE_MEMORY = 0.5
 LEAST_TOKENS = 256
-# Where there is memory: beyond these, a longer forward is no faster.
+# Where memory allows more, a longer forward is no faster.
 TOKENS_ON_CPU = 4096
 TOKENS_ON_ACCELERATOR = 32768
-# Of a pool, where it holds so many rows: then 64 ranks, too, carry about equal work.
+# A forward takes at most 1/256 of the pool's tokens, so that up to 64 ranks get nearly equal work.
 LEAST_FORWARDS = 256
-# Longer rows repeat fewer trunks. Where rows have masks, they waste attention on pairs that are masked.
+# Longer rows repeat fewer trunks. Rows that have masks also compute the pairs that are masked.
 ROW_WITHOUT_MASK = 4096
 ROW_WITH_MASK_ON_CPU = 1024
 ROW_WITH_MASK_ON_ACCELERATOR = 2048
 
 
 @dataclass(frozen=True)
-class Budget:
+class MemoryBudget:
+    """
+    What limits the size of forwards. It is measured once for a round and kept in the round's journal, because free
+    memory changes from minute to minute: a round that goes on after a kill must compose the batches that it had.
+
+    Args:
+        free_bytes: Memory free on the rank that has least.
+        longest_row: Tokens of a row of trees beyond which longer rows do not pay on this device.
+        longest_batch: Likewise, tokens of a forward.
+    """
+
+    free_bytes: int
+    longest_row: int
+    longest_batch: int
+
+
+@dataclass(frozen=True)
+class BatchSize:
     """Most tokens of one row of trees, and of one forward, padding included. One longer sample goes alone."""
 
     tokens_per_row: int
     tokens_per_batch: int
 
 
-def choose_budget(model: nn.Module, config: MIWVConfig, world: World, work: int | None = None) -> Budget:
+def measure_memory(model: nn.Module, world: World) -> MemoryBudget:
+    """The memory budget, the same on every rank. All ranks call this together."""
+    device = next(model.parameters()).device
+    on_cpu = device.type == "cpu"
+    longest_row = ROW_WITHOUT_MASK
+    if tree_attention(model) == "mask":
+        longest_row = ROW_WITH_MASK_ON_CPU if on_cpu else ROW_WITH_MASK_ON_ACCELERATOR
+    free = find_least_free_memory(device, world)
+    return MemoryBudget(free, longest_row, TOKENS_ON_CPU if on_cpu else TOKENS_ON_ACCELERATOR)
+
+
+def size_batches(model: nn.Module, config: MIWVConfig, memory: MemoryBudget, work: int | None = None) -> BatchSize:
     """
-    The budget on every rank: as configured; else what pays on the device, halved until half of the memory that is
-    free on the rank that has least holds it.
+    The size of forwards: as configured; else what pays on the device, halved until half of the free memory holds it.
 
     Args:
         work: Tokens of all forwards together, about. A forward takes at most a small share of them, or one row. The
             share does not depend on the number of ranks, so that batches, and with them losses, do not either.
     """
-    device = next(model.parameters()).device
-    on_cpu = device.type == "cpu"
-    attention = tree_attention(model)
-    longest_row = ROW_WITHOUT_MASK
-    if attention == "mask":
-        longest_row = ROW_WITH_MASK_ON_CPU if on_cpu else ROW_WITH_MASK_ON_ACCELERATOR
-    batch = config.tokens_per_batch
+    longest_row, batch = memory.longest_row, config.tokens_per_batch
     if batch is None:
-        batch = TOKENS_ON_CPU if on_cpu else TOKENS_ON_ACCELERATOR
+        batch = memory.longest_batch
         if work is not None:
             batch = min(batch, max(work // LEAST_FORWARDS, longest_row))
         batch = max(batch, config.tokens_per_row or 0)
-        free = least_free_memory(device, world)
+        attention = tree_attention(model)
         while batch > LEAST_TOKENS and (
-            extra_memory(model, min(config.tokens_per_row or longest_row, batch), batch, config.logits_chunk, attention)
-            > SHARE_OF_FREE_MEMORY * free
+            estimate_memory(
+                model, min(config.tokens_per_row or longest_row, batch), batch, config.logits_chunk, attention
+            )
+            > SHARE_OF_FREE_MEMORY * memory.free_bytes
         ):
             batch //= 2
-    return Budget(config.tokens_per_row or min(longest_row, batch), batch)
+    return BatchSize(config.tokens_per_row or min(longest_row, batch), batch)
 
 
-def extra_memory(model: Any, tokens_per_row: int, tokens: int, logits_chunk: int, attention: Attention) -> int:
+def estimate_memory(model: Any, tokens_per_row: int, tokens: int, logits_chunk: int, attention: Attention) -> int:
     """Bytes that a scoring forward of so many tokens takes over the loaded model, by the formula above."""
     config = inner_model(model).config.get_text_config()
     number = next(model.parameters()).dtype.itemsize
@@ -85,7 +108,7 @@ def extra_memory(model: Any, tokens_per_row: int, tokens: int, logits_chunk: int
     return activations + pairs * of_a_pair + logits_chunk * config.vocab_size * (8 + number)
 
 
-def least_free_memory(device: torch.device, world: World) -> int:
+def find_least_free_memory(device: torch.device, world: World) -> int:
     """Bytes free on the rank that has least, on every rank. Ranks on a CPU share what is free."""
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]

@@ -14,15 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from miwv_trainer.config import MIWVConfig
-from miwv_trainer.data.pool import Pool
 from miwv_trainer.distributed.world import World
 from miwv_trainer.distributed.wrappers import inner_model
 from miwv_trainer.scoring.float32 import float32_arithmetic, is_low_precision
 from miwv_trainer.scoring.isolation import noticing_autocast
 from miwv_trainer.scoring.layout import score_pool
-from miwv_trainer.scoring.losses import Losses
+from miwv_trainer.scoring.losses import Losses, Recording
 from miwv_trainer.scoring.rows import exemplars_of
+from miwv_trainer.scoring.scorer import Scorer
 from miwv_trainer.storage.journal import Journal
 
 logger = logging.getLogger(__name__)
@@ -53,15 +52,7 @@ class Refined:
 
 
 def score_refined(
-    model: nn.Module,
-    pool: Pool,
-    exemplars: np.ndarray,
-    config: MIWVConfig,
-    layout: str,
-    world: World,
-    ranking: Ranking,
-    show_progress: bool = False,
-    journal: Journal | None = None,
+    scorer: Scorer, exemplars: np.ndarray, layout: str, ranking: Ranking, journal: Journal | None = None
 ) -> Refined:
     """
     Like [`~miwv_trainer.scoring.layout.score_pool`]; then, where the model computes below float32 and
@@ -69,63 +60,63 @@ def score_refined(
 
     A model that cannot compute in float32 keeps the losses it has, and a log line says why.
     """
-    with noticing_autocast(model) as noticed:
-        losses = score_pool(model, pool, exemplars, config, layout, world, show_progress, journal)
-    is_low = world.broadcast_from_main(any(noticed) or any(map(is_low_precision, model.parameters())))
-    if not is_low or not config.refine_near_threshold:
+    world = scorer.world
+    with noticing_autocast(scorer.model) as noticed:
+        losses = score_pool(scorer, exemplars, layout, Recording(journal))
+    is_low = world.broadcast_from_main(any(noticed) or any(map(is_low_precision, scorer.model.parameters())))
+    if not is_low or not scorer.config.refine_near_threshold:
         return Refined(losses)
-    obstacle = _obstacle(model, world)
+    obstacle = _find_obstacle(scorer.model, world)
     if obstacle is not None:
         if world.is_main:
             logger.info("Samples near the threshold are not scored again in float32: %s.", obstacle)
         return Refined(losses)
-    return refine(model, pool, exemplars, losses, config, layout, world, ranking, show_progress, journal)
+    return refine(scorer, exemplars, losses, layout, ranking, journal)
 
 
 def refine(
-    model: nn.Module,
-    pool: Pool,
+    scorer: Scorer,
     exemplars: np.ndarray,
     losses: Losses,
-    config: MIWVConfig,
     layout: str,
-    world: World,
     ranking: Ranking,
-    show_progress: bool = False,
     journal: Journal | None = None,
 ) -> Refined:
     """
     Scores the samples near the threshold of `losses` again, in float32 arithmetic.
 
-    The nearest ones tell how much rounding moves MIWV (root mean square); all within three times that are scored, which
-    moves the threshold and sharpens the estimate, until none is left or a quarter of the pool is done.
+    The nearest ones tell how much rounding moves a score (root mean square). All samples within three times that
+    distance are scored, which moves the threshold and sharpens the estimate. This is repeated until none is left or a
+    quarter of the pool is done.
+
+    The model is in evaluation mode, without gradients ([`~miwv_trainer.scoring.isolation.no_trace`]).
 
     Args:
-        model: In evaluation mode, without gradients ([`~miwv_trainer.scoring.isolation.no_trace`]).
         exemplars: `(N,)` index of each sample's exemplar.
         losses: Of the same pool, by the model as it computes.
-        ranking: What is ranked, and how far each sample is from the threshold of the selection.
+        ranking: What is ranked and where its threshold lies.
     """
-    started = time.perf_counter()
-    most = max(CALIBRATION, int(MOST_REFINED * len(pool)))
-    refined, is_done = losses, np.zeros(len(pool), dtype=bool)
+    started, world, size = time.perf_counter(), scorer.world, len(scorer.pool)
+    most = max(CALIBRATION, int(MOST_REFINED * size))
+    refined, is_done = losses, np.zeros(size, dtype=bool)
     scores, distances = ranking(losses)
-    wanted, passes = nearest(distances, np.inf)[:CALIBRATION], 0
+    wanted, passes = find_nearest(distances, np.inf)[:CALIBRATION], 0
     try:
         with ExitStack() as stack:
             with world.run_together("copying weights to float32"):
-                stack.enter_context(float32_arithmetic(model))
+                stack.enter_context(float32_arithmetic(scorer.model))
             while len(again := wanted[: most - is_done.sum()]):
-                of_these, stage = exemplars_of(again, exemplars), f"{REFINED}, pass {passes}"
-                scored = score_pool(model, pool, of_these, config, layout, world, show_progress, journal, stage)
+                recording = Recording(journal, f"{REFINED}, pass {passes}")
+                scored = score_pool(scorer, exemplars_of(again, exemplars), layout, recording)
                 passes += 1
                 refined = refined.replaced(scored, again)
                 is_done[again] = True
                 scores_now, distances = ranking(refined)
                 width = WIDTH * _root_mean_square(scores_now[is_done] - scores[is_done])
-                wanted = nearest(distances, width)
+                wanted = find_nearest(distances, width)
                 wanted = wanted[~is_done[wanted]]
-    except RuntimeError as error:  # no memory for float32, or a kernel without it: on one rank, so on all
+    # Float32 did not fit the memory, or a kernel does not take it. Ranks have agreed, so all of them come here.
+    except RuntimeError as error:
         if world.is_main:
             logger.warning(
                 "Only %d samples near the threshold could be scored again in float32: %s. "
@@ -147,13 +138,13 @@ def _root_mean_square(values: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(finite)))) if len(finite) else 0.0
 
 
-def nearest(distances: np.ndarray, width: float) -> np.ndarray:
+def find_nearest(distances: np.ndarray, width: float) -> np.ndarray:
     """The samples at most `width` from their threshold, nearest first, ties by lower index; none where it is NaN."""
     order = np.argsort(distances, kind="stable")
     return order[distances[order] <= width]
 
 
-def _obstacle(model: nn.Module, world: World) -> str | None:
+def _find_obstacle(model: nn.Module, world: World) -> str | None:
     """Why the model's weights cannot be copied to float32; None where they can."""
     if world.sharded:
         return "the model's parameters are split over the ranks"

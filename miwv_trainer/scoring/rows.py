@@ -29,7 +29,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Batch:
+class PaddedBatch:
     """Rows forwarded together: for each, the sample, which of its two losses (`ZERO_SHOT`, `ONE_SHOT`), and tokens."""
 
     samples: np.ndarray
@@ -46,13 +46,13 @@ class Batch:
         """Tokens forwarded, padding included."""
         return len(self.samples) * self.padded_length
 
-    def halves(self) -> "list[Batch]":
+    def halves(self) -> "list[PaddedBatch]":
         """The same rows in two batches; none where there is one row only."""
         middle = len(self.samples) // 2
         if not middle:
             return []
         return [
-            Batch(self.samples[part], self.kinds[part], self.lengths[part])
+            PaddedBatch(self.samples[part], self.kinds[part], self.lengths[part])
             for part in (slice(None, middle), slice(middle, None))
         ]
 
@@ -91,7 +91,7 @@ def one_shot_row(pool: Pool, sample: int, exemplar: int, context: int) -> Row:
     return Row(ids, before + np.flatnonzero(pool.response_mask(sample)))
 
 
-def batch_rows(batch: Batch, pool: Pool, exemplars: np.ndarray | None, context: int) -> list[Row]:
+def batch_rows(batch: PaddedBatch, pool: Pool, exemplars: np.ndarray | None, context: int) -> list[Row]:
     """The rows of a batch, in its order. `exemplars` may be None where no row is one-shot."""
     rows = []
     for sample, kind in zip(batch.samples.tolist(), batch.kinds.tolist(), strict=True):
@@ -104,7 +104,7 @@ def batch_rows(batch: Batch, pool: Pool, exemplars: np.ndarray | None, context: 
     return rows
 
 
-def plan_padded(pool: Pool, exemplars: np.ndarray, context: int, tokens_per_batch: int) -> list[Batch]:
+def plan_padded(pool: Pool, exemplars: np.ndarray, context: int, tokens_per_batch: int) -> list[PaddedBatch]:
     """Every scorable sample once without and once behind its exemplar, longest first."""
     samples = np.flatnonzero(scorable(pool, exemplars, context))
     alone = len(pool.preamble) + pool.lengths[samples]
@@ -114,7 +114,9 @@ def plan_padded(pool: Pool, exemplars: np.ndarray, context: int, tokens_per_batc
     return _fill(np.tile(samples, 2), kinds, lengths, tokens_per_batch)
 
 
-def plan_zero_shot(pool: Pool, context: int, tokens_per_batch: int, among: np.ndarray | None = None) -> list[Batch]:
+def plan_zero_shot(
+    pool: Pool, context: int, tokens_per_batch: int, among: np.ndarray | None = None
+) -> list[PaddedBatch]:
     """Samples (`among` these) with prompt and response that fit the context, without an exemplar, longest first."""
     lengths = len(pool.preamble) + pool.lengths
     samples = np.flatnonzero(pool.has_prompt_and_response & (lengths <= context))
@@ -122,7 +124,7 @@ def plan_zero_shot(pool: Pool, context: int, tokens_per_batch: int, among: np.nd
     return _fill(samples, np.full(len(samples), ZERO_SHOT), lengths[samples], tokens_per_batch)
 
 
-def plan_prompts(pool: Pool, context: int, tokens_per_batch: int) -> list[Batch]:
+def plan_prompts(pool: Pool, context: int, tokens_per_batch: int) -> list[PaddedBatch]:
     """Every sample's prompt behind the preamble, longest first: the rows of the `"model"` embedder."""
     lengths = np.minimum(len(pool.preamble) + pool.prompt_tokens, context)
     samples = np.flatnonzero(lengths > 0)
@@ -135,12 +137,12 @@ def prompt_row(pool: Pool, sample: int, context: int) -> Row:
     return Row(ids, np.arange(min(len(pool.preamble), len(ids) - 1), len(ids)))
 
 
-def _fill(samples: np.ndarray, kinds: np.ndarray, lengths: np.ndarray, tokens_per_batch: int) -> list[Batch]:
+def _fill(samples: np.ndarray, kinds: np.ndarray, lengths: np.ndarray, tokens_per_batch: int) -> list[PaddedBatch]:
     order = np.argsort(-lengths, kind="stable")
     batches, start = [], 0
     while start < len(order):
         longest = int(lengths[order[start]])
         rows = order[start : start + max(tokens_per_batch // longest, 1)]
-        batches.append(Batch(samples[rows], kinds[rows], lengths[rows]))
+        batches.append(PaddedBatch(samples[rows], kinds[rows], lengths[rows]))
         start += len(rows)
     return batches

@@ -13,7 +13,8 @@ row, and trunks that stand again where their branches fill several rows.
 
 from bisect import bisect_left, insort
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -51,13 +52,18 @@ class TreeBatch:
 
     Args:
         rows: Each row's trees, which stand side by side.
-        lengths: Each row's tokens.
+        pool: The samples that trees name by index.
         is_padded: Whether rows are padded to the longest one, or joined to a single row.
     """
 
     rows: list[list[Tree]]
-    lengths: list[int]
+    pool: Pool = field(repr=False, compare=False)
     is_padded: bool
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        """Each row's tokens."""
+        return [row_tokens(row, self.pool) for row in self.rows]
 
     @property
     def kinds(self) -> np.ndarray:
@@ -79,16 +85,13 @@ class TreeBatch:
         """Tokens forwarded, padding included."""
         return len(self.lengths) * max(self.lengths) if self.is_padded else sum(self.lengths)
 
-    def halves(self, pool: Pool) -> "list[TreeBatch]":
+    def halves(self) -> "list[TreeBatch]":
         """The same in two batches, of half the rows, trees or branches; none where a single loss is scored."""
         rows = self.rows if len(self.rows) > 1 else [[tree] for tree in self.rows[0]]
         if len(rows) == 1:
             rows = [[half] for half in rows[0][0].halves()]
         middle = len(rows) // 2
-        return [self._of(part, pool) for part in (rows[:middle], rows[middle:])] if middle else []
-
-    def _of(self, rows: list[list[Tree]], pool: Pool) -> "TreeBatch":
-        return TreeBatch(rows, [row_tokens(row, pool) for row in rows], self.is_padded)
+        return [replace(self, rows=part) for part in (rows[:middle], rows[middle:])] if middle else []
 
 
 def row_tokens(row: Sequence[Tree], pool: Pool) -> int:
@@ -102,7 +105,7 @@ def tree_batches(rows: Sequence[list[Tree]], pool: Pool, tokens_per_batch: int, 
     lengths = [row_tokens(row, pool) for row in rows]
     while start < len(rows):
         end = start + max(tokens_per_batch // lengths[start], 1)
-        batches.append(TreeBatch(list(rows[start:end]), lengths[start:end], is_padded))
+        batches.append(TreeBatch(list(rows[start:end]), pool, is_padded))
         start = end
     return batches
 

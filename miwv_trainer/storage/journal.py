@@ -18,7 +18,7 @@ from typing import IO, Any
 import numpy as np
 
 logger = logging.getLogger(__name__)
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SYNC_SECONDS = 30.0
 SYNC_SHARE = 0.01
 

@@ -20,8 +20,9 @@ from miwv_trainer.data.pool import Pool
 from miwv_trainer.distributed.world import World
 from miwv_trainer.rounds.exemplars import embeds_text, find_exemplars
 from miwv_trainer.rounds.identity import exemplar_fingerprint, run_fingerprint
-from miwv_trainer.rounds.round import check_model
-from miwv_trainer.scoring.layout import check_layout, context_length
+from miwv_trainer.scoring.context import find_context_length
+from miwv_trainer.scoring.layout import check_layout
+from miwv_trainer.scoring.model_checks import check_model
 from miwv_trainer.selection.scores import needs_exemplars
 from miwv_trainer.storage.store import Store, StoredRound
 from miwv_trainer.training.console import Console
@@ -99,7 +100,7 @@ def begin_run(
     if before is not None:
         state = state.resume(before)
         rounds = _read_rounds(start, store, state, config, pool)
-    exemplars = find_exemplars(start.model, pool, config, store, world, reuse=before is not None)
+    exemplars = find_exemplars(prepare_scorer(start.model, pool, config, world), store, reuse=before is not None)
     if before is None:
         # A run that died before its first checkpoint has left round 0, which is read again if the weights are the same.
         with world.run_together("moving rounds aside"):
@@ -117,7 +118,7 @@ def _describe_run(start: TrainingStart, config: MIWVConfig, sampler: MIWVDataSam
         train_sampling_strategy=sampler.strategy,
         epoch_order=sampler.epoch_order,
         world_size=start.world.size,
-        fingerprint=run_fingerprint(pool, config, context_length(start.model, config)),
+        fingerprint=run_fingerprint(pool, config, find_context_length(start.model, config)),
         history=[],
         **asdict(read_schedule(start.dataloader, start.args)),
     )
@@ -132,6 +133,6 @@ def _read_rounds(
         if start.world.is_main:
             found = read_rounds(store, state)
             if needs_exemplars(config):
-                context = context_length(start.model, config)
+                context = find_context_length(start.model, config)
                 keep_exemplars(store, found[0], exemplar_fingerprint(pool, config, context))
     return start.world.broadcast_from_main(found)

@@ -16,6 +16,7 @@ from miwv_trainer.distributed.world import World
 from miwv_trainer.rounds.identity import Exemplars, TrainingPoint
 from miwv_trainer.rounds.messages import round_line
 from miwv_trainer.rounds.round import difficulties_of, run_round
+from miwv_trainer.scoring.scorer import prepare_scorer
 from miwv_trainer.storage.store import Store, StoredRound
 from miwv_trainer.training.console import Console
 from miwv_trainer.training.run_state import RoundEntry, RunState, hash_selection
@@ -115,9 +116,8 @@ class TrainingRun:
         point = TrainingPoint(len(self.rounds), step, step // self.state.steps_per_epoch)
         steps_after = position.global_step - step
         notes = {"takes_effect": {**asdict(position), "steps_after_scoring": steps_after}}
-        current = run_round(
-            model, self.pool, self.exemplars, self.config, self.store, self.world, point, notes, previous
-        )
+        scorer = prepare_scorer(model, self.pool, self.config, self.world)
+        current = run_round(scorer, self.exemplars, self.store, point, notes, previous)
         if self.world.is_main:
             self.console.tell(round_line(current, previous))
             logger.info(

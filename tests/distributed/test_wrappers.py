@@ -23,6 +23,7 @@ from miwv_trainer.rounds.exemplars import find_exemplars
 from miwv_trainer.rounds.identity import TrainingPoint
 from miwv_trainer.rounds.round import run_round
 from miwv_trainer.scoring.rows import zero_shot_row
+from miwv_trainer.scoring.scorer import prepare_scorer
 from miwv_trainer.storage.store import Store
 from tests.helpers.held import facts, live_bytes
 from tests.helpers.tiny import tiny_dataset, tiny_model, tiny_tokenizer
@@ -195,8 +196,8 @@ def test_the_module_inside_a_wrapper_is_scored(wrapper: str, tmp_path: Path) -> 
     scores = []
     for name, model in (("plain", tiny_model()), ("wrapped", WRAPPERS[wrapper](tiny_model()))):
         store = Store(tmp_path / name)
-        exemplars = find_exemplars(model, pool, CONFIG, store, WORLD, reuse=False)
-        scores.append(run_round(model, pool, exemplars, CONFIG, store, WORLD, TrainingPoint()).scores)
+        exemplars = find_exemplars(prepare_scorer(model, pool, CONFIG, WORLD), store, reuse=False)
+        scores.append(run_round(prepare_scorer(model, pool, CONFIG, WORLD), exemplars, store, TrainingPoint()).scores)
     assert scores[0].equals(scores[1])
 
 
@@ -266,10 +267,10 @@ def test_fsdp_that_was_asked_for_and_is_not_active_is_refused(tmp_path: Path) ->
 def test_rounds_leave_no_tensors_and_no_memory_behind(tmp_path: Path) -> None:
     pool = pool_from_rows(tiny_dataset(60), tiny_tokenizer())
     model, store = tiny_model(), Store(tmp_path)
-    exemplars = find_exemplars(model, pool, CONFIG, store, WORLD, reuse=False)
+    exemplars = find_exemplars(prepare_scorer(model, pool, CONFIG, WORLD), store, reuse=False)
     before, resident = live_bytes(), []
     for number in range(4):
-        run_round(model, pool, exemplars, CONFIG, store, WORLD, TrainingPoint(number, number))
+        run_round(prepare_scorer(model, pool, CONFIG, WORLD), exemplars, store, TrainingPoint(number, number))
         assert live_bytes() == before
         resident.append(psutil.Process().memory_info().rss)
     assert resident[3] - resident[2] < 2 * 2**20  # malloc moves by pages

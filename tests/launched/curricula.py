@@ -21,6 +21,7 @@ from miwv_trainer.distributed.world import World
 from miwv_trainer.rounds.exemplars import find_exemplars
 from miwv_trainer.rounds.identity import TrainingPoint
 from miwv_trainer.rounds.round import run_round
+from miwv_trainer.scoring.scorer import prepare_scorer
 from miwv_trainer.storage.store import Store
 from tests.helpers.tiny import tiny_dataset, tiny_model, tiny_tokenizer
 
@@ -55,10 +56,14 @@ def main() -> None:
             fraction=0.25, embedder="tfidf", rescore_strategy="epoch", tokens_per_batch=128, sampler_seed=5, **values
         )
         store = Store(output / name)
-        exemplars = find_exemplars(tiny_model(), pool, config, store, world, reuse=True)
-        first = run_round(tiny_model(), pool, exemplars, config, store, world, TrainingPoint())
+        exemplars = find_exemplars(prepare_scorer(tiny_model(), pool, config, world), store, reuse=True)
+        first = run_round(prepare_scorer(tiny_model(), pool, config, world), exemplars, store, TrainingPoint())
         second = run_round(
-            tiny_model(seed=1), pool, exemplars, config, store, world, TrainingPoint(1, 9, 1), previous=first
+            prepare_scorer(tiny_model(seed=1), pool, config, world),
+            exemplars,
+            store,
+            TrainingPoint(1, 9, 1),
+            previous=first,
         )
         results[name] = [
             {

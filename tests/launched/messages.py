@@ -22,6 +22,7 @@ from miwv_trainer.distributed.world import World
 from miwv_trainer.rounds import exemplars
 from miwv_trainer.scoring.losses import score_batches
 from miwv_trainer.scoring.rows import plan_padded
+from miwv_trainer.scoring.scorer import prepare_scorer
 from miwv_trainer.storage.store import Store
 from tests.helpers.losses import CONTEXT, pool_of, random_samples
 from tests.helpers.tiny import tiny_model
@@ -67,7 +68,9 @@ def after_a_slow_embedder(world: World, heartbeat: float, output: Path) -> str:
     distributed.HEARTBEAT_SECONDS = heartbeat
     config = MIWVConfig(embedder="tfidf", scoring_max_length=CONTEXT)
     try:
-        found = exemplars.find_exemplars(tiny_model(), POOL, config, Store(output), impatient(world), False)
+        found = exemplars.find_exemplars(
+            prepare_scorer(tiny_model(), POOL, config, impatient(world)), Store(output), reuse=False
+        )
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return str(found.indices.tolist())
@@ -102,7 +105,8 @@ def scored(world: World, check: Callable[[int], None]) -> dict:
     batches = plan_padded(POOL, EXEMPLARS, CONTEXT, 150)
     try:
         with torch.no_grad():
-            losses = score_batches(model, POOL, batches, EXEMPLARS, context=CONTEXT, world=world)
+            config = MIWVConfig(scoring_max_length=CONTEXT)
+            losses = score_batches(prepare_scorer(model, POOL, config, world), batches, EXEMPLARS)
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}", "forwards": forwards}
     return {"losses": [losses.zero_shot.tolist(), losses.one_shot.tolist()], "forwards": forwards}

@@ -38,6 +38,7 @@ from miwv_trainer.rounds.round import run_round
 from miwv_trainer.scoring.isolation import no_trace
 from miwv_trainer.scoring.layout import choose_layout
 from miwv_trainer.scoring.refine import score_refined
+from miwv_trainer.scoring.scorer import prepare_scorer
 from miwv_trainer.storage.store import Store
 from tests.helpers.held import live_bytes
 from tests.helpers.selecting import ranking_by_miwv, select_highest
@@ -120,9 +121,11 @@ def scored(model: Any, pool: Pool, exemplars: np.ndarray) -> dict[str, Any]:
     before = live_bytes()
     found: dict[str, Any] = {"sharded": world.sharded}
     with no_trace(model):
-        found["layout"] = choose_layout(model, pool, exemplars, CONFIG, world)
+        found["layout"] = choose_layout(prepare_scorer(model, pool, CONFIG, world), exemplars)
         for layout in ("tree", "padded"):
-            refined = score_refined(model, pool, exemplars, CONFIG, layout, world, ranking_by_miwv(SELECTED))
+            refined = score_refined(
+                prepare_scorer(model, pool, CONFIG, world), exemplars, layout, ranking_by_miwv(SELECTED)
+            )
             losses = refined.losses
             found[layout] = [losses.zero_shot.tolist(), losses.one_shot.tolist()]
             found["refined"] = refined.samples
@@ -136,8 +139,8 @@ def whole_round(model: Any, pool: Pool, folder: Path) -> dict[str, Any]:
     world = World.current(torch.device("cpu"), model)
     config = MIWVConfig(fraction=0.3, embedder="model", tokens_per_batch=256, tokens_per_row=256)
     store, before = Store(folder), live_bytes()
-    exemplars = find_exemplars(model, pool, config, store, world, reuse=False)
-    finished = run_round(model, pool, exemplars, config, store, world, TrainingPoint())
+    exemplars = find_exemplars(prepare_scorer(model, pool, config, world), store, reuse=False)
+    finished = run_round(prepare_scorer(model, pool, config, world), exemplars, store, TrainingPoint())
     return {
         "exemplars": exemplars.indices.tolist(),
         "losses": [finished.column(f"{kind}_shot_loss").tolist() for kind in ("zero", "one")],
@@ -155,7 +158,7 @@ def trajectory(model: Any, pool: Pool, exemplars: np.ndarray, optimizer: str, sc
         if step == scored_step:
             world = World.current(torch.device("cpu"), model)
             with use_evaluation_weights(SimpleNamespace(optimizer=inner, **of_wrapper(inner))), no_trace(model):
-                score_refined(model, pool, exemplars, CONFIG, "tree", world, ranking_by_miwv(SELECTED))
+                score_refined(prepare_scorer(model, pool, CONFIG, world), exemplars, "tree", ranking_by_miwv(SELECTED))
         if optimizer == "schedule_free":
             inner.train()
         ids = torch.from_numpy(pool.sample(2 * step + dist.get_rank()).astype(np.int64))[None]

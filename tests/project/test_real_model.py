@@ -30,7 +30,8 @@ from miwv_trainer.embeddings.nearest import find_nearest_exemplars
 from miwv_trainer.scoring.attention import tree_attention
 from miwv_trainer.scoring.isolation import no_trace
 from miwv_trainer.scoring.layout import choose_layout, score_pool
-from miwv_trainer.scoring.memory import choose_budget, extra_memory
+from miwv_trainer.scoring.memory import estimate_memory, measure_memory, size_batches
+from miwv_trainer.scoring.scorer import prepare_scorer
 from tests.helpers.launch import ROOT
 from tests.helpers.quickstart import check_quickstart, quickstart
 
@@ -113,9 +114,9 @@ def test_trees_have_the_losses_of_padded_rows(smollm2: Path, shared_data: Path) 
     exemplars, _ = find_nearest_exemplars(embed_texts("tfidf", pool.texts), pool, 8192)
     world = World(0, 1, torch.device("cpu"))
     with no_trace(model):
-        assert choose_layout(model, pool, exemplars, MIWVConfig(), world) == "tree"
-        tree = score_pool(model, pool, exemplars, MIWVConfig(), "tree", world)
-        padded = score_pool(model, pool, exemplars, MIWVConfig(), "padded", world)
+        assert choose_layout(prepare_scorer(model, pool, MIWVConfig(), world), exemplars) == "tree"
+        tree = score_pool(prepare_scorer(model, pool, MIWVConfig(), world), exemplars, "tree")
+        padded = score_pool(prepare_scorer(model, pool, MIWVConfig(), world), exemplars, "padded")
     assert np.isfinite(padded.miwv).all()
     np.testing.assert_allclose(tree.zero_shot, padded.zero_shot, atol=2e-5, rtol=0)
     np.testing.assert_allclose(tree.one_shot, padded.one_shot, atol=2e-5, rtol=0)
@@ -128,13 +129,15 @@ def forward_memory(dtype: torch.dtype, smollm2: Path, shared_data: Path) -> tupl
     pool = pool_from_rows(load_rows(shared_data / "alpaca_gpt4_1k.jsonl.gz").select(range(12)), tokenizer)
     exemplars, _ = find_nearest_exemplars(embed_texts("tfidf", pool.texts), pool, 8192)
     world = World(0, 1, torch.device("cpu"))
-    budget = choose_budget(model, MIWVConfig(), world)
+    budget = size_batches(model, MIWVConfig(), measure_memory(model, world))
     assert budget.tokens_per_batch == 4096
     with no_trace(model):
         model(torch.tensor([[1, 2]]))  # weights are mapped from their file, and count once they are touched
-        measured = measure(lambda: score_pool(model, pool, exemplars, MIWVConfig(), "tree", world), world.device)
+        measured = measure(
+            lambda: score_pool(prepare_scorer(model, pool, MIWVConfig(), world), exemplars, "tree"), world.device
+        )
     tokens = measured.result.tokens_forwarded
-    return measured.peak_bytes, extra_memory(model, budget.tokens_per_row, tokens, 256, tree_attention(model))
+    return measured.peak_bytes, estimate_memory(model, budget.tokens_per_row, tokens, 256, tree_attention(model))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

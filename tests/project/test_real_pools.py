@@ -19,7 +19,7 @@ from miwv_trainer.distributed.world import World
 from miwv_trainer.embeddings.embedders import embed_texts
 from miwv_trainer.embeddings.nearest import find_nearest_exemplars
 from miwv_trainer.scoring.attention import Attention
-from miwv_trainer.scoring.memory import choose_budget
+from miwv_trainer.scoring.memory import measure_memory, size_batches
 from miwv_trainer.scoring.trees import plan_trees, row_tokens, tree_batches
 from tests.helpers.launch import ROOT
 from tests.helpers.trees import SMALL, random_model
@@ -49,7 +49,7 @@ def test_trees_forward_hardly_more_than_twice_the_pools_own_tokens(pool_and_exem
     attentions: tuple[Attention, ...] = ("segments", "mask")
     for attention in attentions:
         model = random_model("Llama", SMALL, "eager" if attention == "mask" else "sdpa")
-        budget = choose_budget(model, MIWVConfig(), World(0, 1, torch.device("cpu")))
+        budget = size_batches(model, MIWVConfig(), measure_memory(model, World(0, 1, torch.device("cpu"))))
         rows = plan_trees(pool, exemplars, CONTEXT, budget.tokens_per_row)
         batches = tree_batches(rows, pool, budget.tokens_per_batch, is_padded=attention == "mask")
         assert sum(batch.tokens for batch in batches) <= 2.3 * own

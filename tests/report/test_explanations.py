@@ -8,7 +8,7 @@ import pytest
 
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.report.explanations import explain_selection
-from miwv_trainer.rounds.round import measured_of
+from miwv_trainer.rounds.inputs import measured_of
 from miwv_trainer.selection.choose import choose
 from miwv_trainer.selection.scores import get_draw_seed
 from tests.helpers.rounds import made_columns, write_round

@@ -20,6 +20,7 @@ from miwv_trainer.distributed.world import World
 from miwv_trainer.rounds.exemplars import find_exemplars
 from miwv_trainer.rounds.identity import TrainingPoint
 from miwv_trainer.rounds.round import run_round
+from miwv_trainer.scoring.scorer import prepare_scorer
 from miwv_trainer.storage.store import Store, StoredRound
 from tests.helpers.resumed import Run
 from tests.helpers.tiny import instruction_rows, tiny_dataset, tiny_model, tiny_tokenizer
@@ -50,8 +51,14 @@ def a_round(
     model: Any, pool: Pool, folder: Path, config: MIWVConfig, number: int = 0, previous: StoredRound | None = None
 ) -> StoredRound:
     store = Store(folder)
-    exemplars = find_exemplars(model, pool, config, store, WORLD, reuse=True)
-    return run_round(model, pool, exemplars, config, store, WORLD, TrainingPoint(number, 5 * number), previous=previous)
+    exemplars = find_exemplars(prepare_scorer(model, pool, config, WORLD), store, reuse=True)
+    return run_round(
+        prepare_scorer(model, pool, config, WORLD),
+        exemplars,
+        store,
+        TrainingPoint(number, 5 * number),
+        previous=previous,
+    )
 
 
 @pytest.mark.parametrize("score", ["random", "longest"])

@@ -16,6 +16,9 @@ from miwv_trainer.distributed.world import World
 from miwv_trainer.rounds.exemplars import find_exemplars
 from miwv_trainer.rounds.identity import TrainingPoint
 from miwv_trainer.rounds.round import run_round
+from miwv_trainer.scoring import memory
+from miwv_trainer.scoring.scorer import prepare_scorer
+from miwv_trainer.storage.journal import Journal
 from miwv_trainer.storage.store import Store, StoredRound
 from tests.helpers.interrupted import Killed, counted
 from tests.helpers.tiny import tiny_config, tiny_dataset, tiny_model, tiny_tokenizer
@@ -33,8 +36,8 @@ def a_round(
     model: Any, pool: Pool, folder: Path, config: MIWVConfig = CONFIG, moment: TrainingPoint | None = None
 ) -> StoredRound:
     store = Store(folder)
-    exemplars = find_exemplars(model, pool, config, store, WORLD, reuse=True)
-    return run_round(model, pool, exemplars, config, store, WORLD, moment or TrainingPoint())
+    exemplars = find_exemplars(prepare_scorer(model, pool, config, WORLD), store, reuse=True)
+    return run_round(prepare_scorer(model, pool, config, WORLD), exemplars, store, moment or TrainingPoint())
 
 
 @pytest.mark.parametrize("layout", ["tree", "padded"])
@@ -83,6 +86,33 @@ def killed_at(most: int, model: Any, pool: Pool, folder: Path, **values: Any) ->
     counted(model, most)
     with pytest.raises(Killed):
         a_round(model, pool, folder, **values)
+
+
+@pytest.mark.parametrize("layout", ["tree", "padded"])
+def test_a_resumed_round_composes_the_batches_it_had_although_less_memory_is_free(
+    layout: str, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = MIWVConfig(fraction=0.2, embedder="tfidf", layout=layout, tokens_per_row=64)  # the batch: by free memory
+    model = tiny_model()
+    whole = counted(model)
+    undisturbed = a_round(model, pool, tmp_path / "undisturbed", config)
+    largest = max(whole)
+    at = whole.index(largest) + 2  # largest first: this forward and the one behind it are done
+    killed_at(at, tiny_model(), pool, tmp_path / "killed", config=config)
+    (header,) = Journal.headers(Store(tmp_path / "killed").journal_folder(0))
+    assert header["context"] == 512 and header["layout"] == layout and header["memory"]["longest_batch"] == 4096
+
+    monkeypatch.setattr(memory, "find_least_free_memory", lambda device, world: 2**17)
+    scarce = tiny_model()
+    small = counted(scarce)
+    a_round(scarce, pool, tmp_path / "scarce", config)
+    assert max(small) < largest / 2  # a round that begins with so little memory has other batches
+    model = tiny_model()
+    after = counted(model)
+    resumed = a_round(model, pool, tmp_path / "killed", config)
+    assert [tokens for tokens in after if tokens in whole[at:]][-len(whole[at:]) :] == whole[at:]
+    assert resumed.scores.equals(undisturbed.scores)
+    assert resumed.summary["tokens_forwarded"] == undisturbed.summary["tokens_forwarded"]
 
 
 @pytest.mark.parametrize(

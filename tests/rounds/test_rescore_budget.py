@@ -17,6 +17,7 @@ from miwv_trainer.distributed.world import World
 from miwv_trainer.rounds.exemplars import find_exemplars
 from miwv_trainer.rounds.identity import TrainingPoint
 from miwv_trainer.rounds.round import run_round
+from miwv_trainer.scoring.scorer import prepare_scorer
 from miwv_trainer.storage.store import Store, StoredRound
 from tests.helpers.interrupted import Killed, counted
 from tests.helpers.resumed import STEPS, Run, config_of, stamps
@@ -48,12 +49,12 @@ def rounds_of(
     store, found = Store(folder), []
     for number, seed in enumerate(seeds):
         model = tiny_model(seed=seed)
-        exemplars = find_exemplars(model, pool, config, store, WORLD, reuse=True)
+        exemplars = find_exemplars(prepare_scorer(model, pool, config, WORLD), store, reuse=True)
         if watched is not None:
             watched(number, model)
         moment = TrainingPoint(number, 4 * number, number)
         previous = found[-1] if found else None
-        found.append(run_round(model, pool, exemplars, config, store, WORLD, moment, previous=previous))
+        found.append(run_round(prepare_scorer(model, pool, config, WORLD), exemplars, store, moment, previous=previous))
     return found
 
 

@@ -22,8 +22,10 @@ from miwv_trainer.rounds import exemplars
 from miwv_trainer.rounds.exemplars import find_exemplars
 from miwv_trainer.rounds.identity import TrainingPoint, exemplar_fingerprint, model_fingerprint, run_fingerprint
 from miwv_trainer.rounds.messages import cost_line, round_line
-from miwv_trainer.rounds.round import check_model, run_round
-from miwv_trainer.scoring.layout import context_length
+from miwv_trainer.rounds.round import run_round
+from miwv_trainer.scoring.context import find_context_length
+from miwv_trainer.scoring.model_checks import check_model
+from miwv_trainer.scoring.scorer import prepare_scorer
 from miwv_trainer.storage.store import Store
 from tests.helpers.rounds import made_columns, write_round
 from tests.helpers.tiny import tiny_config, tiny_dataset, tiny_model, tiny_tokenizer
@@ -56,12 +58,12 @@ def pool_of(*samples: tuple[list[int], list[int]]):
 
 
 def exemplars_of(model, pool, store, config=CONFIG, reuse=True):
-    return find_exemplars(model, pool, config, store, WORLD, reuse=reuse)
+    return find_exemplars(prepare_scorer(model, pool, config, WORLD), store, reuse=reuse)
 
 
 def finished_round(model, pool, store, config=CONFIG, moment=None):
     exemplars = exemplars_of(model, pool, store, config)
-    return run_round(model, pool, exemplars, config, store, WORLD, moment or TrainingPoint())
+    return run_round(prepare_scorer(model, pool, config, WORLD), exemplars, store, moment or TrainingPoint())
 
 
 def loss_by_hand(model, before: np.ndarray, sample: np.ndarray, is_response: np.ndarray) -> float:
@@ -129,7 +131,7 @@ def test_the_summary_says_what_the_design_lists(model, pool, store):
     assert len(told) == 4
     for sample, loss in told.items():
         assert loss == pytest.approx(finished.column("zero_shot_loss")[int(sample)], abs=1e-5)
-    assert store.read_round(2, run_fingerprint(pool, CONFIG, context_length(model, CONFIG))).number == 2
+    assert store.read_round(2, run_fingerprint(pool, CONFIG, find_context_length(model, CONFIG))).number == 2
 
 
 @pytest.mark.parametrize("refine", [True, False])
@@ -165,12 +167,9 @@ def test_a_round_leaves_no_trace_in_model_or_random_state(pool, store):
 
     model.eval()
     again = run_round(
-        model,
-        pool,
+        prepare_scorer(model, pool, CONFIG, WORLD),
         exemplars_of(model, pool, store, MIWVConfig(embedder="model")),
-        CONFIG,
         store,
-        WORLD,
         TrainingPoint(1),
     )
     assert np.array_equal(in_training.column("miwv"), again.column("miwv"))
@@ -263,7 +262,7 @@ def test_a_copy_counts_as_left_out_where_others_are_scored(model, pool, store, c
     exemplars = exemplars_of(model, pool, store)
     exemplars.indices[4] = -1
     with caplog.at_level(logging.WARNING):
-        run_round(model, pool, exemplars, CONFIG, store, WORLD, TrainingPoint(3))
+        run_round(prepare_scorer(model, pool, CONFIG, WORLD), exemplars, store, TrainingPoint(3))
     words = "samples could not be scored and are left out: 1 with no exemplar but copies of themselves."
     assert caplog.messages == [f"Round 3: 1 of {COUNT} {words}"]
 
@@ -437,13 +436,13 @@ def test_a_failed_search_is_not_kept(model, pool, store, monkeypatch):
 
 @pytest.mark.parametrize(("scoring_max_length", "expected"), [(None, 512), (100, 100), (512, 512), (9_000, 512)])
 def test_the_context_is_the_shorter_of_the_models_and_the_configured_one(model, scoring_max_length, expected):
-    assert context_length(model, MIWVConfig(scoring_max_length=scoring_max_length)) == expected
+    assert find_context_length(model, MIWVConfig(scoring_max_length=scoring_max_length)) == expected
 
 
 def test_a_model_without_a_longest_sequence_takes_any():
     model = tiny_model(MambaConfig(vocab_size=512, hidden_size=32, num_hidden_layers=1, state_size=4))
-    assert context_length(model, MIWVConfig()) > 10**9
-    assert context_length(model, MIWVConfig(scoring_max_length=64)) == 64
+    assert find_context_length(model, MIWVConfig()) > 10**9
+    assert find_context_length(model, MIWVConfig(scoring_max_length=64)) == 64
 
 
 def test_a_token_id_outside_the_vocabulary_is_refused(model):
@@ -484,14 +483,14 @@ def test_a_models_fingerprint_names_as_many_losses_as_there_are(model):
 def test_a_line_about_a_round_says_what_was_scored_and_selected_and_how_much_stayed(model, pool, store):
     exemplars = exemplars_of(model, pool, store)
     exemplars.indices[0] = -1
-    first = run_round(model, pool, exemplars, CONFIG, store, WORLD, TrainingPoint(0))
-    second = run_round(tiny_model(seed=1), pool, exemplars, CONFIG, store, WORLD, TrainingPoint(1))
+    first = run_round(prepare_scorer(model, pool, CONFIG, WORLD), exemplars, store, TrainingPoint(0))
+    second = run_round(prepare_scorer(tiny_model(seed=1), pool, CONFIG, WORLD), exemplars, store, TrainingPoint(1))
     kept = len(set(first.selection.tolist()) & set(second.selection.tolist()))
     assert 0 < kept < 6
     assert round_line(first).startswith(f"Round 0: scored {COUNT - 1} of {COUNT} samples in ")
     assert round_line(first).endswith(" a second), selected 6.")
     assert round_line(second, first).endswith(f", selected 6, {round(100 * kept / 6)}% of them as in round 0.")
-    again = run_round(tiny_model(seed=1), pool, exemplars, CONFIG, store, WORLD, TrainingPoint(1))
+    again = run_round(prepare_scorer(tiny_model(seed=1), pool, CONFIG, WORLD), exemplars, store, TrainingPoint(1))
     assert round_line(again, first) == round_line(second, first).replace("Round 1:", "Round 1, read from disk:")
 
 
@@ -537,7 +536,7 @@ def test_a_fresh_run_moves_what_does_not_fit_aside_and_keeps_what_does(model, po
     assert "of an earlier run" in caplog.text
     assert sorted(path.name for path in aside.iterdir()) == ["embeddings.safetensors", "exemplars.parquet", "round-000"]
     assert pq.read_table(aside / "round-000" / "scores.parquet").equals(finished.scores)
-    assert store.read_exemplars(exemplar_fingerprint(pool, config, context_length(model, config))) is not None
+    assert store.read_exemplars(exemplar_fingerprint(pool, config, find_context_length(model, config))) is not None
 
 
 def test_exemplars_that_are_damaged_are_found_again_by_a_fresh_run(model, pool, store):

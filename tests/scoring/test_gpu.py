@@ -18,6 +18,7 @@ from miwv_trainer.distributed.world import World
 from miwv_trainer.scoring.attention import _block_mask
 from miwv_trainer.scoring.isolation import no_trace
 from miwv_trainer.scoring.layout import choose_layout, score_pool
+from miwv_trainer.scoring.scorer import prepare_scorer
 from miwv_trainer.scoring.trees import Tree, tree_row
 from tests.helpers.launch import CONFIGS, ROOT, run
 from tests.helpers.tiny import instruction_rows, save_tiny
@@ -40,9 +41,9 @@ def test_trees_have_the_losses_of_padded_rows(attention: str, case: tuple[Pool, 
     model = random_model("Llama", values, attention).cuda()
     reference = random_model("Llama", values, "sdpa").cuda()
     with no_trace(model), no_trace(reference):
-        assert choose_layout(model, *case, MIWVConfig(), world()) == "tree"
-        tree = score_pool(model, *case, MIWVConfig(tokens_per_row=256), "tree", world())
-        padded = score_pool(reference, *case, MIWVConfig(), "padded", world())
+        assert choose_layout(prepare_scorer(model, case[0], MIWVConfig(), world()), case[1]) == "tree"
+        tree = score_pool(prepare_scorer(model, case[0], MIWVConfig(tokens_per_row=256), world()), case[1], "tree")
+        padded = score_pool(prepare_scorer(reference, case[0], MIWVConfig(), world()), case[1], "padded")
     np.testing.assert_allclose(tree.zero_shot, padded.zero_shot, atol=1e-4, rtol=0)
     np.testing.assert_allclose(tree.one_shot, padded.one_shot, atol=1e-4, rtol=0)
 
@@ -75,12 +76,16 @@ def test_a_gpu_that_runs_out_of_memory_goes_on_with_half(caplog: pytest.LogCaptu
     exemplars = (np.arange(200) + 1) % 200
     model = random_model("Llama", {**SMALL, "hidden_size": 256, "intermediate_size": 16384}, "sdpa").cuda()
     with no_trace(model):
-        expected = score_pool(model, pool, exemplars, MIWVConfig(tokens_per_batch=1024), "tree", world())
+        expected = score_pool(
+            prepare_scorer(model, pool, MIWVConfig(tokens_per_batch=1024), world()), exemplars, "tree"
+        )
         torch.cuda.empty_cache()
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 2**30) / total)
         try:
-            found = score_pool(model, pool, exemplars, MIWVConfig(tokens_per_batch=2**17), "tree", world())
+            found = score_pool(
+                prepare_scorer(model, pool, MIWVConfig(tokens_per_batch=2**17), world()), exemplars, "tree"
+            )
         finally:
             torch.cuda.set_per_process_memory_fraction(1.0)
     assert "Out of memory on" in caplog.text

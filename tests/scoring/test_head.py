@@ -16,7 +16,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from miwv_trainer.data.pool import Pool
 from miwv_trainer.scoring.attention import _mask
-from miwv_trainer.scoring.head import Head, answer_losses, choose_head, forward_one_position
+from miwv_trainer.scoring.head import Head, Targets, answer_losses, choose_head, forward_one_position
 from miwv_trainer.scoring.trees import Tree, tree_row
 from tests.helpers.tiny import tiny_config, tiny_model
 
@@ -113,7 +113,7 @@ def without_balancing(model: Any) -> dict[str, bool]:
 
 def losses(model: nn.Module, logits_chunk: int = 256, head: Head | None = None) -> np.ndarray:
     inputs, rows, predicting, answers = batch()
-    return answer_losses(model, inputs, rows, predicting, answers, logits_chunk, head or choose_head(model))
+    return answer_losses(model, inputs, Targets.of(rows, predicting, answers), logits_chunk, head or choose_head(model))
 
 
 class WidestVocabulary(TorchDispatchMode):
@@ -253,9 +253,8 @@ def test_rows_of_trees_of_a_mixture_of_experts_that_balances_its_load() -> None:
         "position_ids": torch.as_tensor(row.positions)[None],
         "attention_mask": _mask(model, [row], torch.device("cpu")),
     }
-    found = answer_losses(
-        model, inputs, np.zeros_like(row.targets), row.targets - 1, row.ids[row.targets], 2, "chunked"
-    )
+    targets = Targets.of(np.zeros_like(row.targets), row.targets - 1, row.ids[row.targets])
+    found = answer_losses(model, inputs, targets, 2, "chunked")
     logits = model(torch.arange(13)[None], output_router_logits=False).logits[0]
     expected = torch.nn.functional.cross_entropy(logits[[5, 6, 10, 11]], torch.tensor([6, 7, 11, 12]), reduction="none")
     np.testing.assert_allclose(found, expected.numpy(), atol=2e-5, rtol=0)

@@ -17,11 +17,13 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutput
 
+from miwv_trainer.config import MIWVConfig
 from miwv_trainer.distributed.world import World
 from miwv_trainer.scoring import losses as scoring
 from miwv_trainer.scoring.isolation import no_trace, preserved_rng
 from miwv_trainer.scoring.losses import Losses, prompt_embeddings, response_losses, score_batches
 from miwv_trainer.scoring.rows import Row, plan_padded, plan_prompts, plan_zero_shot
+from miwv_trainer.scoring.scorer import Scorer, prepare_scorer
 from tests.helpers.losses import CONTEXT, EXEMPLARS, PREAMBLE, SAMPLES, losses_by_hand, pool_of
 from tests.helpers.tiny import tiny_config, tiny_model
 
@@ -94,12 +96,18 @@ FAMILIES = [*CONFIGS, "lora", "without logits_to_keep"]
 POOL = pool_of(SAMPLES)
 
 
+def scorer_of(model, pool=POOL, world=ONE_PROCESS, scoring_max_length=CONTEXT, **values) -> Scorer:
+    config = MIWVConfig(scoring_max_length=scoring_max_length, **values)
+    return prepare_scorer(model, pool, config, world)
+
+
 def score(
     model, pool=POOL, exemplars=EXEMPLARS, context=CONTEXT, tokens_per_batch=150, logits_chunk=5, world=ONE_PROCESS
 ):
     batches = plan_padded(pool, exemplars, context, tokens_per_batch)
     with torch.no_grad():
-        return score_batches(model, pool, batches, exemplars, context=context, logits_chunk=logits_chunk, world=world)
+        scorer = scorer_of(model, pool, world, scoring_max_length=context, logits_chunk=logits_chunk)
+        return score_batches(scorer, batches, exemplars)
 
 
 def as_array(losses: Losses) -> np.ndarray:
@@ -131,7 +139,7 @@ def test_zero_shot_losses_alone_need_no_exemplars(model):
     context = len(PREAMBLE) + longest
     batches = plan_zero_shot(POOL, context, 150)
     with torch.no_grad():
-        losses = score_batches(model, POOL, batches, context=context, world=ONE_PROCESS)
+        losses = score_batches(scorer_of(model, scoring_max_length=context), batches)
     np.testing.assert_allclose(losses.zero_shot, losses_by_hand(model)[0], rtol=0, atol=1e-5)
     assert np.isnan(losses.one_shot).all()
 
@@ -255,7 +263,7 @@ def test_model_embeddings_equal_the_mean_of_the_last_hidden_states_over_the_prom
     model = model_named(family)
     batches = plan_prompts(POOL, CONTEXT, tokens_per_batch)
     with torch.no_grad():
-        embeddings = prompt_embeddings(model, POOL, batches, context=CONTEXT, world=ONE_PROCESS)
+        embeddings = prompt_embeddings(scorer_of(model), batches)
     base = model.get_base_model() if family == "lora" else model
     for index, sample in enumerate(SAMPLES):
         flags = [is_response for _, is_response in sample]
@@ -268,7 +276,7 @@ def test_model_embeddings_equal_the_mean_of_the_last_hidden_states_over_the_prom
 
 def test_model_embeddings_of_different_prompts_differ(model):
     with torch.no_grad():
-        embeddings = prompt_embeddings(model, POOL, plan_prompts(POOL, CONTEXT, 60), context=CONTEXT, world=ONE_PROCESS)
+        embeddings = prompt_embeddings(scorer_of(model), plan_prompts(POOL, CONTEXT, 60))
     unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
     assert (unit @ unit.T - 2 * np.eye(len(SAMPLES))).max() < 0.99
 

@@ -13,13 +13,14 @@ import torch
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.pool import Pool
 from miwv_trainer.distributed.world import World
-from miwv_trainer.scoring import memory as budget
+from miwv_trainer.scoring import memory
 from miwv_trainer.scoring.attention import Attention
 from miwv_trainer.scoring.isolation import no_trace
 from miwv_trainer.scoring.layout import score_pool
 from miwv_trainer.scoring.losses import prompt_embeddings
-from miwv_trainer.scoring.memory import Budget, choose_budget, extra_memory, least_free_memory
+from miwv_trainer.scoring.memory import BatchSize, estimate_memory, find_least_free_memory, measure_memory, size_batches
 from miwv_trainer.scoring.rows import plan_prompts
+from miwv_trainer.scoring.scorer import prepare_scorer
 from miwv_trainer.scoring.trees import plan_trees, tree_batches
 from tests.helpers.trees import SMALL, random_case, random_model
 
@@ -31,34 +32,35 @@ POOL = replace(RANDOM, tokens=RANDOM.tokens % SMALL["vocab_size"])
 
 def chosen(
     monkeypatch: Any, free: int, attention: Attention = "segments", work: int | None = None, **values: Any
-) -> Budget:
-    monkeypatch.setattr(budget, "least_free_memory", lambda device, world: free)
+) -> BatchSize:
+    monkeypatch.setattr(memory, "find_least_free_memory", lambda device, world: free)
     implementation = "eager" if attention == "mask" else "sdpa"
-    return choose_budget(random_model("Llama", SMALL, implementation), MIWVConfig(**values), WORLD, work)
+    model = random_model("Llama", SMALL, implementation)
+    return size_batches(model, MIWVConfig(**values), measure_memory(model, WORLD), work)
 
 
 def test_with_memory_to_spare_the_defaults_are_what_pays(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert chosen(monkeypatch, 2**40) == Budget(4096, 4096)
-    assert chosen(monkeypatch, 2**40, "mask") == Budget(1024, 4096)
+    assert chosen(monkeypatch, 2**40) == BatchSize(4096, 4096)
+    assert chosen(monkeypatch, 2**40, "mask") == BatchSize(1024, 4096)
 
 
 def test_what_is_configured_is_taken_whatever_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert chosen(monkeypatch, 0, tokens_per_row=700, tokens_per_batch=900) == Budget(700, 900)
-    assert chosen(monkeypatch, 0, tokens_per_batch=900) == Budget(900, 900)
-    assert chosen(monkeypatch, 2**40, tokens_per_row=9000) == Budget(9000, 9000)
+    assert chosen(monkeypatch, 0, tokens_per_row=700, tokens_per_batch=900) == BatchSize(700, 900)
+    assert chosen(monkeypatch, 0, tokens_per_batch=900) == BatchSize(900, 900)
+    assert chosen(monkeypatch, 2**40, tokens_per_row=9000) == BatchSize(9000, 9000)
 
 
 def test_a_forward_is_at_most_a_256th_of_the_work_but_no_less_than_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     for work, expected in ((100, 1024), (512_000, 2000), (10**9, 4096)):
-        assert chosen(monkeypatch, 2**40, "mask", work) == Budget(1024, expected)
-    assert chosen(monkeypatch, 2**40, "mask", 512_000, tokens_per_row=3000) == Budget(3000, 3000)
-    assert chosen(monkeypatch, 2**40, "mask", 512_000, tokens_per_batch=4000) == Budget(1024, 4000)
+        assert chosen(monkeypatch, 2**40, "mask", work) == BatchSize(1024, expected)
+    assert chosen(monkeypatch, 2**40, "mask", 512_000, tokens_per_row=3000) == BatchSize(3000, 3000)
+    assert chosen(monkeypatch, 2**40, "mask", 512_000, tokens_per_batch=4000) == BatchSize(1024, 4000)
 
 
 @pytest.mark.parametrize("count", [300, 1000, 4000])
 def test_ranks_carry_about_equal_work_whatever_their_number(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """On an accelerator, whose forwards take up to 32,768 tokens: a thousand short samples would be twelve of them."""
-    monkeypatch.setattr(budget, "TOKENS_ON_CPU", budget.TOKENS_ON_ACCELERATOR)
+    monkeypatch.setattr(memory, "TOKENS_ON_CPU", memory.TOKENS_ON_ACCELERATOR)
     generator = np.random.default_rng(count)
     offsets = np.concatenate([[0], np.cumsum(generator.integers(20, 400, count))])
     is_response = np.ones(offsets[-1], dtype=bool)
@@ -86,7 +88,7 @@ def test_a_forward_is_halved_until_half_of_what_is_free_holds_it(
 
         def needed(tokens: int) -> int:
             row = min(tokens, 1024 if attention == "mask" else 4096)
-            return extra_memory(model, row, tokens, 256, attention)
+            return estimate_memory(model, row, tokens, 256, attention)
 
         assert needed(found.tokens_per_batch) <= free / 2 or found.tokens_per_batch == 256
         assert found.tokens_per_batch == 4096 or needed(2 * found.tokens_per_batch) > free / 2
@@ -97,15 +99,15 @@ def test_a_forward_is_halved_until_half_of_what_is_free_holds_it(
 def test_the_formula_by_hand() -> None:
     """SMALL: hidden 32, intermediate 64, vocabulary 512, 4 heads, float32."""
     activations, head = 100 * 4 * (4 * 64 + 8 * 32), 10 * 512 * 12
-    assert extra_memory(random_model("Llama", SMALL, "sdpa"), 50, 100, 10, "segments") == activations + head
+    assert estimate_memory(random_model("Llama", SMALL, "sdpa"), 50, 100, 10, "segments") == activations + head
     masks = 2 * 50 * 50 * 5
-    assert extra_memory(random_model("Llama", SMALL, "sdpa"), 50, 100, 10, "mask") == activations + masks + head
+    assert estimate_memory(random_model("Llama", SMALL, "sdpa"), 50, 100, 10, "mask") == activations + masks + head
     weights = 2 * 50 * 50 * 4 * 12
-    assert extra_memory(random_model("Llama", SMALL, "eager"), 50, 100, 10, "mask") == activations + weights + head
+    assert estimate_memory(random_model("Llama", SMALL, "eager"), 50, 100, 10, "mask") == activations + weights + head
 
 
 def test_free_memory_is_that_of_the_machine_shared_by_the_ranks() -> None:
-    free = least_free_memory(CPU, WORLD)
+    free = find_least_free_memory(CPU, WORLD)
     assert 2**26 < free < 2**50
 
 
@@ -133,7 +135,7 @@ def out_of_memory_above(most: int, model: Any, monkeypatch: pytest.MonkeyPatch) 
 
 def losses(model: Any, layout: str, world: World = WORLD, **values: Any) -> tuple[np.ndarray, int]:
     with no_trace(model):
-        found = score_pool(model, POOL, EXEMPLARS, MIWVConfig(**values), layout, world)
+        found = score_pool(prepare_scorer(model, POOL, MIWVConfig(**values), world), EXEMPLARS, layout)
     return np.stack([found.zero_shot, found.one_shot]), found.tokens_forwarded
 
 
@@ -177,10 +179,11 @@ def test_where_parameters_are_sharded_nothing_is_tried_again(layout: str, monkey
 def test_the_models_own_embeddings_survive_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
     model = random_model("Llama", SMALL).eval()
     batches = plan_prompts(POOL, 512, 4096)
+    scorer = prepare_scorer(model, POOL, MIWVConfig(scoring_max_length=512), WORLD)
     with torch.no_grad():
-        whole = prompt_embeddings(model, POOL, batches, context=512, world=WORLD)
+        whole = prompt_embeddings(scorer, batches)
         _, failed = out_of_memory_above(150, model, monkeypatch)
-        found = prompt_embeddings(model, POOL, batches, context=512, world=WORLD)
+        found = prompt_embeddings(scorer, batches)
     assert failed
     np.testing.assert_allclose(found, whole, atol=1e-5)
 

@@ -32,7 +32,9 @@ from miwv_trainer.scoring.float32 import float32_arithmetic
 from miwv_trainer.scoring.isolation import no_trace
 from miwv_trainer.scoring.layout import score_pool
 from miwv_trainer.scoring.losses import Losses
-from miwv_trainer.scoring.refine import Refined, nearest, refine, score_refined
+from miwv_trainer.scoring.memory import MemoryBudget
+from miwv_trainer.scoring.refine import Refined, find_nearest, refine, score_refined
+from miwv_trainer.scoring.scorer import Scorer, prepare_scorer
 from miwv_trainer.selection.choose import compute_overlap
 from miwv_trainer.storage.store import Store
 from tests.helpers.selecting import ranking_by_miwv, select_highest
@@ -271,12 +273,12 @@ def test_what_layers_share_is_float32_in_all_of_them() -> None:
 def test_near_threshold_by_hand(number: int, width: float, expected: list[int]) -> None:
     miwv = np.array([2.5, np.nan, 0.5, 2.0, -1.0, 1.5], dtype=np.float32)
     _, distances = ranking_by_miwv(number)(Losses(np.zeros(6, dtype=np.float32), miwv, 0))
-    assert nearest(distances, width).tolist() == expected
+    assert find_nearest(distances, width).tolist() == expected
 
 
 def scored(model: Any, case: tuple[Pool, np.ndarray], config: MIWVConfig = CONFIG) -> Losses:
     with no_trace(model):
-        return score_pool(model, *case, config, "tree", WORLD)
+        return score_pool(prepare_scorer(model, case[0], config, WORLD), case[1], "tree")
 
 
 def test_the_selection_is_float32s_where_bfloat16_alone_flips_it(case: tuple[Pool, np.ndarray]) -> None:
@@ -299,7 +301,9 @@ def test_the_selection_is_float32s_where_bfloat16_alone_flips_it(case: tuple[Poo
 def score_with(model: Any, case: tuple[Pool, np.ndarray], world: World = WORLD, **settings: Any) -> Refined:
     config = MIWVConfig(fraction=0.1, embedder="tfidf", **settings)
     with no_trace(model):
-        return score_refined(model, *case, config, "tree", world, ranking_by_miwv(COUNT // 10))
+        return score_refined(
+            prepare_scorer(model, case[0], config, world), case[1], "tree", ranking_by_miwv(COUNT // 10)
+        )
 
 
 def test_a_float32_model_is_scored_once(case: tuple[Pool, np.ndarray]) -> None:
@@ -379,7 +383,7 @@ class Measured:
         self.count = count
         monkeypatch.setattr(precision, "score_pool", self.score)
 
-    def score(self, model: Any, pool: Any, exemplars: np.ndarray, *_: Any) -> Losses:
+    def score(self, scorer: Any, exemplars: np.ndarray, *_: Any) -> Losses:
         samples = np.flatnonzero(exemplars >= 0)
         self.asked += samples.tolist()
         miwv = np.full(self.count, np.nan, dtype=np.float32)
@@ -390,8 +394,10 @@ class Measured:
         low = Losses(np.zeros(self.count, dtype=np.float32), self.rounded, 10 * self.count)
         pool: Any = range(self.count)
         exemplars = np.zeros(self.count, dtype=np.int64)
+        model: Any = nn.Linear(1, 1)
+        scorer = Scorer(model, pool, MIWVConfig(), WORLD, 512, MemoryBudget(2**40, 4096, 4096))
         ranking = ranking_by_miwv(round(fraction * self.count))
-        return refine(nn.Linear(1, 1), pool, exemplars, low, MIWVConfig(), "tree", WORLD, ranking)
+        return refine(scorer, exemplars, low, "tree", ranking)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -434,7 +440,9 @@ def test_a_round_writes_and_logs_what_it_cost(case: tuple[Pool, np.ndarray], tmp
 
     def finished(folder: str, model: Any) -> Any:
         store = Store(tmp_path / folder)
-        return run_round(model, pool, Exemplars(exemplars, similarities), CONFIG, store, WORLD, TrainingPoint())
+        return run_round(
+            prepare_scorer(model, pool, CONFIG, WORLD), Exemplars(exemplars, similarities), store, TrainingPoint()
+        )
 
     model = bfloat16_model(seed=FLIPPING_SEED)
     current, exact = finished("low", model), finished("float32", copy.deepcopy(model).float())

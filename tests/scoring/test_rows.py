@@ -7,7 +7,7 @@ from miwv_trainer.data.pool import NO_EXEMPLAR, Pool
 from miwv_trainer.scoring.rows import (
     ONE_SHOT,
     ZERO_SHOT,
-    Batch,
+    PaddedBatch,
     batch_rows,
     one_shot_row,
     plan_padded,
@@ -41,7 +41,7 @@ def random_pool(count: int = 60, seed: int = 0) -> tuple[Pool, np.ndarray]:
     return pool_of(*samples), exemplars
 
 
-def planned(batches: list[Batch]) -> list[tuple[int, int]]:
+def planned(batches: list[PaddedBatch]) -> list[tuple[int, int]]:
     return [(s, k) for batch in batches for s, k in zip(batch.samples.tolist(), batch.kinds.tolist(), strict=True)]
 
 
@@ -82,7 +82,7 @@ def test_an_exemplar_that_does_not_fit_loses_its_beginning_and_the_sample_loses_
 
 def test_the_rows_of_a_batch_follow_its_order_and_kinds():
     pool = pool_of("pppr", "pprr")
-    batch = Batch(np.array([1, 0, 1]), np.array([ONE_SHOT, ZERO_SHOT, ZERO_SHOT]), np.array([10, 6, 6]))
+    batch = PaddedBatch(np.array([1, 0, 1]), np.array([ONE_SHOT, ZERO_SHOT, ZERO_SHOT]), np.array([10, 6, 6]))
     rows = batch_rows(batch, pool, np.array([1, 0]), context=100)
     assert [row.ids.tolist() for row in rows] == [
         [900, 901, 0, 1, 2, 3, 4, 5, 6, 7],

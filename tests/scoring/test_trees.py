@@ -20,6 +20,7 @@ from miwv_trainer.scoring import layout as layout_module
 from miwv_trainer.scoring.isolation import no_trace
 from miwv_trainer.scoring.layout import check_layout, choose_layout, score_pool
 from miwv_trainer.scoring.losses import Losses
+from miwv_trainer.scoring.scorer import prepare_scorer
 from miwv_trainer.scoring.trees import Tree, TreeBatch, plan_trees, tree_batches, tree_row
 from tests.helpers.tiny import tiny_model
 from tests.helpers.trees import (
@@ -114,8 +115,8 @@ def test_halves_of_a_batch_score_what_it_scores(seed: int, is_padded: bool) -> N
     assert [row for batch in batches for row in batch.rows] == rows
     scored = sorted(losses_of(batches, pool))
     smaller = 0
-    while any(batch.halves(pool) for batch in batches):
-        halves = [batch.halves(pool) for batch in batches]
+    while any(batch.halves() for batch in batches):
+        halves = [batch.halves() for batch in batches]
         batches = [part for batch, two in zip(batches, halves, strict=True) for part in two or [batch]]
         smaller += 1
     assert smaller
@@ -173,7 +174,10 @@ OTHERS = {
 
 def both_layouts(model: Any, case: tuple[Pool, np.ndarray], **overrides: Any) -> tuple[np.ndarray, np.ndarray]:
     with no_trace(model):
-        found = (score_pool(model, *case, MIWVConfig(**overrides), layout, WORLD) for layout in ("tree", "padded"))
+        found = (
+            score_pool(prepare_scorer(model, case[0], MIWVConfig(**overrides), WORLD), case[1], layout)
+            for layout in ("tree", "padded")
+        )
         tree, padded = (np.stack([losses.zero_shot, losses.one_shot]) for losses in found)
     return tree, padded
 
@@ -185,7 +189,7 @@ def test_families_with_full_attention_have_the_same_losses_by_tree(
 ) -> None:
     model = random_model(family, FULL_ATTENTION[family], attention)
     with no_trace(model):
-        assert choose_layout(model, *case, MIWVConfig(), WORLD) == "tree"
+        assert choose_layout(prepare_scorer(model, case[0], MIWVConfig(), WORLD), case[1]) == "tree"
     tree, padded = both_layouts(model, case, tokens_per_row=200)
     np.testing.assert_allclose(tree, padded, atol=2e-5, rtol=0)
 
@@ -200,7 +204,7 @@ def test_a_window_that_hides_nothing_is_no_obstacle(family: str, attention: str,
     model = random_model(family, {**SMALL, "head_dim": 8, "sliding_window": longest}, attention)
     config = MIWVConfig(scoring_max_length=longest, tokens_per_row=400)
     with no_trace(model):
-        assert choose_layout(model, *case, config, WORLD) == "tree"
+        assert choose_layout(prepare_scorer(model, case[0], config, WORLD), case[1]) == "tree"
     tree, padded = both_layouts(model, case, scoring_max_length=longest, tokens_per_row=400)
     np.testing.assert_allclose(tree, padded, atol=2e-5, rtol=0)
 
@@ -211,15 +215,18 @@ class OfTwo(World):
     def all_reduce_sum(self, array: np.ndarray) -> np.ndarray:
         return array
 
-    def gather(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any) -> list[Any]:
         return [value, "a forward of trees fails (RuntimeError: no tea)"]
 
 
 def test_ranks_choose_the_same_layout_where_trees_fail_on_one_alone(case: tuple[Pool, np.ndarray], caplog: Any) -> None:
     model = tiny_model()
     with no_trace(model):
-        assert choose_layout(model, *case, MIWVConfig(), WORLD) == "tree"
-        assert choose_layout(model, *case, MIWVConfig(), OfTwo(0, 2, torch.device("cpu"))) == "padded"
+        assert choose_layout(prepare_scorer(model, case[0], MIWVConfig(), WORLD), case[1]) == "tree"
+        assert (
+            choose_layout(prepare_scorer(model, case[0], MIWVConfig(), OfTwo(0, 2, torch.device("cpu"))), case[1])
+            == "padded"
+        )
     assert "a forward of trees fails (RuntimeError: no tea)" in caplog.text
 
 
@@ -230,17 +237,19 @@ def test_other_families_fall_back_with_a_warning_that_says_why(
     values, reason = OTHERS[family]
     model = random_model(family, values)
     with no_trace(model), caplog.at_level(logging.WARNING, logger="miwv_trainer"):
-        assert choose_layout(model, *case, MIWVConfig(), WORLD) == "padded"
+        assert choose_layout(prepare_scorer(model, case[0], MIWVConfig(), WORLD), case[1]) == "padded"
         (warning,) = caplog.messages
         assert type(model).__name__ in warning and reason in warning and '`layout="padded"` silences' in warning
         with pytest.raises(ValueError, match='cannot be scored with `layout="tree"`.*Use "auto" or "padded"'):
-            choose_layout(model, *case, MIWVConfig(layout="tree"), WORLD)
+            choose_layout(prepare_scorer(model, case[0], MIWVConfig(layout="tree"), WORLD), case[1])
         with pytest.raises(ValueError, match=f"{type(model).__name__} cannot be scored with .*{re.escape(reason)}"):
             check_layout(model, MIWVConfig(layout="tree"))
         check_layout(model, MIWVConfig())
         caplog.clear()
-        assert choose_layout(model, *case, MIWVConfig(), WORLD) == "padded"  # the next round says nothing new
-        assert choose_layout(model, *case, MIWVConfig(layout="padded"), WORLD) == "padded"
+        assert (
+            choose_layout(prepare_scorer(model, case[0], MIWVConfig(), WORLD), case[1]) == "padded"
+        )  # the next round says nothing new
+        assert choose_layout(prepare_scorer(model, case[0], MIWVConfig(layout="padded"), WORLD), case[1]) == "padded"
     assert not caplog.messages
 
 
@@ -248,7 +257,7 @@ def test_attention_that_takes_no_mask_falls_back(case: tuple[Pool, np.ndarray], 
     model = tiny_model()
     model.config._attn_implementation = "flash_attention_2"
     with no_trace(model):
-        assert choose_layout(model, *case, MIWVConfig(), WORLD) == "padded"
+        assert choose_layout(prepare_scorer(model, case[0], MIWVConfig(), WORLD), case[1]) == "padded"
     assert "its attention is 'flash_attention_2', which takes no mask of its own" in caplog.text
 
 
@@ -266,7 +275,7 @@ def test_a_mask_that_does_not_reach_every_layer_is_noticed(
 
     monkeypatch.setattr(model.model.layers[1], "forward", forward_without_a_tree_mask)
     with no_trace(model):
-        assert choose_layout(model, *case, MIWVConfig(), WORLD) == "padded"
+        assert choose_layout(prepare_scorer(model, case[0], MIWVConfig(), WORLD), case[1]) == "padded"
     assert "differ by" in caplog.text
 
 
@@ -283,7 +292,7 @@ def test_a_forward_that_refuses_the_mask_falls_back(
 
     monkeypatch.setattr(model.model, "forward", forward)
     with no_trace(model):
-        assert choose_layout(model, *case, MIWVConfig(), WORLD) == "padded"
+        assert choose_layout(prepare_scorer(model, case[0], MIWVConfig(), WORLD), case[1]) == "padded"
     assert "a forward of trees fails (ValueError: two dimensions, please)" in caplog.text
 
 
@@ -295,14 +304,14 @@ def test_a_difference_of_a_hundredth_is_rounding_under_the_autocast_of_accelerat
     if autocast:
         model.forward = torch.autocast("cpu", torch.bfloat16)(model.forward)
 
-    def score(model: Any, pool: Pool, exemplars: Any, config: Any, layout: str, world: Any) -> Losses:
+    def score(scorer: Any, exemplars: Any, layout: str) -> Losses:
         model(torch.zeros((1, 2), dtype=torch.long))
-        losses = np.full(len(pool), 2.01 if layout == "tree" else 2.0, dtype=np.float32)
+        losses = np.full(len(scorer.pool), 2.01 if layout == "tree" else 2.0, dtype=np.float32)
         return Losses(losses, losses, 0)
 
     monkeypatch.setattr(layout_module, "score_pool", score)
     with no_trace(model):
-        assert choose_layout(model, *case, MIWVConfig(), WORLD) == expected
+        assert choose_layout(prepare_scorer(model, case[0], MIWVConfig(), WORLD), case[1]) == expected
 
 
 def test_lora_and_trls_fused_head_have_the_same_losses_by_tree(case: tuple[Pool, np.ndarray]) -> None:

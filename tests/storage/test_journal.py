@@ -93,7 +93,7 @@ def test_headers_say_what_is_there(tmp_path: Path) -> None:
     write(tmp_path, 0, entry(0))
     write(tmp_path, 1, entry(1), header={"round": 5})
     (tmp_path / "rank-00002.jsonl").write_text("torn")
-    assert Journal.headers(tmp_path) == [{"version": 1, **HEADER}, {"version": 1, "round": 5}]
+    assert Journal.headers(tmp_path) == [{"version": 2, **HEADER}, {"version": 2, "round": 5}]
 
 
 def test_lines_reach_the_disk_every_hundredth_of_the_work_or_after_half_a_minute(
@@ -145,5 +145,5 @@ def test_a_disk_that_is_full_is_an_error_that_names_the_file(tmp_path: Path) -> 
 def test_lines_are_json_that_anyone_can_read(tmp_path: Path) -> None:
     path = write(tmp_path, 0, entry(3, 4))
     header, line = (json.loads(line)["content"] for line in path.read_text().split("\n") if line)
-    assert header == {"version": 1, **HEADER}
+    assert header == {"version": 2, **HEADER}
     assert line["samples"] == [3, 4] and line["kinds"] == [1, 0] and line["tokens"] == 20

@@ -1,0 +1,129 @@
+"""What a round begins with: which samples it scores, behind which exemplars, and what is known of the others."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from miwv_trainer.config import MIWVConfig
+from miwv_trainer.data.pool import Pool
+from miwv_trainer.embeddings.vectors import Embeddings
+from miwv_trainer.rounds.identity import Exemplars, TrainingPoint, one_shot_exemplars
+from miwv_trainer.rounds.messages import no_candidate, nothing_scorable
+from miwv_trainer.scoring.losses import Losses
+from miwv_trainer.scoring.rows import scorable
+from miwv_trainer.scoring.scorer import Scorer
+from miwv_trainer.selection.choose import Choice, choose
+from miwv_trainer.selection.guards import apply_guards
+from miwv_trainer.selection.rescoring import choose_samples_to_score
+from miwv_trainer.selection.scores import Measured, get_draw_seed, get_score, score_samples
+from miwv_trainer.storage.store import StoredRound
+
+
+@dataclass(frozen=True)
+class RoundInputs:
+    """
+    What a round begins with.
+
+    Args:
+        pool: N samples.
+        exemplars: The exemplar of each sample, and how similar the two are.
+        config: What to select and how.
+        context: Longest sequence, in tokens, that is forwarded.
+        point: Where in training the round stands.
+        previous: The round before, or None.
+        before: What the round before measured; no losses where there is none.
+        ages: `(N,)` rounds since each sample was scored, or None.
+        shown: `(N,)` index of the exemplar that each sample is scored behind.
+        is_scored: `(N,)` which samples this round scores.
+    """
+
+    pool: Pool
+    exemplars: Exemplars
+    config: MIWVConfig
+    context: int
+    point: TrainingPoint
+    previous: StoredRound | None
+    before: Measured
+    ages: np.ndarray | None
+    shown: np.ndarray
+    is_scored: np.ndarray
+
+    def merge(self, losses: Losses) -> Measured:
+        """What is known with this round's losses."""
+        return self.before.updated(self.is_scored, losses.zero_shot, losses.one_shot)
+
+    def choose(self, measured: Measured, embeddings: Embeddings | None = None) -> Choice:
+        """The selection by the configuration's score, guards and budget."""
+        return choose(measured, self.pool.has_prompt_and_response, self.config, self.pool.groups, embeddings)
+
+    def without_diversity(self) -> "RoundInputs":
+        """The same without what looks at embeddings."""
+        plain = replace(self.config, diversity="none", max_selected_similarity=1.0)
+        return replace(self, config=plain)
+
+    def score(self, measured: Measured) -> np.ndarray:
+        """`(N,)` scores, NaN where a sample has none."""
+        return score_samples(measured, get_score(self.config), self.pool.has_prompt_and_response)
+
+    def rank(self, losses: Losses) -> tuple[np.ndarray, np.ndarray]:
+        """
+        `(N,)` scores, and `(N,)` distances from the threshold that the guards leave, NaN where this round does not
+        score. Diversity has no threshold, so it is left out.
+        """
+        choice = self.without_diversity().choose(self.merge(losses))
+        return choice.scores, np.where(self.is_scored, choice.distances, np.nan)
+
+
+def prepare_inputs(
+    scorer: Scorer, exemplars: Exemplars, point: TrainingPoint, previous: StoredRound | None
+) -> RoundInputs:
+    """
+    What a round begins with; of a later round with a `rescore_budget`, only a share of the samples is scored.
+
+    Raises:
+        ValueError: not one sample can be scored, or the guards that need no loss leave none.
+    """
+    pool, config = scorer.pool, scorer.config
+    shown = one_shot_exemplars(exemplars, config)
+    can_score = scorable(pool, shown, scorer.context)
+    needs_forwards = get_score(config).needs_forwards
+    if needs_forwards and not can_score.any():
+        raise ValueError(nothing_scorable(pool, shown, scorer.context))
+    nothing = np.full(len(pool), np.nan, dtype=np.float32)
+    _check_guards(can_score if needs_forwards else pool.has_prompt_and_response, pool, exemplars, config)
+    draw = get_draw_seed(config, point.number)
+    before = Measured(nothing, nothing, exemplars.similarities, pool.response_tokens, draw)
+    inputs = RoundInputs(
+        pool, exemplars, config, scorer.context, point, previous, before, None, shown, is_scored=can_score
+    )
+    if not needs_forwards:
+        return replace(inputs, is_scored=np.zeros(len(pool), dtype=bool))
+    if previous is None or config.rescore_budget == 1:
+        return inputs
+    return _within_budget(inputs, previous)
+
+
+def _within_budget(inputs: RoundInputs, previous: StoredRound) -> RoundInputs:
+    """The inputs of a round that scores a share of the pool; the other samples keep what `previous` measured."""
+    config, draw = inputs.config, inputs.before.draw
+    measured, ages = measured_of(previous, draw), previous.column("age")
+    last = replace(inputs, config=config.without_bands()).without_diversity().choose(measured)
+    # What the other guards leave out can never be selected. The bands depend on losses, which change.
+    may_be_scored = inputs.is_scored & ((last.cells >= 0) | np.isnan(last.scores))
+    is_scored = choose_samples_to_score(last.ranked, ages, may_be_scored, config.rescore_budget, draw)
+    return replace(inputs, before=measured, ages=ages, is_scored=is_scored)
+
+
+def measured_of(current: StoredRound, draw: tuple[int, ...] = (0,)) -> Measured:
+    """What a round has measured."""
+    zero_shot, one_shot = current.column("zero_shot_loss"), current.column("one_shot_loss")
+    return Measured(zero_shot, one_shot, current.column("similarity"), current.column("response_tokens"), draw)
+
+
+def _check_guards(may: np.ndarray, pool: Pool, exemplars: Exemplars, config: MIWVConfig) -> None:
+    """Raises `ValueError` where the guards that need no loss leave nothing, before hours are spent on losses."""
+    alike = np.where(may, np.float32(0), np.float32(np.nan))
+    measured = Measured(alike, alike, exemplars.similarities, pool.response_tokens)
+    is_left, left_out = apply_guards(alike, measured, config.without_bands())
+    if not is_left.any():
+        raise ValueError(no_candidate(left_out))

@@ -1,0 +1,3 @@
+from tests.helpers.trees import case
+
+__all__ = ["case"]
