@@ -23,6 +23,7 @@ from miwv_trainer.rounds.identity import exemplar_fingerprint, run_fingerprint
 from miwv_trainer.scoring.context import find_context_length
 from miwv_trainer.scoring.layout import check_layout
 from miwv_trainer.scoring.model_checks import check_model
+from miwv_trainer.scoring.scorer import prepare_scorer
 from miwv_trainer.selection.scores import needs_exemplars
 from miwv_trainer.storage.store import Store, StoredRound
 from miwv_trainer.training.console import Console
