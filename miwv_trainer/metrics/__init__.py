@@ -1,14 +1,17 @@
-"""`evaluate.Metric` modules, one file each, loaded by path: `evaluate.load(metric_path("response_loss"))`."""
+"""`evaluate.Metric` modules, one file each, loaded by path: `evaluate.load(metric_path("response_loss"))`.
+
+Each is a file of its own because `evaluate.load` copies the file to its cache and imports it from there.
+"""
 
 from importlib.resources import files
 
 
 def metric_path(name: str) -> str:
     """
-    Where a metric's module lies.
+    The path of a metric's module, for `evaluate.load`.
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: there is no metric of that name.
     """
     folder = files(__name__)
     names = [file.name.removesuffix(".py") for file in folder.iterdir() if file.name.endswith(".py")]

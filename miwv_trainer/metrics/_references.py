@@ -1,4 +1,4 @@
-"""Generated responses beside their references."""
+"""Compares generated responses with their references."""
 
 from collections.abc import Callable
 
@@ -9,21 +9,23 @@ FEATURES = datasets.Features(
 )
 
 
-def mean_of_best(predictions: list[str], references: list[list[str]], score: Callable[[str, str], float]) -> float:
+def average_best(predictions: list[str], references: list[list[str]], score: Callable[[str, str], float]) -> float:
     """
-    Mean over the generations of the highest score with one of their references.
+    Mean over the generations of each one's highest score against its references.
 
     Args:
-        score: Of a generation and a reference.
+        predictions: Generated responses.
+        references: For each generation, its references.
+        score: Takes a generation and a reference.
 
     Raises:
-        ValueError: no generation, or one without reference.
+        ValueError: there is no generation, or one has no reference.
     """
     if not predictions:
         raise ValueError("There is no generation to score; give at least one.")
     best = []
-    for number, (generated, allowed) in enumerate(zip(predictions, references, strict=True)):
-        if not allowed:
+    for number, (generated, own_references) in enumerate(zip(predictions, references, strict=True)):
+        if not own_references:
             raise ValueError(f"Generation {number} has no reference; give at least one for each.")
-        best.append(max(score(generated, text) for text in allowed))
+        best.append(max(score(generated, reference) for reference in own_references))
     return sum(best) / len(best)

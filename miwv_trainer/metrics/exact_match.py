@@ -2,21 +2,21 @@
 
 import evaluate
 
-from miwv_trainer.metrics._references import FEATURES, mean_of_best
+from miwv_trainer.metrics._references import FEATURES, average_best
 
 _DESCRIPTION = """
-Share of generations that equal their reference, or one of several, after white space at both ends is taken off.
+Share of generations that equal one of their references. White space at both ends is ignored.
 """
 
 _KWARGS_DESCRIPTION = """
 Args:
     predictions (list of str): generated responses.
-    references (list of list of str): for each its references.
-    ignore_case (bool, defaults to False): whether texts are compared in lower case.
+    references (list of list of str): for each generation, its references.
+    ignore_case (bool, defaults to False): whether upper and lower case are the same.
 Returns:
     exact_match (float), from 0 to 1.
 Raises:
-    ValueError: no generation, or one without reference.
+    ValueError: there is no generation, or one has no reference.
 Examples:
     >>> metric = evaluate.load(metric_path("exact_match"))
     >>> metric.compute(predictions=["Paris", "a cat"], references=[["Paris", "In Paris"], ["a dog"]])
@@ -41,4 +41,4 @@ class ExactMatch(evaluate.Metric):
                 generated, reference = generated.lower(), reference.lower()
             return generated.strip() == reference.strip()
 
-        return {"exact_match": mean_of_best(predictions, references, is_equal)}
+        return {"exact_match": average_best(predictions, references, is_equal)}

@@ -1,4 +1,4 @@
-"""Response loss and perplexity, of a corpus and of its samples, from the losses of the samples."""
+"""Response loss and perplexity of a corpus and of its samples, computed from the losses of the samples."""
 
 import math
 
@@ -7,8 +7,8 @@ import evaluate
 
 _DESCRIPTION = """
 Mean negative log-likelihood per response token over a corpus, in nats, and its exponential, the perplexity. Samples are
-weighted by their number of response tokens, so the result does not depend on how they were batched. Beside it the
-perplexity of each sample and their plain mean, named as in evaluate's own `perplexity`.
+weighted by their number of response tokens, so the result does not depend on how they were batched. The perplexity of
+each sample and their unweighted mean are returned too, under the names of evaluate's own `perplexity`.
 """
 
 _KWARGS_DESCRIPTION = """
@@ -17,9 +17,9 @@ Args:
     references (list of int): number of response tokens of each sample.
 Returns:
     response_loss (float), perplexity (float), response_tokens (int), perplexities (list of float), mean_perplexity
-    (float). A loss beyond 709 has an infinite perplexity.
+    (float). A loss above 709 has an infinite perplexity, because its exponential exceeds the largest float.
 Raises:
-    ValueError: there is no response token, a number of them is negative, or a loss is NaN.
+    ValueError: there is no response token, a number of tokens is negative, or a loss is NaN.
 Examples:
     >>> metric = evaluate.load(metric_path("response_loss"))
     >>> metric.compute(predictions=[1.0, 2.0], references=[3, 1])["response_loss"]
@@ -48,18 +48,19 @@ class ResponseLoss(evaluate.Metric):
         tokens = sum(references)
         if tokens == 0:
             raise ValueError("A corpus without a response token has no loss; give at least one sample that has some.")
+        # fsum does not round in between: the result is the same whatever order the processes' samples arrive in.
         loss = math.fsum(mean * count for mean, count in zip(predictions, references, strict=True)) / tokens
-        perplexities = [_perplexity(mean) for mean in predictions]
+        perplexities = [_compute_perplexity(mean) for mean in predictions]
         return {
             "response_loss": loss,
-            "perplexity": _perplexity(loss),
+            "perplexity": _compute_perplexity(loss),
             "response_tokens": tokens,
             "perplexities": perplexities,
             "mean_perplexity": sum(perplexities) / len(perplexities),
         }
 
 
-def _perplexity(loss: float) -> float:
+def _compute_perplexity(loss: float) -> float:
     try:
         return math.exp(loss)
     except OverflowError:

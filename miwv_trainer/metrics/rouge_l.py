@@ -3,23 +3,23 @@
 import evaluate
 from rouge_score import rouge_scorer
 
-from miwv_trainer.metrics._references import FEATURES, mean_of_best
+from miwv_trainer.metrics._references import FEATURES, average_best
 
 _DESCRIPTION = """
 ROUGE-L (Lin 2004): the F-measure of the longest common subsequence of words of a generation and its reference, in lower
-case, by Google's rouge_score; of several references the best one counts. Mean over the samples. rouge_score's words are
-made of a to z and digits: texts in other scripts have none, and score 0 even where they are equal.
+case, computed by Google's rouge_score. The best of several references counts. The result is the mean over the samples.
+rouge_score takes only a to z and digits as parts of words, so texts in other scripts score 0 even where they are equal.
 """
 
 _KWARGS_DESCRIPTION = """
 Args:
     predictions (list of str): generated responses.
-    references (list of list of str): for each its references.
+    references (list of list of str): for each generation, its references.
     use_stemmer (bool, defaults to False): whether words are compared by their Porter stems.
 Returns:
     rougeL (float), from 0 to 1.
 Raises:
-    ValueError: no generation, or one without reference.
+    ValueError: there is no generation, or one has no reference.
 Examples:
     >>> metric = evaluate.load(metric_path("rouge_l"))
     >>> metric.compute(predictions=["the cat sat"], references=[["the cat sat down"]])
@@ -44,4 +44,4 @@ class RougeL(evaluate.Metric):
         def f_measure(generated: str, reference: str) -> float:
             return scorer.score(reference, generated)["rougeL"].fmeasure
 
-        return {"rougeL": mean_of_best(predictions, references, f_measure)}
+        return {"rougeL": average_best(predictions, references, f_measure)}

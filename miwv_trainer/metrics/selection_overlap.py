@@ -1,22 +1,22 @@
-"""How much of one selection is in another."""
+"""How many samples two selections share."""
 
 import datasets
 import evaluate
 
 _DESCRIPTION = """
-Share of each selection that the one it is compared with holds too, the Jaccard index of the two, and, where the pool's
-size is given, the share that two random selections of these sizes would have in common. Means over the pairs.
+Compares pairs of selections: the share of the first that the second contains, the Jaccard index of the two and, if the
+pool's size is given, the share that a random selection of the second one's size would contain. Means over the pairs.
 """
 
 _KWARGS_DESCRIPTION = """
 Args:
     predictions (list of list of int): selections, as pool indices.
-    references (list of list of int): the selections that they are compared with.
+    references (list of list of int): for each, the selection that it is compared with.
     pool_size (int, optional): number of samples in the pool.
 Returns:
     overlap (float), jaccard (float), and with `pool_size` overlap_by_chance (float).
 Raises:
-    ValueError: there is no pair, or a selection is empty, names a sample twice, or one that is not in the pool.
+    ValueError: there is no pair, or a selection is empty, names a sample twice or names one that is not in the pool.
 Examples:
     >>> metric = evaluate.load(metric_path("selection_overlap"))
     >>> metric.compute(predictions=[[1, 2, 3, 4]], references=[[3, 4, 5]], pool_size=10)
@@ -40,19 +40,19 @@ class SelectionOverlap(evaluate.Metric):
         if not predictions:
             raise ValueError("There are no selections to compare; give at least one pair.")
         pairs = [
-            (_members(one, pool_size), _members(other, pool_size))
+            (_check_members(one, pool_size), _check_members(other, pool_size))
             for one, other in zip(predictions, references, strict=True)
         ]
         result = {
-            "overlap": _mean([len(one & other) / len(one) for one, other in pairs]),
-            "jaccard": _mean([len(one & other) / len(one | other) for one, other in pairs]),
+            "overlap": _average([len(one & other) / len(one) for one, other in pairs]),
+            "jaccard": _average([len(one & other) / len(one | other) for one, other in pairs]),
         }
         if pool_size is not None:
-            result["overlap_by_chance"] = _mean([len(other) / pool_size for _, other in pairs])
+            result["overlap_by_chance"] = _average([len(other) / pool_size for _, other in pairs])
         return result
 
 
-def _members(selection: list[int], pool_size: int | None) -> set[int]:
+def _check_members(selection: list[int], pool_size: int | None) -> set[int]:
     members = set(selection)
     if not members or len(members) != len(selection):
         raise ValueError(
@@ -67,5 +67,5 @@ def _members(selection: list[int], pool_size: int | None) -> set[int]:
     return members
 
 
-def _mean(values: list[float]) -> float:
+def _average(values: list[float]) -> float:
     return sum(values) / len(values)

@@ -31,7 +31,6 @@ class SampleColumns(TypedDict):
     index: list[int]
     exemplar: list[int]
     similarity: Numbers
-    promptTokens: list[int]
     responseTokens: list[int]
 
 
@@ -99,7 +98,6 @@ def _collect_sample_columns(last: StoredRound, rows: np.ndarray) -> SampleColumn
         "index": rows.tolist(),
         "exemplar": last.column("exemplar")[rows].tolist(),
         "similarity": _round_numbers(last.column("similarity")[rows]),
-        "promptTokens": last.column("prompt_tokens")[rows].tolist(),
         "responseTokens": last.column("response_tokens")[rows].tolist(),
     }
 
