@@ -11,6 +11,7 @@ from miwv_trainer.cli.options import option_of
 from miwv_trainer.cli.shared import read_rounds, read_scored_rows, typed_options
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.groups import number_groups
+from miwv_trainer.data.pool import find_complete_samples
 from miwv_trainer.export.dataset_card import Origin
 from miwv_trainer.export.destination import ENDINGS, Format, check_destination, check_hub_name
 from miwv_trainer.export.hub import push_folder
@@ -86,7 +87,7 @@ def _chosen(config: MIWVConfig, scored: StoredRound, rows: datasets.Dataset | No
                 f"There are no embeddings in {store.folder}, by which `diversity` and `max_selected_similarity` "
                 "choose. Score the pool again."
             )
-    is_complete = (measured.response_tokens > 0) & (scored.column("prompt_tokens") > 0)
+    is_complete = find_complete_samples(scored.column("prompt_tokens"), measured.response_tokens)
     choice = choose(measured, is_complete, config, groups, embeddings)
     if not len(choice.selection):
         raise ValueError(f"{no_candidate(choice.left_out)} The scores in {scored.folder} are of {_known(measured)}.")

@@ -34,6 +34,15 @@ class Samples(NamedTuple):
     lengths: np.ndarray
 
 
+def find_complete_samples(prompt_tokens: np.ndarray, response_tokens: np.ndarray) -> np.ndarray:
+    """
+    Returns `(N,)` bool, whether a sample has both a prompt and a response; only such samples can be scored.
+
+    Of two `(N,)` numbers of tokens, because a stored round has these and not the pool.
+    """
+    return (response_tokens > 0) & (prompt_tokens > 0)
+
+
 @dataclass(frozen=True)
 class Pool:
     """
@@ -93,7 +102,7 @@ class Pool:
     @property
     def has_prompt_and_response(self) -> np.ndarray:
         """`(N,)` whether a sample has both a prompt and a response; only such samples can be scored."""
-        return (self.response_tokens > 0) & (self.prompt_tokens > 0)
+        return find_complete_samples(self.prompt_tokens, self.response_tokens)
 
     @cached_property
     def duplicate_groups(self) -> np.ndarray:

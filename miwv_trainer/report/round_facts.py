@@ -40,7 +40,7 @@ def find_miwv_threshold(current: StoredRound) -> float | None:
     """
     score = get_score(restore_config(current))
     miwv = current.column("miwv")[current.selection]
-    if score.column != "miwv" or not len(miwv):
+    if not score.ranks_miwv or not len(miwv):
         return None
     return float(miwv.max() if score.is_lowest_first else miwv.min())
 

@@ -90,6 +90,11 @@ class Score:
         return "one_shot" in self.losses
 
     @property
+    def ranks_miwv(self) -> bool:
+        """Whether the ranked quantity is MIWV, so that a selection has a threshold in MIWV."""
+        return self.column == "miwv"
+
+    @property
     def ranking_label(self) -> str:
         """Names the ranking: the quantity, and its direction where the lowest values are selected."""
         return f"lowest {self.label}" if self.is_lowest_first else self.label

@@ -11,6 +11,7 @@ import torch
 
 from miwv_trainer.embeddings.embedders import EMBEDDERS, embed_texts, get_embedder, validate_embeddings
 from miwv_trainer.embeddings.nearest import find_nearest_exemplars
+from tests.helpers.comparisons import find_comparisons
 from tests.helpers.exemplars import FAR, brute_force, distinct, tfidf_by_hand
 from tests.helpers.pools import pool_of
 
@@ -109,6 +110,10 @@ def test_every_embedder_has_one_source_of_its_vectors():
         assert [embedder.reads_text, embedder.array is not None, embedder.is_model_in_training].count(True) == 1
         assert embedder.name == (given if isinstance(given, str) else "array of shape (3, 2)")
     assert all(get_embedder(name).name == name for name in EMBEDDERS)
+
+
+def test_no_embedder_is_known_by_its_name_elsewhere_in_the_package():
+    assert list(find_comparisons(set(EMBEDDERS), at_home="embeddings/embedders.py")) == []
 
 
 def test_an_embedder_that_reads_no_text_is_not_asked_to_embed_any():

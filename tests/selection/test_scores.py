@@ -17,6 +17,7 @@ from miwv_trainer.selection.scores import (
     score_samples,
 )
 from miwv_trainer.storage import store
+from tests.helpers.comparisons import find_comparisons, find_in
 from tests.helpers.measured import INF, NAN, measured
 
 #                     0     1     2    3    4    5    6     7
@@ -72,6 +73,13 @@ def test_what_the_configuration_knows_of_scores_is_what_their_records_say():
     assert {name for name, score in SCORES.items() if score.difficulty is None} == set(get_args(UnorderedScore))
 
 
+def test_no_score_is_known_by_its_name_elsewhere_in_the_package():
+    assert list(find_comparisons(set(get_args(ScoreName)), at_home="selection/scores.py")) == []
+    lines = ['if score == "miwv": pass', 'x = name in ("a", "random")', 'match name:\n case "longest":\n  pass']
+    assert [bool(list(find_in(line, set(get_args(ScoreName))))) for line in lines] == [True] * 3
+    assert list(find_in('column("miwv")', set(get_args(ScoreName)))) == []
+
+
 @pytest.mark.parametrize(
     "name, losses",
     [
@@ -122,6 +130,7 @@ def test_a_score_is_random_where_its_values_change_with_the_draw(name):
 def test_a_ranking_of_the_lowest_is_called_so():
     assert SCORES["miwv"].ranking_label == "MIWV"
     assert SCORES["low_miwv"].ranking_label == "lowest MIWV"
+    assert [name for name, score in SCORES.items() if score.ranks_miwv] == ["miwv", "low_miwv"]
     assert SCORES["zero_shot_loss"].ranking_label == "zero_shot_loss"
 
 
