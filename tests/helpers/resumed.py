@@ -1,5 +1,7 @@
 """A training that stops, and goes on from a checkpoint."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,10 @@ class Run:
             for name, value in self.trainer.model.named_parameters()
         }
 
+    def copy_folder(self, target: Path) -> Path:
+        """A copy of its output folder, with the times of its files, for another run to go on from."""
+        return Path(shutil.copytree(self.trainer.args.output_dir, target / "copy"))
+
     def places(self) -> list[tuple[int, int, int]]:
         state = self.callback.state()["attributes"]["run_state"]
         return [(entry["global_step"], entry["epoch"], entry["position"]) for entry in state["history"]]
@@ -74,10 +80,11 @@ class Run:
         return all(torch.equal(value, other.weights[name]) for name, value in self.weights.items())
 
 
-def stamps(run: Run, step: int) -> list[int]:
-    """When the rounds that had been scored by a step were written."""
-    scored = [current for current in run.callback.rounds if current.summary["global_step"] <= step]
-    return [(current.folder / "scores.parquet").stat().st_mtime_ns for current in scored]
+def stamps(folder: Path, step: int = STEPS) -> list[int]:
+    """When the rounds in an output folder that had been scored by a step were written."""
+    rounds = sorted((folder / "miwv").glob("round-*"))
+    scored = [each for each in rounds if json.loads((each / "round.json").read_text())["global_step"] <= step]
+    return [(each / "scores.parquet").stat().st_mtime_ns for each in scored]
 
 
 def weights_of(run: Run) -> list[float]:

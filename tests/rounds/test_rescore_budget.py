@@ -189,12 +189,12 @@ def test_resuming_keeps_scores_ages_and_selections(strategy: str, tmp_path: Path
     ages = [current.column("age").tolist() for current in whole.callback.rounds]
     assert len(ages) >= 3 and max(map(max, ages)) >= 2  # some sample went two rounds without
     assert all(each.count(0) == 16 for each in ages[1:])
-    for step in (3, 5, 8, 9, 16, 21):
-        before = stamps(last, step)
+    for step in (5, 9, 16):
+        before = stamps(tmp_path, step)
         last = Run(tmp_path, tmp_path / f"checkpoint-{step}", config)
         assert last.order == whole.order[step:] and len(last.order) == STEPS - step
         assert last.has_the_weights_of(whole) and last.places() == whole.places()
-        assert stamps(last, step) == before
+        assert stamps(tmp_path, step) == before
         for current, other in zip(last.callback.rounds, whole.callback.rounds, strict=True):
             assert current.scores.equals(other.scores)
 
