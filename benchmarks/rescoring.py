@@ -104,7 +104,7 @@ def curve(rounds: list[StoredRound], pool: Pool, context: int, fraction: float) 
             ranked = chosen(known, pool, fraction).ranked
             is_scored = choose_samples_to_score(ranked, ages, scorable(pool, exemplars, context), budget, (0, number))
             now = measured_of(rounds[number])
-            known = known.updated(is_scored, now.zero_shot_loss, now.one_shot_loss)
+            known = known.replace_losses(is_scored, now.zero_shot_loss, now.one_shot_loss)
             ages = update_ages(is_scored, ages)
             share = compute_overlap(
                 choice_of(rounds[number], pool, fraction).selection, chosen(known, pool, fraction).selection

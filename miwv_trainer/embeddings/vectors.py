@@ -1,7 +1,7 @@
 """Embeddings as matrices: rows of length 1, and their dot products.
 
 Everything that compares embeddings works on rows of length 1, whose dot product is their cosine. tf-idf vectors stay
-sparse: as dense rows, those of 52,002 instructions would take several gigabytes.
+sparse: as dense rows, the 43,118 terms of t0's 55,185 instructions would take 9.5 GB.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,9 @@ def normalise_rows(embeddings: Embeddings) -> Embeddings:
     """
     if isinstance(embeddings, np.ndarray):
         norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
-        return embeddings / np.maximum(norms, np.finfo(np.float32).tiny)
+        # A row that contains infinity becomes NaN, which callers exclude. NumPy's warning of it would name no sample.
+        with np.errstate(invalid="ignore"):
+            return embeddings / np.maximum(norms, np.finfo(np.float32).tiny)
     row = find_entry_rows(embeddings)
     norms = np.sqrt(np.bincount(row, np.square(embeddings.data, dtype=np.float64), minlength=embeddings.shape[0]))
     # TfidfVectorizer gives rows of length 1. Dividing them again would round some entries, and cost a copy.

@@ -50,7 +50,7 @@ class RoundInputs:
 
     def merge(self, losses: Losses) -> Measured:
         """What is known with this round's losses."""
-        return self.before.updated(self.is_scored, losses.zero_shot, losses.one_shot)
+        return self.before.replace_losses(self.is_scored, losses.zero_shot, losses.one_shot)
 
     def choose(self, measured: Measured, embeddings: Embeddings | None = None) -> Choice:
         """The selection by the configuration's score, guards and budget."""

@@ -31,6 +31,7 @@ def apportion(weights: np.ndarray, total: int) -> np.ndarray:
         `(g,)` whole numbers that add up to `total`, each less than 1 away from its exact share. Equal remainders are
         rounded up at lower indices first.
     """
+    # In a pool without response tokens all weights are 0.
     exact = weights / max(weights.sum(), 1) * total
     shares = np.floor(exact).astype(np.int64)
     by_remainder = np.argsort(shares - exact, kind="stable")

@@ -87,6 +87,8 @@ def choose(
     costs = tokens if config.selection_budget == "tokens" else np.ones(len(scores), dtype=np.int64)
     shares = apportion(np.bincount(groups, weights=costs), count_selected(config.fraction, int(costs.sum())))
     taken: list[int] = []
+    # A group whose guards leave too few samples leaves places empty. Filling them from other groups would change the
+    # proportions that `group_column` is there to keep.
     for group, share in enumerate(shares.tolist()):
         in_group = ranked[groups[ranked] == group]
         taken += take_within_budget(_order_candidates(in_group, taken, costs, share, config, embeddings), costs, share)
@@ -126,6 +128,7 @@ def _order_candidates(
         )
     order: Iterable[int] = ranked.tolist()
     if config.diversity != "none":
+        # The costs are samples or tokens, as the share is.
         is_near_top = np.cumsum(costs[ranked]) <= multiply_exactly(config.diversity_candidates, share)
         candidates = ranked[: max(1, int(is_near_top.sum()))]
         if config.diversity == "facility_location":
@@ -135,6 +138,8 @@ def _order_candidates(
             relevance = -np.arange(len(candidates), dtype=np.float64)
             order = order_by_marginal_relevance(candidates, relevance, embeddings, config.mmr_weight)
     if config.max_selected_similarity < 1:
+        # The samples of earlier groups go first, so that near-duplicates are found across groups. They are removed by
+        # value and not by counting: where rounding makes two of them near-duplicates of each other, one is skipped.
         taken_before = set(taken)
         distinct = skip_near_duplicates(chain(taken, order), embeddings, config.max_selected_similarity)
         order = (sample for sample in distinct if sample not in taken_before)

@@ -41,13 +41,15 @@ def iterate_guards(scores: np.ndarray, measured: Measured, config: MIWVConfig) -
     earlier guards leave.
     """
     is_left = ~np.isnan(scores)
+    # These come first, so that the quantiles below are those of samples that could be selected. Else short responses,
+    # whose noisy losses lie at both ends, would fill the bands.
     least_values = (
         ("min_response_tokens", config.min_response_tokens, 0, measured.response_tokens),
         ("min_similarity", config.min_similarity, -1, measured.similarity),
     )
     for name, least, least_when_off, values in least_values:
         if least > least_when_off:
-            is_kept = values >= least
+            is_kept = values >= least  # false for the similarity NaN of a sample without exemplar
             yield f"{name}={least}", is_left & ~is_kept
             is_left = is_left & is_kept
     bands = (

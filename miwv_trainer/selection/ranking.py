@@ -46,6 +46,7 @@ def rank_samples(scores: np.ndarray, bands: np.ndarray) -> np.ndarray:
     share_above = np.full(len(scores), np.inf)
     for number in range(bands.max(initial=-1) + 1):
         members = np.flatnonzero(bands == number)
+        # A stable sort of ascending indices leaves ties in the order of the pool.
         members = members[np.argsort(-scores[members], kind="stable")]
         share_above[members] = np.arange(len(members)) / max(len(members), 1)
     candidates = np.flatnonzero(bands >= 0)

@@ -36,6 +36,7 @@ def choose_samples_to_score(
     by_age = left[np.argsort(-unscored_for, kind="stable")]  # equal ages by last score
     is_chosen[by_age[: round(SHARE_LONGEST_UNSCORED * count)]] = True
 
+    # What rounding the two shares has left over goes to the random share, so that the whole budget is used.
     left = np.flatnonzero(may_be_scored & ~is_chosen)
     drawn = np.random.default_rng(draw).permutation(left)
     is_chosen[drawn[: count - is_chosen.sum()]] = True

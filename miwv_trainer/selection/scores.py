@@ -15,7 +15,8 @@ import numpy as np
 from miwv_trainer.config import MIWVConfig, ScoreName
 
 LossName = Literal["zero_shot", "one_shot"]
-# The losses that scores need. The one-shot loss is never measured alone, because a tree gives both for the price of it.
+# The losses that scores need. The one-shot loss is never measured alone: in a tree, the trunks that it needs give the
+# zero-shot losses too, and `loss_band` looks at these.
 NO_LOSS: frozenset[LossName] = frozenset()
 ZERO_SHOT: frozenset[LossName] = frozenset({"zero_shot"})
 BOTH_LOSSES: frozenset[LossName] = frozenset({"zero_shot", "one_shot"})
@@ -44,8 +45,8 @@ class Measured:
     def miwv(self) -> np.ndarray:
         return compute_miwv(self.one_shot_loss, self.zero_shot_loss)
 
-    def updated(self, is_new: np.ndarray, zero_shot_loss: np.ndarray, one_shot_loss: np.ndarray) -> "Measured":
-        """Takes the losses of the samples in the `(N,)` mask `is_new` from other `(N,)` arrays."""
+    def replace_losses(self, is_new: np.ndarray, zero_shot_loss: np.ndarray, one_shot_loss: np.ndarray) -> "Measured":
+        """Returns a copy that takes the losses of the samples in the `(N,)` mask `is_new` from other `(N,)` arrays."""
         return replace(
             self,
             zero_shot_loss=np.where(is_new, zero_shot_loss, self.zero_shot_loss),
@@ -102,7 +103,8 @@ class Score:
 
 def compute_miwv(one_shot_loss: np.ndarray, zero_shot_loss: np.ndarray) -> np.ndarray:
     """Returns `(N,)` float32 MIWV, the one-shot minus the zero-shot loss; NaN where either is not finite."""
-    with np.errstate(invalid="ignore"):  # infinity minus infinity
+    # Infinity minus infinity would warn. A model that overflows has such losses, and they are reported as unscorable.
+    with np.errstate(invalid="ignore"):
         difference = one_shot_loss - zero_shot_loss
     return np.where(np.isfinite(difference), difference, np.nan).astype(np.float32)
 
@@ -119,6 +121,8 @@ def compute_residual_miwv(measured: Measured) -> np.ndarray:
     residual = np.full(len(miwv), np.nan, dtype=np.float32)
     if not is_finite.any():
         return residual
+    # With few samples or equal lengths the columns depend on each other. `lstsq` then takes the smallest coefficients,
+    # where solving the normal equations would fail.
     x = regressors[:, is_finite]
     # Centred and scaled, because log(tokens) and its square are nearly collinear over the few lengths of a pool.
     x = (x - x.mean(axis=1, keepdims=True)) / np.maximum(x.std(axis=1, keepdims=True), np.finfo(np.float32).tiny)
@@ -146,6 +150,8 @@ def _mask_infinite(losses: np.ndarray) -> np.ndarray:
 
 
 def _draw_scores(measured: Measured) -> np.ndarray:
+    # One draw for every sample, also for those that cannot be selected, so that a sample's number does not depend on
+    # how many before it lack a prompt or a response.
     return np.random.default_rng(measured.draw).random(len(measured.response_tokens))
 
 
@@ -244,6 +250,7 @@ def score_samples(measured: Measured, score: Score, has_prompt_and_response: np.
     Args:
         has_prompt_and_response: `(N,)` bool. A sample without either has no score.
     """
+    # float32, because scores.parquet stores float32: another selection from the stored losses must break the same ties.
     values = score.formula(measured).astype(np.float32)
     scores = -values if score.is_lowest_first else values
     return np.where(has_prompt_and_response, scores, np.nan).astype(np.float32)
