@@ -76,6 +76,11 @@ class Run:
         state = self.callback.state()["attributes"]["run_state"]
         return [(entry["global_step"], entry["epoch"], entry["position"]) for entry in state["history"]]
 
+    def logged_rounds(self) -> list[tuple[int, int]]:
+        """Number and step of each round in the Trainer's log."""
+        entries = self.trainer.state.log_history
+        return [(entry["miwv/round"], entry["step"]) for entry in entries if "miwv/round" in entry]
+
     def has_the_weights_of(self, other: "Run") -> bool:
         return all(torch.equal(value, other.weights[name]) for name, value in self.weights.items())
 

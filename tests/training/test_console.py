@@ -1,11 +1,7 @@
 """What a training run writes to its console: a line a round, bars on rank 0, and silence where it was asked for."""
 
 import logging
-import os
-import pty
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -97,17 +93,3 @@ def test_only_rank_0_shows_progress() -> None:
     assert World(0, 2, device).shows_progress
     assert not World(1, 2, device).shows_progress
     assert not World(0, 1, device, quiet=True).shows_progress
-
-
-def test_no_colours_on_a_terminal_that_asks_for_none(tmp_path: Path) -> None:
-    ours, theirs = pty.openpty()
-    environment = {**os.environ, "NO_COLOR": "1", "TERM": "xterm-256color"}
-    command = [sys.executable, "-m", "miwv_trainer", "select", "--scores", str(tmp_path), "--fraction", "0.1"]
-    done = subprocess.run(command, env=environment, stdout=theirs, stderr=theirs)
-    helped = subprocess.run([*command[:3], "--help"], env=environment, stdout=theirs, stderr=theirs)
-    os.close(theirs)
-    text = os.read(ours, 100_000).decode()
-    os.close(ours)
-    assert done.returncode == 2 and helped.returncode == 0
-    assert "There are no scores in" in text and "usage: miwv" in text
-    assert "\x1b[" not in text

@@ -17,20 +17,6 @@ def of_rounds(trainer: Any) -> list[dict[str, Any]]:
     return [entry for entry in trainer.state.log_history if any(name.startswith("miwv/") for name in entry)]
 
 
-def rounds_and_steps(run: Run) -> list[tuple[int, int]]:
-    return [(entry["miwv/round"], entry["step"]) for entry in of_rounds(run.trainer)]
-
-
-@pytest.mark.parametrize("strategy", ["epoch", "steps"])
-def test_on_resuming_past_rounds_are_not_logged_again(strategy: str, tmp_path: Path) -> None:
-    whole = Run(tmp_path, config=config_of(strategy))
-    scored = [current.summary["global_step"] for current in whole.callback.rounds]
-    assert rounds_and_steps(whole) == list(enumerate(scored))
-    for step in (5, 8, 9):
-        resumed = Run(tmp_path, tmp_path / f"checkpoint-{step}", config_of(strategy))
-        assert rounds_and_steps(resumed) == list(enumerate(scored))
-
-
 @pytest.mark.parametrize("strategy", ["epoch", "steps"])
 def test_a_round_takes_no_loss_out_of_the_log(strategy: str, tmp_path: Path) -> None:
     run = Run(tmp_path, config=config_of(strategy), logging_strategy="steps", logging_steps=1, save_strategy="no")

@@ -54,6 +54,8 @@ def check_resumes(whole: Run, folder: Path, strategy: str, loader: str, steps: l
     # Otherwise the order could go on by chance.
     selections = [current.selection.tolist() for current in whole.callback.rounds]
     assert len({tuple(selection) for selection in selections}) >= min(3, len(selections))
+    logged = [(number, step) for number, (step, _, _) in enumerate(whole.places())]
+    assert whole.logged_rounds() == logged
     for step in steps:
         before = stamps(folder, step)
         last = Run(folder, folder / f"checkpoint-{step}", config, **options)
@@ -61,6 +63,7 @@ def check_resumes(whole: Run, folder: Path, strategy: str, loader: str, steps: l
         assert last.has_the_weights_of(whole), f"resumed at step {step}"
         assert last.places() == whole.places()
         assert [current.selection.tolist() for current in last.callback.rounds] == selections
+        assert last.logged_rounds() == logged  # none twice, although those before the checkpoint were logged by then
         assert stamps(folder, step) == before, f"a round was scored again on resuming at step {step}"
 
 
