@@ -3,6 +3,7 @@
 import argparse
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import datasets
@@ -28,6 +29,23 @@ DEFAULT_POOL = ROOT.parent / "shared" / "data" / "alpaca_gpt4_1k.jsonl.gz"
 
 
 @dataclass(frozen=True)
+class Draw:
+    """
+    Which samples of a pool are measured.
+
+    Args:
+        samples: How many.
+        seed: Seed of the draw.
+        lengths_only: Draws lengths with replacement and fills them with random tokens, so that a small pool stands for
+            a large one.
+    """
+
+    samples: int
+    seed: int = 0
+    lengths_only: bool = False
+
+
+@dataclass(frozen=True)
 class Case:
     """A pool to score with a model; `exemplars` is `(N,)`, the index of each sample's exemplar."""
 
@@ -42,9 +60,9 @@ class Case:
         """Longest sequence that is forwarded."""
         return find_context_length(self.model, self.config)
 
-    @property
+    @cached_property
     def scorer(self) -> Scorer:
-        """What scores the pool with the model."""
+        """What scores the pool with the model. Made once: it looks at the free memory, which layouts change."""
         return prepare_scorer(self.model, self.pool, self.config, self.world)
 
     @property
@@ -57,60 +75,60 @@ def build_case(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     rows: datasets.Dataset,
-    samples: int,
-    *,
-    seed: int,
-    lengths_only: bool,
-    embedder: str,
+    draw: Draw,
     config: MIWVConfig,
 ) -> Case:
     """
-    Draws the samples and finds each one's exemplar among them.
+    Draws samples and finds each one's exemplar among them, by the configuration's embedder.
 
     Raises:
-        ValueError: more samples than there are, an embedder that takes no text, a pool outside the model's
+        ValueError: more samples than there are, an embedder that reads no text, a pool outside the model's
             vocabulary, or no sample that can be scored.
     """
-    if not get_embedder(embedder).reads_text:
+    if not (isinstance(config.embedder, str) and get_embedder(config.embedder).reads_text):
         raise ValueError(
-            f'`--embedder` must be "tfidf" or a sentence-transformers name or folder, but got "{embedder}".'
+            f'`--embedder` must be "tfidf" or a sentence-transformers name or folder, but got "{config.embedder}".'
         )
-    generator = np.random.default_rng(seed)
-    if samples > len(rows) and not lengths_only:
+    if draw.samples > len(rows) and not draw.lengths_only:
         raise ValueError(
-            f"`--samples` is {samples}, but the pool holds {len(rows)}: give at most so many, or `--lengths-only`, "
-            "which draws lengths from them with replacement."
+            f"`--samples` is {draw.samples}, but the pool holds {len(rows)}: give at most so many, or "
+            "`--lengths-only`, which draws lengths from them with replacement."
         )
-    drawn = generator.choice(len(rows), samples, replace=lengths_only)
+    generator = np.random.default_rng(draw.seed)
+    drawn = generator.choice(len(rows), draw.samples, replace=draw.lengths_only)
     chosen, source = np.unique(drawn, return_inverse=True)
     pool = pool_from_rows(rows.select(chosen), tokenizer, show_progress=True)
     context = find_context_length(model, config)
-    exemplars, _ = find_nearest_exemplars(embed_texts(embedder, pool.texts), pool, context)
-    if lengths_only:
+    exemplars, _ = find_nearest_exemplars(embed_texts(config.embedder, pool.texts), pool, context)
+    if draw.lengths_only:
         vocabulary = model.config.get_text_config().vocab_size
-        pool, exemplars = random_pool(pool, exemplars, source, vocabulary, generator)
+        pool, exemplars = draw_random_pool(pool, exemplars, source, vocabulary, generator)
     check_model(model, pool)
     case = Case(model, pool, exemplars, config, World(0, 1, model.device))
     if not len(case.scored):
         raise ValueError(
-            f"Not one of the {samples} samples drawn can be scored in the {context} tokens of the model's context: "
-            "draw more of them, or give another pool or model."
+            f"Not one of the {draw.samples} samples drawn can be scored in the {context} tokens of the model's "
+            "context: draw more of them, or give another pool or model."
         )
     return case
 
 
-def random_pool(
+def draw_random_pool(
     pool: Pool, exemplars: np.ndarray, source: np.ndarray, vocabulary: int, generator: np.random.Generator
 ) -> tuple[Pool, np.ndarray]:
     """
-    Random tokens in the lengths of given samples, which may be drawn several times.
+    Makes a pool of random tokens with the lengths of given samples, each of which may be drawn several times.
 
     Args:
-        source: `(N,)` the sample of `pool` whose lengths each new sample takes. Each is there at least once.
+        pool: The given samples.
+        exemplars: `(M,)` their exemplars.
+        source: `(N,)` the given sample whose lengths each new sample takes. Each given sample occurs at least once.
+        vocabulary: Number of different tokens.
+        generator: Source of the random numbers.
 
     Returns:
-        The new pool, and `(N,)` exemplars: one drawn from k(j) where the sample is drawn from j, so that the new
-        samples crowd behind few exemplars as the given ones do.
+        The new pool and `(N,)` its exemplars. The exemplar of a copy of sample j is a random copy of j's exemplar, so
+        that few exemplars serve many samples, as in the given pool.
     """
     masks = [pool.response_mask(j) for j in source.tolist()]
     offsets = np.cumsum([0, *map(len, masks)], dtype=np.int64)
@@ -120,27 +138,29 @@ def random_pool(
         is_response=np.concatenate(masks),
         offsets=offsets,
     )
+    # The copies of sample j stand at order[starts[j]:starts[j + 1]].
     order = np.argsort(source, kind="stable")
     starts = np.searchsorted(source[order], np.arange(len(pool) + 1))
     wanted = exemplars[source]
-    found = np.maximum(wanted, 0)
+    has_exemplar = wanted != NO_EXEMPLAR
+    found = np.where(has_exemplar, wanted, 0)
     picked = order[generator.integers(starts[found], starts[found + 1])]
-    return new_pool, np.where(wanted == NO_EXEMPLAR, NO_EXEMPLAR, picked)
+    return new_pool, np.where(has_exemplar, picked, NO_EXEMPLAR)
 
 
-def parser_of(description: str | None) -> argparse.ArgumentParser:
+def make_parser(description: str | None) -> argparse.ArgumentParser:
     """The options of a benchmark that scores a pool into a folder and selects from it."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="hub name, folder, or folder with a GGUF file (default: the quickstart's)")
     parser.add_argument("--pool", help="hub name or file (default: alpaca_gpt4_1k)")
     parser.add_argument("--output", required=True, help="folder of the scores")
-    parser.add_argument("--embedder", default="tfidf", help="(default: %(default)s)")
-    parser.add_argument("--fraction", type=float, default=0.05, help="(default: %(default)s)")
+    parser.add_argument("--embedder", default="tfidf", help="what finds exemplars (default: %(default)s)")
+    parser.add_argument("--fraction", type=float, default=0.05, help="share that is selected (default: %(default)s)")
     return parser
 
 
 def read_pool(name: str | None) -> datasets.Dataset:
-    """The pool's rows. Raises `FileNotFoundError` where there is no such file."""
+    """The pool's rows. Raises `FileNotFoundError` if there is no such file."""
     if name is None and not DEFAULT_POOL.is_file():
         raise FileNotFoundError(
             f"The default pool, {DEFAULT_POOL.name}, is not beside the project: give `--pool FILE` with "
@@ -152,17 +172,17 @@ def read_pool(name: str | None) -> datasets.Dataset:
 def read_model(
     name: str | None, random_llama: str | None, dtype: str, device: torch.device
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A saved model, or a random Llama of a given shape with the saved one's tokenizer; on the device."""
-    name = name or str(_default_model())
+    """A saved model on the device; or, with `random_llama`, a random Llama of that shape and the saved tokenizer."""
+    name = name or str(_find_default_model())
     if random_llama is None:
         model, tokenizer = load_model(name, dtype)
         return model.to(device), tokenizer
-    return random_model(llama_config(random_llama), dtype, device), AutoTokenizer.from_pretrained(name)
+    return make_random_model(parse_llama_config(random_llama), dtype, device), AutoTokenizer.from_pretrained(name)
 
 
-def llama_config(overrides: str) -> LlamaConfig:
+def parse_llama_config(overrides: str) -> LlamaConfig:
     """
-    Llama's configuration, by default the 7B's, with a JSON object's values in it.
+    Llama's configuration with the values of a JSON object; the defaults are those of the 7B model.
 
     Raises:
         ValueError: no JSON object, or keys that the configuration does not have.
@@ -183,15 +203,16 @@ def llama_config(overrides: str) -> LlamaConfig:
     return LlamaConfig(**values)
 
 
-def random_model(config: LlamaConfig, dtype: str, device: torch.device) -> PreTrainedModel:
-    """A model with random weights, made where and as they are used: 7B in float32 would not fit beside itself."""
+def make_random_model(config: LlamaConfig, dtype: str, device: torch.device) -> PreTrainedModel:
+    """A model with random weights, created on its device and in its dtype: 7B in float32 first would need 28 GB."""
     with torch.device(device), torch.random.fork_rng():
         torch.manual_seed(0)
         return AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype])
 
 
-def _default_model() -> Path:
+def _find_default_model() -> Path:
     """The quickstart's SmolLM2-135M-Instruct."""
+    # Imported late: the quickstart imports peft and the Trainer, which a model of one's own does not need.
     from quickstart import default_model
 
     return default_model()

@@ -1,23 +1,24 @@
-"""How many planted faults does a selection hold, with and without each guard?
+"""How many planted faults does a selection contain, with and without each guard?
 
     python -m benchmarks.faults --pool alpaca_gpt4_1k.jsonl.gz --output out/faults
 
-Of the pool's samples 5 % have their responses swapped among each other, 5 % are copies of others, and 5 % have a
-response of one word. The pool is scored once and selected from in many ways.
+Three kinds of faults are planted, each in 5 % of the pool's samples: responses swapped with each other, copies of other
+samples, and responses of one word. The pool is scored once; then samples are selected by many settings.
 """
 
 import argparse
 import datetime
 import logging
+from dataclasses import dataclass
 from typing import Any
 
 import datasets
 import numpy as np
 import torch
 
-from benchmarks.cases import parser_of, read_model, read_pool
-from benchmarks.measure import machine
-from benchmarks.settings import score_once, short_rows
+from benchmarks.cases import make_parser, read_model, read_pool
+from benchmarks.measure import describe_machine
+from benchmarks.settings import score_once, take_short_rows
 from miwv_trainer import MIWVConfig
 from miwv_trainer.data.build import pool_from_rows
 from miwv_trainer.data.pool import Pool
@@ -50,29 +51,50 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
+@dataclass(frozen=True)
+class Faults:
+    """
+    Rows with planted faults.
+
+    Args:
+        by_kind: For each kind of fault, the indices of the rows that have it.
+        originals: The rows that the copies are copies of, in the same order.
+    """
+
+    by_kind: dict[str, np.ndarray]
+    originals: np.ndarray
+
+    def count(self, kind: str, selection: np.ndarray) -> int:
+        """Selected rows with this fault. A copy counts only where its original is selected too."""
+        is_selected = np.isin(self.by_kind[kind], selection)
+        if kind == "copies":
+            is_selected &= np.isin(self.originals, selection)
+        return int(is_selected.sum())
+
+
 def main() -> None:
     arguments = parse_arguments()
     logging.getLogger("miwv_trainer").setLevel(logging.ERROR)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, tokenizer = read_model(arguments.model, None, "bfloat16", device)
-    rows = short_rows(read_pool(arguments.pool), tokenizer, arguments.longest, arguments.samples)
-    rows, faults, originals = plant(rows)
+    rows = take_short_rows(read_pool(arguments.pool), tokenizer, arguments.longest, arguments.samples)
+    rows, faults = plant_faults(rows)
     pool = pool_from_rows(rows, tokenizer)
     store = Store(arguments.output)
     scored = score_once(model, pool, arguments, store)
-    print(f"\n{machine(device)}, {datetime.date.today().isoformat()}; {len(pool)} samples, {arguments.fraction:.0%}\n")
-    print(table(scored, pool, faults, originals, arguments.fraction, store))
+    print(f"\n{describe_machine(device)}, {datetime.date.today().isoformat()}")
+    print(f"{len(pool)} samples, {arguments.fraction:.0%}\n")
+    print(format_table(scored, pool, faults, arguments.fraction, store))
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = parser_of(__doc__)
+    parser = make_parser(__doc__)
     parser.add_argument("--samples", type=int, default=600, help="of the pool (default: %(default)s)")
-    parser.add_argument("--longest", type=int, default=200, help="tokens of a sample (default: %(default)s)")
+    parser.add_argument("--longest", type=int, default=200, help="most tokens of a sample (default: %(default)s)")
     return parser.parse_args()
 
 
-def plant(rows: datasets.Dataset) -> tuple[datasets.Dataset, dict[str, np.ndarray], np.ndarray]:
-    """The rows with faults, for each kind of fault which rows have it, and what the copies are copies of."""
+def plant_faults(rows: datasets.Dataset) -> tuple[datasets.Dataset, Faults]:
     count = round(SHARE * len(rows))
     order = np.random.default_rng(0).permutation(len(rows))
     swapped, copied, short, originals = np.split(order[: 4 * count], 4)
@@ -84,38 +106,28 @@ def plant(rows: datasets.Dataset) -> tuple[datasets.Dataset, dict[str, np.ndarra
         changed[index] = dict(changed[original])
     for number, index in enumerate(short):
         changed[index]["output"] = WORDS[number % len(WORDS)]
-    return datasets.Dataset.from_list(changed), {"swapped": swapped, "copies": copied, "one word": short}, originals
+    faults = Faults({"swapped": swapped, "copies": copied, "one word": short}, originals)
+    return datasets.Dataset.from_list(changed), faults
 
 
-def table(
-    scored: StoredRound,
-    pool: Pool,
-    faults: dict[str, np.ndarray],
-    originals: np.ndarray,
-    fraction: float,
-    store: Store,
-) -> str:
-    """How many of each kind are selected; a copy counts where what it is a copy of is selected too."""
-
-    def count(kind: str, chosen: np.ndarray) -> int:
-        found = np.isin(faults[kind], chosen)
-        return int((found & np.isin(originals, chosen) if kind == "copies" else found).sum())
-
+def format_table(scored: StoredRound, pool: Pool, faults: Faults, fraction: float, store: Store) -> str:
+    """One line for each setting: how many faults of each kind are selected."""
+    kinds = faults.by_kind
     lines = [
-        f"| selection | samples | {' | '.join(faults)} | mean response tokens |",
-        f"|---|---:|{'---:|' * len(faults)}---:|",
+        f"| selection | samples | {' | '.join(kinds)} | mean response tokens |",
+        f"|---|---:|{'---:|' * len(kinds)}---:|",
     ]
     embeddings = store.read_embeddings({})
     for name, values in SETTINGS.items():
         config = MIWVConfig(**{**values, "fraction": fraction})
         draws = 100 if get_score(config).is_random else 1
-        choices = [
+        selections = [
             choose(measured_of(scored, (draw,)), pool.has_prompt_and_response, config, None, embeddings).selection
             for draw in range(draws)
         ]
-        counts = [f"{np.mean([count(kind, chosen) for chosen in choices]):.3g}" for kind in faults]
-        tokens = np.mean([pool.response_tokens[chosen].mean() for chosen in choices])
-        lines.append(f"| {name} | {len(choices[0])} | {' | '.join(counts)} | {tokens:.0f} |")
+        counts = [f"{np.mean([faults.count(kind, selection) for selection in selections]):.3g}" for kind in kinds]
+        tokens = np.mean([pool.response_tokens[selection].mean() for selection in selections])
+        lines.append(f"| {name} | {len(selections[0])} | {' | '.join(counts)} | {tokens:.0f} |")
     return "\n".join(lines)
 
 

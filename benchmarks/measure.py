@@ -1,4 +1,4 @@
-"""Seconds, peak memory, and the machine they were measured on."""
+"""Measures seconds and peak memory, and names the machine."""
 
 import ctypes
 import gc
@@ -18,7 +18,7 @@ PROCESS = Path("/proc/self")
 
 @dataclass(frozen=True)
 class Measurement(Generic[T]):
-    """What a run returned, its wall-clock seconds, and the bytes it took at its peak beyond those taken before."""
+    """What a run returned, its wall-clock seconds, and the bytes in use at its peak beyond those in use before it."""
 
     result: T
     seconds: float
@@ -26,17 +26,17 @@ class Measurement(Generic[T]):
 
 
 def measure(run: Callable[[], T], device: torch.device) -> Measurement[T]:
-    """Runs once. `peak_bytes` is None on a system that cannot tell it."""
+    """Calls `run` once. `peak_bytes` is None on a system that does not report it."""
     before = _restart_peak(device)
     _wait(device)
     started = time.perf_counter()
     result = run()
     _wait(device)
     seconds = time.perf_counter() - started
-    return Measurement(result, seconds, None if before is None else max(_peak(device) - before, 0))
+    return Measurement(result, seconds, None if before is None else max(_read_peak(device) - before, 0))
 
 
-def machine(device: torch.device) -> str:
+def describe_machine(device: torch.device) -> str:
     """The GPU's name, or the processor's and how many of its cores torch uses."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
@@ -52,7 +52,7 @@ def _wait(device: torch.device) -> None:
 
 
 def _restart_peak(device: torch.device) -> int | None:
-    """Bytes in use now, from which on the peak counts; None where it cannot be restarted."""
+    """Starts a new measurement of the peak and returns the bytes in use; None where the system cannot do so."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
@@ -61,21 +61,25 @@ def _restart_peak(device: torch.device) -> int | None:
         (PROCESS / "clear_refs").write_text("5")  # Linux: the high-water mark falls to what is resident now
     except OSError:
         return None
-    return _status("VmRSS")
+    return _read_status("VmRSS")
 
 
 def _return_free_memory() -> None:
-    """To the system, so that a run that takes it again is seen to: malloc keeps what an earlier run has freed."""
+    """
+    Gives memory that earlier runs freed back to the system.
+
+    malloc keeps it otherwise, and a run that uses it again would seem to take none.
+    """
     gc.collect()
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _peak(device: torch.device) -> int:
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _status("VmHWM")
+def _read_peak(device: torch.device) -> int:
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _read_status("VmHWM")
 
 
-def _status(name: str) -> int:
-    """A size in bytes from the kernel's account of this process."""
+def _read_status(name: str) -> int:
+    """A size in bytes from /proc/self/status, which gives it in KiB."""
     lines = (PROCESS / "status").read_text(encoding="utf-8").splitlines()
     return 1024 * int(next(line.split()[1] for line in lines if line.startswith(f"{name}:")))

@@ -1,4 +1,4 @@
-"""What lower precision does to the selection, and what scoring again near the threshold repairs.
+"""How lower precision changes the selection, and how much scoring again near the threshold repairs.
 
     python -m benchmarks.precision --samples 999
 
@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from benchmarks.cases import DEFAULT_POOL, Case, build_case, read_model, read_pool
-from benchmarks.measure import machine
+from benchmarks.cases import DEFAULT_POOL, Case, Draw, build_case, read_model, read_pool
+from benchmarks.measure import describe_machine
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.scoring.float32 import float32_arithmetic
 from miwv_trainer.scoring.isolation import no_trace
@@ -30,7 +30,7 @@ from miwv_trainer.selection.scores import Measured
 
 @dataclass(frozen=True)
 class Run:
-    """One way to score the pool: what it is called, its losses, its seconds, and samples computed in float32."""
+    """One way to score the pool: its name, losses, seconds, and number of samples computed in float32."""
 
     name: str
     losses: Losses
@@ -39,24 +39,22 @@ class Run:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints the tables; bad input ends in one line on standard error and exit status 2."""
+    """Prints the tables. Bad input prints one line on standard error and returns exit status 2."""
     try:
         arguments = parse_arguments(argv)
         rows = read_pool(arguments.pool)
         model, tokenizer = read_model(arguments.model, None, "bfloat16", arguments.device)
-        config = MIWVConfig(fraction=arguments.fraction)
-        case = build_case(
-            model, tokenizer, rows, arguments.samples, seed=0, lengths_only=False, embedder="tfidf", config=config
-        )
+        config = MIWVConfig(fraction=arguments.fraction, embedder="tfidf")
+        case = build_case(model, tokenizer, rows, Draw(arguments.samples), config)
     except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"benchmarks.precision: {error}", file=sys.stderr)
         return 2
     number = count_selected(arguments.fraction, len(case.pool))
-    print(f"machine: {machine(arguments.device)}, {datetime.date.today().isoformat()}")
+    print(f"machine: {describe_machine(arguments.device)}, {datetime.date.today().isoformat()}")
     print(f"{len(case.pool)} samples, {number} selected, bfloat16 weights")
     low, _, reference = runs = measure_all(case)
-    print("\n".join(table(runs, case)))
-    print("\n".join(differences(low.losses, reference.losses)))
+    print("\n".join(format_table(runs, case)))
+    print("\n".join(describe_differences(low.losses, reference.losses)))
     return 0
 
 
@@ -66,7 +64,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--model", help="folder or hub name (default: the quickstart's SmolLM2-135M-Instruct)")
     parser.add_argument("--pool", help=f"file or hub name (default: {DEFAULT_POOL.name} in ../shared/data)")
-    parser.add_argument("--samples", type=int, default=999, help="so many, drawn from the pool (default: %(default)s)")
+    parser.add_argument("--samples", type=int, default=999, help="number drawn from the pool (default: %(default)s)")
     parser.add_argument("--fraction", type=float, default=0.05, help="share selected (default: %(default)s)")
     parser.add_argument("--device", help="default: cuda where there is one, else cpu")
     arguments = parser.parse_args(argv)
@@ -75,7 +73,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def measure_all(case: Case) -> tuple[Run, Run, Run]:
-    """In bfloat16; the same refined; all in float32 arithmetic on the same weights."""
+    """Scores in bfloat16, the same refined near the threshold, and all in float32 arithmetic on the same weights."""
     scorer, model, pool, exemplars = case.scorer, case.model, case.pool, case.exemplars
     with no_trace(model):
         layout = choose_layout(scorer, exemplars)
@@ -90,7 +88,7 @@ def measure_all(case: Case) -> tuple[Run, Run, Run]:
         return low, refined, Run("float32", losses, time.perf_counter() - started, len(pool))
 
 
-def choice_of(losses: Losses, case: Case) -> Choice:
+def choose_samples(losses: Losses, case: Case) -> Choice:
     pool = case.pool
     unknown = np.full(len(pool), np.nan, dtype=np.float32)
     measured = Measured(losses.zero_shot, losses.one_shot, unknown, pool.response_tokens)
@@ -98,33 +96,33 @@ def choice_of(losses: Losses, case: Case) -> Choice:
 
 
 def rank(losses: Losses, case: Case) -> tuple[np.ndarray, np.ndarray]:
-    choice = choice_of(losses, case)
+    choice = choose_samples(losses, case)
     return choice.scores, choice.distances
 
 
-def table(runs: Sequence[Run], case: Case) -> list[str]:
-    """Seconds and the share of the reference's selection, one line a run; the reference is the last."""
-    wanted = choice_of(runs[-1].losses, case).selection
+def format_table(runs: Sequence[Run], case: Case) -> list[str]:
+    """One line per run: seconds, and the share of the selection that the last run, the reference, selects too."""
+    wanted = choose_samples(runs[-1].losses, case).selection
     lines = [f"{'':18s}  {'seconds':>8s}  {'in float32':>10s}  {'selection as in float32':>23s}"]
     for run in runs:
-        share = compute_overlap(choice_of(run.losses, case).selection, wanted)
+        share = compute_overlap(choose_samples(run.losses, case).selection, wanted)
         lines.append(f"{run.name:18s}  {run.seconds:8.1f}  {run.in_float32:10d}  {share:23.1%}")
     return lines
 
 
-def differences(low: Losses, reference: Losses) -> list[str]:
-    """How far single losses and MIWV are moved."""
+def describe_differences(low: Losses, reference: Losses) -> list[str]:
+    """How much lower precision changes single losses and MIWV."""
     both = np.isfinite(low.miwv) & np.isfinite(reference.miwv)
     single = np.stack([low.zero_shot - reference.zero_shot, low.one_shot - reference.one_shot])[:, both]
     moved = (low.miwv - reference.miwv)[both]
     return [
-        f"single losses: moved by at most {np.abs(single).max():.3f}, root mean square {rms(single):.4f}",
-        f"MIWV: moved by at most {np.abs(moved).max():.3f}, root mean square {rms(moved):.4f}, "
+        f"single losses: moved by at most {np.abs(single).max():.3f}, root mean square {compute_rms(single):.4f}",
+        f"MIWV: moved by at most {np.abs(moved).max():.3f}, root mean square {compute_rms(moved):.4f}, "
         f"correlation {np.corrcoef(low.miwv[both], reference.miwv[both])[0, 1]:.5f}",
     ]
 
 
-def rms(values: np.ndarray) -> float:
+def compute_rms(values: np.ndarray) -> float:
     return float(np.sqrt((values**2).mean()))
 
 

@@ -1,10 +1,10 @@
-"""What a round costs besides its forwards: reading, planning and collating the pool, as one table.
+"""What a round costs besides its forwards: reading, planning and collating the pool.
 
     python -m benchmarks.preparation --pool POOL.jsonl.gz --tokenizer FOLDER [--tokens-per-second X ...]
 
-The pool is read once a run, but counted in full here, as in a first round. Exemplars are drawn at random, the sample of
-rank r with a frequency of 1/r, because a search would need an embedder: planning and collating see nothing of an
-exemplar but its length and how many samples it serves.
+A run reads its pool once. Here the reading is counted in full, as for a first round. Exemplars are drawn at random, the
+sample of rank r with a frequency of 1/r, because a search would need an embedder. Planning and collating depend only on
+an exemplar's length and on how many samples it serves.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeVar
 
 import datasets
 import numpy as np
@@ -21,8 +21,9 @@ from transformers import AutoTokenizer
 from miwv_trainer.data.build import pool_from_rows, pool_from_tokenized
 from miwv_trainer.data.files import load_rows
 from miwv_trainer.data.pool import IGNORED_LABEL, Pool
-from miwv_trainer.scoring.trees import plan_trees, tree_row
+from miwv_trainer.scoring.trees import Tree, plan_trees, tree_row
 
+T = TypeVar("T")
 TOKENS_PER_ROW = 2048
 RATES = {
     900.0: "SmolLM2-135M, float32, two CPU cores",
@@ -33,11 +34,11 @@ RATES = {
 
 @dataclass
 class Clock:
-    """Seconds of each step, in order."""
+    """Measures the seconds of each step, in order."""
 
     seconds: dict[str, float] = field(default_factory=dict)
 
-    def time(self, step: str, work: Callable[[], Any]) -> Any:
+    def time(self, step: str, work: Callable[[], T]) -> T:
         started = time.perf_counter()
         result = work()
         self.seconds[step] = time.perf_counter() - started
@@ -45,35 +46,30 @@ class Clock:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--pool", required=True, help="a file or hub name, as for `miwv score --dataset`")
-    parser.add_argument("--tokenizer", required=True, help="a folder or hub name")
-    parser.add_argument("--tokens-per-second", type=float, action="append", help="forward rate; may be repeated")
-    parser.add_argument("--max-samples", type=int)
-    given = parser.parse_args()
+    given = parse_arguments()
     rows = load_rows(given.pool, given.max_samples)
     tokenizer = AutoTokenizer.from_pretrained(given.tokenizer)
 
     clock = Clock()
     pool = clock.time("reading: columns rendered and tokenised", lambda: pool_from_rows(rows, tokenizer))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux
-    tokenized = tokenized_dataset(pool)
+    tokenized = make_tokenized_dataset(pool)
     name = "reading: from a tokenised dataset instead"
     again = clock.time(name, lambda: pool_from_tokenized(tokenized, tokenizer, with_texts=False))
-    instead = clock.seconds.pop(name)
+    tokenized_seconds = clock.seconds.pop(name)  # a run reads the pool in one of the two ways
     clock.time("fingerprint", lambda: again.fingerprint)
     if again.fingerprint != pool.fingerprint:
         raise RuntimeError("The tokenised dataset gives another pool than the columns it was made from.")
     clock.time("duplicate groups", lambda: pool.duplicate_groups)
-    exemplars = drawn_exemplars(len(pool))
+    exemplars = draw_exemplars(len(pool))
     plan = clock.time("planning trees", lambda: plan_trees(pool, exemplars, TOKENS_PER_ROW, TOKENS_PER_ROW))
-    clock.time("collating all rows", lambda: collate(pool, plan))
+    clock.time("collating all rows", lambda: collate_rows(pool, plan))
 
     forwarded = sum(tree.tokens(pool) for trees in plan for tree in trees)
     print(f"{len(pool):,} samples, {len(pool.tokens):,} tokens; {forwarded:,} forwarded in {len(plan):,} rows")
     print(f"exemplars: drawn at random by 1/rank; peak memory after reading: {peak:.1f} GiB\n")
     total = sum(clock.seconds.values())
-    for step, seconds in (*clock.seconds.items(), ("total", total), (name, instead)):
+    for step, seconds in (*clock.seconds.items(), ("total", total), (name, tokenized_seconds)):
         print(f"{step:<44}{seconds:>8.2f} s")
     print()
     rates = dict.fromkeys(given.tokens_per_second, "given") if given.tokens_per_second else RATES
@@ -82,8 +78,17 @@ def main() -> None:
         print(f"{share:>7.2%} of a round at {rate:>9,.0f} tokens/s ({origin})")
 
 
-def tokenized_dataset(pool: Pool) -> datasets.Dataset:
-    """The pool as a Trainer would hold it."""
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--pool", required=True, help="a file or hub name, as for `miwv score --dataset`")
+    parser.add_argument("--tokenizer", required=True, help="a folder or hub name")
+    parser.add_argument("--tokens-per-second", type=float, action="append", help="forward rate; may be repeated")
+    parser.add_argument("--max-samples", type=int)
+    return parser.parse_args()
+
+
+def make_tokenized_dataset(pool: Pool) -> datasets.Dataset:
+    """The pool as a Trainer's tokenised dataset."""
     preamble = pool.preamble.tolist()
     hidden = [IGNORED_LABEL] * len(preamble)
     labels = np.where(pool.is_response, pool.tokens, IGNORED_LABEL)
@@ -95,15 +100,15 @@ def tokenized_dataset(pool: Pool) -> datasets.Dataset:
     return datasets.Dataset.from_dict(columns)
 
 
-def drawn_exemplars(count: int) -> np.ndarray:
-    """`(count,)` an exemplar for every sample, never itself."""
+def draw_exemplars(count: int) -> np.ndarray:
+    """`(count,)` an exemplar for every sample, never the sample itself."""
     generator = np.random.default_rng(0)
     frequencies = 1 / np.arange(1, count + 1)
     drawn = generator.permutation(count)[generator.choice(count, count, p=frequencies / frequencies.sum())]
     return np.where(drawn == np.arange(count), (drawn + 1) % count, drawn)
 
 
-def collate(pool: Pool, plan: list[Any]) -> None:
+def collate_rows(pool: Pool, plan: list[list[Tree]]) -> None:
     for trees in plan:
         tree_row(trees, pool)
 

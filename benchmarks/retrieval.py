@@ -1,15 +1,16 @@
-"""Exact search and FAISS compared: seconds, recall of the exemplar, loss of cosine, peak memory.
+"""Compares exact search with FAISS: seconds, recall of the exemplar, loss of cosine, peak memory.
 
     python -m benchmarks.retrieval --samples 50000 --dim 384 --clustered
     python -m benchmarks.retrieval --dataset pool.jsonl.gz --vectors tfidf-svd
 
-Without a dataset the vectors are drawn: clustered ones, or with no structure at all, which is the hardest case.
+Without a dataset the vectors are random: clustered, or without any structure, which is the hardest case for FAISS.
 """
 
 import argparse
 import logging
 import multiprocessing
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,17 +29,28 @@ from miwv_trainer.embeddings.vectors import TIE, normalise_rows
 SVD_DIM = 128
 
 
+@dataclass(frozen=True)
+class Searched:
+    """`(N,)` cosines of the exemplars found, wall-clock seconds, and bytes in use at the peak above the start."""
+
+    cosines: np.ndarray
+    seconds: float
+    peak_bytes: int
+
+
 def main() -> None:
     arguments = parse_arguments()
     vectors, described = load_vectors(arguments)
     print(f"{described}, {len(vectors):,} x {vectors.shape[1]}\n")
-    measured = {name: in_own_process(vectors, name == "FAISS", arguments.device) for name in ("exact", "FAISS")}
-    exact = measured["exact"][1]
+    names = ("exact", "FAISS")
+    measured = {name: search_in_own_process(vectors, name == "FAISS", arguments.device) for name in names}
+    exact = measured["exact"].cosines
     print("| search | seconds | recall | mean loss of cosine | peak memory above the start |")
     print("|---|---|---|---|---|")
-    for name, (_, cosines, seconds, peak) in measured.items():
-        recall, loss = (cosines >= exact - TIE).mean(), np.maximum(exact - cosines, 0).mean()
-        print(f"| {name} | {seconds:.1f} | {recall:.4f} | {loss:.1e} | {peak / 2**20:.0f} MiB |")
+    for name, found in measured.items():
+        recall, loss = (found.cosines >= exact - TIE).mean(), np.maximum(exact - found.cosines, 0).mean()
+        memory = f"{found.peak_bytes / 2**20:.0f} MiB"
+        print(f"| {name} | {found.seconds:.1f} | {recall:.4f} | {loss:.1e} | {memory} |")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -57,10 +69,10 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def load_vectors(arguments: argparse.Namespace) -> tuple[np.ndarray, str]:
-    """`(N, d)` float32 vectors and what they are."""
+    """`(N, d)` float32 vectors, and a description of them."""
     if arguments.dataset is None:
         kind = "clustered" if arguments.clustered else "random normal"
-        return drawn(arguments.samples, arguments.dim, arguments.clustered), f"{kind} vectors"
+        return draw_vectors(arguments.samples, arguments.dim, arguments.clustered), f"{kind} vectors"
     rows = load_dataset("json", data_files=arguments.dataset, split="train")
     column = "prompt" if "prompt" in rows.column_names else "instruction"
     texts = list(rows[column][: arguments.samples])
@@ -73,8 +85,8 @@ def load_vectors(arguments: argparse.Namespace) -> tuple[np.ndarray, str]:
     return np.asarray(reduced, dtype=np.float32), f"{name}, tf-idf reduced to {SVD_DIM} dimensions"
 
 
-def drawn(samples: int, dim: int, clustered: bool) -> np.ndarray:
-    """`(samples, dim)`; clustered ones have cosines of about 0.8 within a cluster and 0 between."""
+def draw_vectors(samples: int, dim: int, clustered: bool) -> np.ndarray:
+    """`(samples, dim)`. Clustered vectors have cosines of about 0.8 within a cluster and 0 between clusters."""
     generator = np.random.default_rng(0)
     vectors = generator.standard_normal((samples, dim), dtype=np.float32)
     if not clustered:
@@ -84,13 +96,13 @@ def drawn(samples: int, dim: int, clustered: bool) -> np.ndarray:
     return centres[generator.integers(0, clusters, samples)] + np.float32(0.5) * vectors
 
 
-def in_own_process(vectors: np.ndarray, by_faiss: bool, device: str) -> tuple[np.ndarray, np.ndarray, float, int]:
-    """Exemplars, cosines, seconds, and bytes by which the peak memory of a fresh process exceeds its start."""
+def search_in_own_process(vectors: np.ndarray, by_faiss: bool, device: str) -> Searched:
+    """Searches in a fresh process: memory that an earlier search freed would hide what this one takes."""
     with multiprocessing.get_context("spawn").Pool(1) as workers:
         return workers.apply(search, (vectors, by_faiss, device))
 
 
-def search(vectors: np.ndarray, by_faiss: bool, device: str) -> tuple[np.ndarray, np.ndarray, float, int]:
+def search(vectors: np.ndarray, by_faiss: bool, device: str) -> Searched:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("miwv_trainer").setLevel(logging.INFO)
     count = len(vectors)
@@ -102,19 +114,19 @@ def search(vectors: np.ndarray, by_faiss: bool, device: str) -> tuple[np.ndarray
         offsets=np.arange(0, 2 * count + 1, 2),
     )
     if torch.device(device).type == "cuda":
-        torch.zeros(1, device=device)  # CUDA starts before the clock does
-    before = memory("VmRSS")
+        torch.zeros(1, device=device)  # starts CUDA, which takes seconds and memory of its own
+    before = read_memory("VmRSS")
     started = time.perf_counter()
     rules = Rules.from_pool(pool, context=4, may_be_exemplar=np.ones(count, dtype=bool), allow_identical=False)
     run_search = search_with_faiss if by_faiss else search_exactly
-    exemplars, cosines = run_search(normalise_rows(vectors), rules, torch.arange(count), torch.device(device))
+    _, cosines = run_search(normalise_rows(vectors), rules, torch.arange(count), torch.device(device))
     seconds = time.perf_counter() - started
     on_device = torch.cuda.max_memory_allocated() if torch.device(device).type == "cuda" else 0
-    return exemplars.numpy(), cosines.numpy(), seconds, memory("VmHWM") - before + on_device
+    return Searched(cosines.numpy(), seconds, read_memory("VmHWM") - before + on_device)
 
 
-def memory(name: str) -> int:
-    """Bytes: `VmRSS` is what the process holds now, `VmHWM` the most it held (Linux)."""
+def read_memory(name: str) -> int:
+    """Bytes in use by the process (Linux): `VmRSS` now, `VmHWM` at its peak."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
 

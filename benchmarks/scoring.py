@@ -1,11 +1,11 @@
-"""What scoring a pool costs: every layout side by side, in one run, in turn.
+"""What scoring a pool costs: all layouts in one run, in turn.
 
     python -m benchmarks.scoring --samples 96
     python -m benchmarks.scoring --random-llama '{}' --lengths-only --samples 52002 --dtype bfloat16 \\
         --layouts tree,ceiling --peak-tflops 989
 
-One table: seconds, tokens, tokens/s, ratio to row-by-row scoring, share of the ceiling, peak memory; and below it how
-far the layouts' losses are apart. Finding exemplars is not timed.
+The table gives seconds, tokens, tokens/s, ratio to row-by-row scoring, share of the ceiling and peak memory. The lines
+below it say how much the layouts' losses differ. Finding exemplars is not timed.
 """
 
 import argparse
@@ -20,10 +20,10 @@ from pathlib import Path
 import torch
 import transformers
 
-from benchmarks.cases import DEFAULT_POOL, Case, build_case, read_model, read_pool
-from benchmarks.layouts import CEILING_ROW, LAYOUTS, plain_rows, prepare, work
-from benchmarks.measure import machine, measure
-from benchmarks.table import Line, agreement, as_markdown, as_text, cells
+from benchmarks.cases import DEFAULT_POOL, Case, Draw, build_case, read_model, read_pool
+from benchmarks.layouts import CEILING_ROW, LAYOUTS, count_work, forward_plain_rows, prepare
+from benchmarks.measure import describe_machine, measure
+from benchmarks.table import Line, compare_losses, format_markdown, format_text, make_cells
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.models import DTYPES
 from miwv_trainer.scoring.isolation import no_trace
@@ -31,7 +31,7 @@ from miwv_trainer.scoring.layout import choose_layout
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints the table; bad input ends in one line on standard error and exit status 2."""
+    """Prints the table. Bad input prints one line on standard error and returns exit status 2."""
     argv = sys.argv[1:] if argv is None else argv
     try:
         arguments = parse_arguments(argv)
@@ -41,11 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\nbenchmarks.scoring: {error}", file=sys.stderr)  # a progress bar may stand on the line
         return 2
     facts = describe(case, arguments, argv)
-    table, notes = cells(lines, arguments.peak_tflops), agreement(lines)
-    print(as_text(facts, table, notes))
+    table, notes = make_cells(lines, arguments.peak_tflops), compare_losses(lines)
+    print(format_text(facts, table, notes))
     if arguments.output is not None:
         with open(arguments.output, "a", encoding="utf-8") as file:
-            file.write("\n" + as_markdown(facts, table, notes))
+            file.write("\n" + format_markdown(facts, table, notes))
     return 0
 
 
@@ -59,15 +59,15 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add(
         "--random-llama",
         metavar="JSON",
-        help="random weights in this shape, as overrides of LlamaConfig; {} is 7B. The tokenizer is the model's",
+        help="random weights in this shape, as overrides of LlamaConfig; {} is 7B. The tokenizer is that of --model",
     )
     add("--pool", help=f"file or hub name (default: {DEFAULT_POOL.name} in ../shared/data)")
-    add("--samples", type=int, default=96, help="so many, drawn from the pool (default: %(default)s)")
+    add("--samples", type=int, default=96, help="number drawn from the pool (default: %(default)s)")
     add("--seed", type=int, default=0, help="seed of the draw (default: %(default)s)")
     add(
         "--lengths-only",
         action="store_true",
-        help="random tokens; lengths and crowding of exemplars are the pool's, drawn with replacement",
+        help="random tokens in lengths drawn from the pool with replacement; as many samples share an exemplar",
     )
     add("--dtype", choices=list(DTYPES), help="default: bfloat16 on a GPU, float32 elsewhere")
     add("--device", help="default: cuda where there is one, else cpu")
@@ -88,7 +88,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def check_arguments(arguments: argparse.Namespace) -> None:
-    """Raises `ValueError` on a value out of range, before anything is loaded."""
+    """Raises `ValueError` on a value out of range; called before anything is loaded."""
     unknown = [layout for layout in arguments.layouts if layout not in LAYOUTS]
     if unknown:
         raise ValueError(f"`--layouts` must be some of {', '.join(LAYOUTS)}, but got {', '.join(map(repr, unknown))}.")
@@ -103,7 +103,7 @@ def check_arguments(arguments: argparse.Namespace) -> None:
 
 
 def read_case(arguments: argparse.Namespace) -> Case:
-    """Model, pool and exemplars as the command line asks for them."""
+    """Model, pool and exemplars that the command line asks for."""
     given = {name: getattr(arguments, name) for name in ("tokens_per_row", "tokens_per_batch")}
     config = MIWVConfig(
         embedder=arguments.embedder, **{name: value for name, value in given.items() if value is not None}
@@ -112,24 +112,17 @@ def read_case(arguments: argparse.Namespace) -> Case:
     model, tokenizer = read_model(arguments.model, arguments.random_llama, arguments.dtype, arguments.device)
     if arguments.attention is not None:
         model.set_attn_implementation(arguments.attention)
-    return build_case(
-        model,
-        tokenizer,
-        rows,
-        arguments.samples,
-        seed=arguments.seed,
-        lengths_only=arguments.lengths_only,
-        embedder=arguments.embedder,
-        config=config,
-    )
+    return build_case(model, tokenizer, rows, Draw(arguments.samples, arguments.seed, arguments.lengths_only), config)
 
 
 def run(case: Case, layouts: Sequence[str], repeat: int) -> list[Line]:
     """
-    All layouts in order, `repeat` times: a machine that slows down slows them all.
+    Runs all layouts in order, `repeat` times.
+
+    They run in turn, and not each `repeat` times on end, so that a machine that slows down slows all of them.
 
     Raises:
-        ValueError: trees are asked for, and the model cannot take them.
+        ValueError: trees are among the layouts, and the model cannot take them.
     """
     seconds: dict[str, list[float]] = {layout: [] for layout in layouts}
     peaks: dict[str, list[int | None]] = {layout: [] for layout in layouts}
@@ -137,7 +130,7 @@ def run(case: Case, layouts: Sequence[str], repeat: int) -> list[Line]:
     with no_trace(case.model):
         if "tree" in layouts:
             refuse_unless_trees_fit(case)
-        plain_rows(case, 2 * CEILING_ROW, 1)  # warm-up: weights are read, kernels loaded
+        forward_plain_rows(case, 2 * CEILING_ROW, 1)  # warm-up: reads the weights and loads kernels
         for repetition in range(repeat):
             for layout in layouts:
                 measured = measure(prepare(layout, case), case.world.device)
@@ -147,7 +140,7 @@ def run(case: Case, layouts: Sequence[str], repeat: int) -> list[Line]:
                 print(f"{repetition + 1}/{repeat} {layout}: {measured.seconds:.2f} s", file=sys.stderr, flush=True)
     lines = []
     for layout in layouts:
-        forwarded, known = work(layout, case), [peak for peak in peaks[layout] if peak is not None]
+        forwarded, known = count_work(layout, case), [peak for peak in peaks[layout] if peak is not None]
         scored, peak = losses[layout], max(known, default=None)
         tokens = forwarded.tokens if scored is None else scored.tokens_forwarded
         median = statistics.median(seconds[layout])
@@ -161,7 +154,7 @@ def refuse_unless_trees_fit(case: Case) -> None:
 
 
 def describe(case: Case, arguments: argparse.Namespace, argv: Sequence[str]) -> dict[str, str]:
-    """What must be known to repeat the measurement."""
+    """What a reader must know to repeat the measurement."""
     millions = sum(parameter.numel() for parameter in case.model.parameters()) / 1e6
     name = (
         "random Llama" if arguments.random_llama is not None else Path(arguments.model or "SmolLM2-135M-Instruct").name
@@ -170,7 +163,7 @@ def describe(case: Case, arguments: argparse.Namespace, argv: Sequence[str]) -> 
     pool = Path(arguments.pool or DEFAULT_POOL).name
     scored = case.scored
     return {
-        "machine": machine(arguments.device),
+        "machine": describe_machine(arguments.device),
         "versions": f"torch {torch.__version__}, transformers {transformers.__version__}",
         "model": f"{name} ({millions:,.1f} M parameters, {case.model.config._attn_implementation} attention)",
         "dtype": arguments.dtype,

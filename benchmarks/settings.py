@@ -3,9 +3,10 @@
     python -m benchmarks.settings --pool alpaca_gpt4_1k.jsonl.gz --output out/alpaca
     python -m benchmarks.settings --pool cherry_alpaca_3k.jsonl.gz --output out/cherry
 
-The pool is scored once, by the untrained model; every arm selects from these scores, trains a LoRA adapter of its own
-with the plain Trainer, with several seeds (of adapter and order; of the draw too, where it is random), and is evaluated
-on the same held-out samples. Results are kept in OUTPUT/results.jsonl: an arm that is there is not trained again.
+The untrained model scores the pool once. Each arm selects from these scores, trains its own LoRA adapter with the plain
+Trainer and is evaluated on the same held-out samples. Each arm runs with several seeds: of the adapter, of the order
+and, if it draws at random, of the draw. Results are kept in OUTPUT/results.jsonl; a run whose result is there is not
+repeated.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import datasets
 import numpy as np
@@ -23,13 +24,10 @@ import torch
 from adapter import adapter_trainer
 from held_out import held_out_loss
 from peft import PeftModel
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from benchmarks.cases import parser_of, read_model, read_pool
-from benchmarks.measure import machine
+from benchmarks.cases import make_parser, read_model, read_pool
+from benchmarks.measure import describe_machine
 from miwv_trainer import MIWVConfig, tokenize
 from miwv_trainer.data.build import pool_from_rows, pool_from_tokenized
 from miwv_trainer.data.pool import Pool
@@ -42,6 +40,8 @@ from miwv_trainer.scoring.scorer import prepare_scorer
 from miwv_trainer.selection.choose import choose
 from miwv_trainer.storage.store import Store, StoredRound
 
+UNTRAINED = "untrained"
+BUDGETS = ("samples", "tokens")
 LONG: dict[str, Any] = {"min_response_tokens": 20}
 ARMS: dict[str, dict[str, Any]] = {
     "random": {"score": "random"},
@@ -58,56 +58,75 @@ ARMS: dict[str, dict[str, Any]] = {
 }
 
 
+class Result(TypedDict):
+    """One run, as a line of results.jsonl."""
+
+    arm: str
+    budget: str
+    seed: int
+    samples: int
+    tokens: int
+    loss: float
+
+
 def main() -> None:
     arguments = parse_arguments()
     logging.getLogger("miwv_trainer").setLevel(logging.ERROR)
     output = Path(arguments.output)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, tokenizer = read_model(arguments.model, None, "bfloat16", device)
-    rows = short_rows(read_pool(arguments.pool), tokenizer, arguments.longest, arguments.samples + arguments.held_out)
+    count = arguments.samples + arguments.held_out
+    rows = take_short_rows(read_pool(arguments.pool), tokenizer, arguments.longest, count)
     held_out = tokenize(rows.select(range(arguments.held_out)), tokenizer)
     pool_rows = tokenize(rows.select(range(arguments.held_out, len(rows))), tokenizer)
     pool = pool_from_tokenized(pool_rows, tokenizer)
     scored = score_once(model, pool, arguments, Store(output))
-    results = output / "results.jsonl"
-    done = {(line["arm"], line["budget"], line["seed"]) for line in read(results)}
-    for arm, budget, seed in runs(arguments):
+    path = output / "results.jsonl"
+    done = {(result["arm"], result["budget"], result["seed"]) for result in read_results(path)}
+    for arm, budget, seed in list_runs(arguments):
         if (arm, budget, seed) in done:
             continue
-        selection = select(scored, pool, arm, budget, seed, arguments.fraction)
-        trained: Any = model
-        if selection is not None:
+        selection = np.empty(0, dtype=np.int64)
+        trained: PreTrainedModel | PeftModel = model
+        if arm != UNTRAINED:
+            selection = select(scored, pool, arm, budget, seed, arguments.fraction)
             trained = train(model, tokenizer, pool_rows.select(selection), seed, arguments)
-        tokens = 0 if selection is None else int(pool.response_tokens[selection].sum())
-        count = 0 if selection is None else len(selection)
-        line = {"arm": arm, "budget": budget, "seed": seed, "samples": count, "tokens": tokens}
-        line["loss"] = held_out_loss(trained, held_out, tokenizer)
-        model = trained.unload() if trained is not model else model
-        with open(results, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        print(json.dumps(line), flush=True)
-    print(f"\n{machine(device)}, {datetime.date.today().isoformat()}, {len(pool)} samples, {len(held_out)} held out\n")
-    for budget in ("samples", "tokens"):
-        print(table(list(read(results)), budget) + "\n")
+        result: Result = {
+            "arm": arm,
+            "budget": budget,
+            "seed": seed,
+            "samples": len(selection),
+            "tokens": int(pool.response_tokens[selection].sum()),
+            "loss": held_out_loss(trained, held_out, tokenizer),
+        }
+        if isinstance(trained, PeftModel):
+            model = trained.unload()
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(result) + "\n")
+        print(json.dumps(result), flush=True)
+    print(f"\n{describe_machine(device)}, {datetime.date.today().isoformat()}")
+    print(f"{len(pool)} samples, {len(held_out)} held out\n")
+    for budget in BUDGETS:
+        print(format_table(list(read_results(path)), budget) + "\n")
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = parser_of(__doc__)
+    parser = make_parser(__doc__)
     parser.add_argument("--samples", type=int, default=480, help="of the pool (default: %(default)s)")
-    parser.add_argument("--held-out", type=int, default=80, help="(default: %(default)s)")
-    parser.add_argument("--longest", type=int, default=200, help="tokens of a sample (default: %(default)s)")
+    parser.add_argument("--held-out", type=int, default=80, help="samples (default: %(default)s)")
+    parser.add_argument("--longest", type=int, default=200, help="most tokens of a sample (default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=2, help="(default: %(default)s)")
     parser.add_argument("--learning-rate", type=float, default=5e-4, help="(default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=3, help="(default: %(default)s)")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="(default: all)")
-    parser.add_argument("--budgets", nargs="+", choices=["samples", "tokens"], default=["samples", "tokens"])
+    parser.add_argument("--budgets", nargs="+", choices=BUDGETS, default=BUDGETS, help="(default: both)")
     return parser.parse_args()
 
 
-def short_rows(
+def take_short_rows(
     rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, longest: int, count: int
 ) -> datasets.Dataset:
-    """`count` rows of at most `longest` tokens, in an order of their own."""
+    """`count` rows of at most `longest` tokens, shuffled with a fixed seed."""
     lengths = pool_from_rows(rows, tokenizer).lengths
     return rows.select(np.flatnonzero(lengths <= longest)).shuffle(seed=0).select(range(count))
 
@@ -115,22 +134,21 @@ def short_rows(
 def score_once(model: PreTrainedModel, pool: Pool, arguments: argparse.Namespace, store: Store) -> StoredRound:
     config = MIWVConfig(embedder=arguments.embedder, fraction=arguments.fraction, refine_near_threshold=False)
     world = World(0, 1, model.device)
-    exemplars = find_exemplars(prepare_scorer(model, pool, config, world), store, reuse=True)
-    return run_round(prepare_scorer(model, pool, config, world), exemplars, store, TrainingPoint())
+    scorer = prepare_scorer(model, pool, config, world)
+    exemplars = find_exemplars(scorer, store, reuse=True)
+    return run_round(scorer, exemplars, store, TrainingPoint())
 
 
-def runs(arguments: argparse.Namespace) -> Iterator[tuple[str, str, int]]:
-    """All runs, one seed after the other, so that what is there early says something of every arm."""
-    yield "untrained", "samples", 0
+def list_runs(arguments: argparse.Namespace) -> Iterator[tuple[str, str, int]]:
+    """All runs, seed by seed: a benchmark that is stopped early then has results of every arm."""
+    yield UNTRAINED, "samples", 0
     for seed in range(arguments.seeds):
         for budget in arguments.budgets:
             for arm in arguments.arms:
                 yield arm, budget, seed
 
 
-def select(scored: StoredRound, pool: Pool, arm: str, budget: str, seed: int, fraction: float) -> np.ndarray | None:
-    if arm == "untrained":
-        return None
+def select(scored: StoredRound, pool: Pool, arm: str, budget: str, seed: int, fraction: float) -> np.ndarray:
     config = MIWVConfig(fraction=fraction, **{**ARMS[arm], "selection_budget": budget})
     embeddings = Store(scored.folder.parents[1]).read_embeddings({}) if config.needs_embeddings else None
     measured = measured_of(scored, (seed, 0))
@@ -158,23 +176,25 @@ def train(
     return trainer.model
 
 
-def read(results: Path) -> Iterator[dict[str, Any]]:
-    if results.is_file():
-        yield from map(json.loads, results.read_text(encoding="utf-8").splitlines())
+def read_results(path: Path) -> Iterator[Result]:
+    if path.is_file():
+        yield from map(json.loads, path.read_text(encoding="utf-8").splitlines())
 
 
-def table(lines: list[dict[str, Any]], budget: str) -> str:
+def format_table(results: list[Result], budget: str) -> str:
     """
-    Mean held-out loss of each arm with its standard error over seeds, lowest first, and whether it is lower than that
-    of random draws by more than two standard errors of the difference.
+    A line for each arm, lowest held-out loss first.
+
+    It gives the mean loss over the seeds, its standard error, and whether the loss differs from that of random draws by
+    more than two standard errors of the difference.
     """
     losses: dict[str, list[float]] = defaultdict(list)
     sizes: dict[str, list[tuple[int, int]]] = defaultdict(list)
-    for line in lines:
-        if line["budget"] == budget and line["arm"] != "untrained":
-            losses[line["arm"]].append(line["loss"])
-            sizes[line["arm"]].append((line["samples"], line["tokens"]))
-    untrained = next((line["loss"] for line in lines if line["arm"] == "untrained"), float("nan"))
+    for result in results:
+        if result["budget"] == budget and result["arm"] != UNTRAINED:
+            losses[result["arm"]].append(result["loss"])
+            sizes[result["arm"]].append((result["samples"], result["tokens"]))
+    untrained = next((result["loss"] for result in results if result["arm"] == UNTRAINED), float("nan"))
     rows = [
         f"Equal numbers of {budget}; untrained {untrained:.4f}:\n",
         "| selection | samples | response tokens | held-out loss | standard error | against random |",
@@ -182,19 +202,19 @@ def table(lines: list[dict[str, Any]], budget: str) -> str:
     ]
     for arm in sorted(losses, key=lambda arm: float(np.mean(losses[arm]))):
         samples, tokens = np.mean(sizes[arm], axis=0)
-        mean, error = np.mean(losses[arm]), standard_error(losses[arm])
-        verdict = against(losses[arm], losses["random"]) if "random" in losses and arm != "random" else ""
+        mean, error = np.mean(losses[arm]), compute_standard_error(losses[arm])
+        verdict = compare_with_random(losses[arm], losses["random"]) if "random" in losses and arm != "random" else ""
         rows.append(f"| {arm} | {samples:.0f} | {tokens:.0f} | {mean:.4f} | {error:.4f} | {verdict} |")
     return "\n".join(rows)
 
 
-def standard_error(values: list[float]) -> float:
+def compute_standard_error(values: list[float]) -> float:
     return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
 
 
-def against(ours: list[float], random: list[float]) -> str:
+def compare_with_random(ours: list[float], random: list[float]) -> str:
     difference = np.mean(ours) - np.mean(random)
-    error = np.hypot(standard_error(ours), standard_error(random))
+    error = np.hypot(compute_standard_error(ours), compute_standard_error(random))
     verdict = "better" if difference < -2 * error else "worse" if difference > 2 * error else "no difference shown"
     return f"{difference:+.4f} ({verdict})"
 

@@ -1,4 +1,4 @@
-"""Measurements as a table, on a terminal and in Markdown."""
+"""Measurements as a table for a terminal and for a Markdown file."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,13 +9,23 @@ from miwv_trainer.scoring.losses import Losses
 
 CAPTION = (
     "Ratio: row's seconds / this layout's. Of ceiling: the ceiling's seconds / this layout's. Tokens: forwarded, "
-    "padding included. Memory: peak beyond what was in use before."
+    "padding included. Memory: peak above what was in use before."
 )
 
 
 @dataclass(frozen=True)
 class Line:
-    """One layout: median seconds, tokens forwarded, operations, peak bytes where known, losses if it scores."""
+    """
+    What was measured of one layout.
+
+    Args:
+        layout: Its name.
+        seconds: Median over the repetitions.
+        tokens: Tokens forwarded, padding included.
+        flops: Floating-point operations, by `Work.flops`.
+        peak_bytes: Most bytes in use above those before; None where the system does not report it.
+        losses: The losses; None for the ceiling, which computes none.
+    """
 
     layout: str
     seconds: float
@@ -25,7 +35,7 @@ class Line:
     losses: Losses | None
 
 
-def cells(lines: Sequence[Line], peak_tflops: float | None = None) -> list[list[str]]:
+def make_cells(lines: Sequence[Line], peak_tflops: float | None = None) -> list[list[str]]:
     """The table's cells, titles first."""
     seconds = {line.layout: line.seconds for line in lines}
     titles = ["layout", "seconds", "tokens", "tokens/s", "ratio to row", "of ceiling", "peak memory"]
@@ -47,16 +57,16 @@ def cells(lines: Sequence[Line], peak_tflops: float | None = None) -> list[list[
     return rows
 
 
-def agreement(lines: Sequence[Line]) -> list[str]:
-    """How far losses are from those of row-by-row, or of the first layout: a fast wrong number is worth nothing."""
+def compare_losses(lines: Sequence[Line]) -> list[str]:
+    """How much each layout's losses differ from those of row-by-row scoring, or of the first layout without it."""
     scored = [(line.layout, line.losses) for line in lines if line.losses is not None]
     if len(scored) < 2:
         return ["Losses: not compared, since fewer than two layouts that score were run."]
     (reference, expected), *others = sorted(scored, key=lambda found: found[0] != "row")
-    return [f"Losses of {name} against {reference}: {_difference(losses, expected)}." for name, losses in others]
+    return [f"Losses of {name} against {reference}: {_describe_gap(losses, expected)}." for name, losses in others]
 
 
-def _difference(losses: Losses, expected: Losses) -> str:
+def _describe_gap(losses: Losses, expected: Losses) -> str:
     ours, theirs = (np.stack([found.zero_shot, found.one_shot]) for found in (losses, expected))
     if not np.array_equal(np.isnan(ours), np.isnan(theirs)):
         differing = int((np.isnan(ours) != np.isnan(theirs)).any(axis=0).sum())
@@ -68,15 +78,15 @@ def _difference(losses: Losses, expected: Losses) -> str:
     return f"largest difference {worst:.2g}, correlation of MIWV {correlation:.6f} ({int(kept.sum())} samples)"
 
 
-def as_text(facts: Mapping[str, str], table: list[list[str]], notes: Sequence[str]) -> str:
-    """For a terminal: facts, aligned columns, notes."""
+def format_text(facts: Mapping[str, str], table: list[list[str]], notes: Sequence[str]) -> str:
+    """Facts, aligned columns and notes for a terminal."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     head = [f"{name}: {value}" for name, value in facts.items()]
     body = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in table]
     return "\n".join([*head, "", *body, "", *notes, CAPTION])
 
 
-def as_markdown(facts: Mapping[str, str], table: list[list[str]], notes: Sequence[str]) -> str:
+def format_markdown(facts: Mapping[str, str], table: list[list[str]], notes: Sequence[str]) -> str:
     """The same as a section of a Markdown file."""
     titles, *rows = [f"| {' | '.join(row)} |" for row in table]
     rule = "|---|" + "---:|" * (len(table[0]) - 1)

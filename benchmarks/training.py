@@ -1,11 +1,11 @@
-"""What the sampler and the callback cost a training step: the plain Trainer and one with both, in alternated pairs.
+"""What the sampler and the callback cost a training step: pairs of runs, with and without them, in alternating order.
 
     python -m benchmarks.training
     python -m benchmarks.training --pairs 15 --steps 30 --hidden 256
 
-Both train on the same samples (`fraction=1.0`) with the same model. A run's time is that of its steps, from the end of
-the first to the end of the last: the round, which benchmarks.scoring measures, lies before it. Printed are the median
-ratio of a pair's two times and its 95 % interval by bootstrap over the pairs.
+Both train on the same samples (`fraction=1.0`) with the same model. A run's time is measured from the end of its first
+step to the end of its last, without the round before training, which benchmarks.scoring measures. The output is the
+median ratio of the two times of a pair and its 95 % interval by bootstrap over the pairs.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, LlamaConfig, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 
-from benchmarks.measure import machine
+from benchmarks.measure import describe_machine
 from miwv_trainer import attach
 
 BATCH, LENGTH, PROMPT, VOCABULARY = 8, 64, 24, 512
@@ -29,7 +29,7 @@ RESAMPLES = 10_000
 
 
 class Clock(TrainerCallback):
-    """When each step ended."""
+    """Notes when each step ended."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
@@ -41,17 +41,18 @@ class Clock(TrainerCallback):
 def main() -> None:
     arguments = parse_arguments()
     logging.getLogger("miwv_trainer").setLevel(logging.ERROR)
-    pool = random_pool(BATCH * arguments.steps)
-    step_seconds(pool, arguments, is_attached=False)  # warm-up
+    pool = make_random_pool(BATCH * arguments.steps)
+    time_steps(pool, arguments, is_attached=False)  # warm-up: the first run of a process is slower
     pairs = []
     for number in range(arguments.pairs):
+        # Alternating, so that a slow drift of the machine favours neither.
         order = (False, True) if number % 2 == 0 else (True, False)
-        seconds = {is_attached: step_seconds(pool, arguments, is_attached) for is_attached in order}
+        seconds = {is_attached: time_steps(pool, arguments, is_attached) for is_attached in order}
         pairs.append((seconds[False], seconds[True]))
         print(f"{number + 1}/{arguments.pairs} {seconds[False] * 1e3:.2f} ms, {seconds[True] * 1e3:.2f} ms", flush=True)
     plain, attached = np.asarray(pairs).T
-    low, high = interval(attached / plain)
-    print(f"\n{machine(torch.device('cpu'))}, {datetime.date.today().isoformat()}")
+    low, high = estimate_interval(attached / plain)
+    print(f"\n{describe_machine(torch.device('cpu'))}, {datetime.date.today().isoformat()}")
     print(f"step of the plain Trainer: {np.median(plain) * 1e3:.2f} ms (median of {len(pairs)} runs)")
     print(f"with sampler and callback: {np.median(attached / plain):.4f} times (95 % interval {low:.4f} to {high:.4f})")
 
@@ -59,19 +60,19 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=15, help="(default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=30, help="of a run (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=30, help="of each run (default: %(default)s)")
     parser.add_argument("--hidden", type=int, default=256, help="hidden size of the model (default: %(default)s)")
     return parser.parse_args()
 
 
-def random_pool(count: int) -> Dataset:
-    """Samples of one length, so that every step is the same work."""
+def make_random_pool(count: int) -> Dataset:
+    """Samples of one length, so that every step takes the same work."""
     ids = np.random.default_rng(0).integers(0, VOCABULARY, (count, LENGTH))
     labels = np.where(np.arange(LENGTH) < PROMPT, -100, ids)
     return Dataset.from_dict({"input_ids": ids.tolist(), "labels": labels.tolist()})
 
 
-def step_seconds(pool: Dataset, arguments: argparse.Namespace, is_attached: bool) -> float:
+def time_steps(pool: Dataset, arguments: argparse.Namespace, is_attached: bool) -> float:
     """Mean seconds of a step of one run."""
     set_seed(0)
     shape = LlamaConfig(
@@ -107,8 +108,8 @@ def step_seconds(pool: Dataset, arguments: argparse.Namespace, is_attached: bool
     return (clock.ends[-1] - clock.ends[0]) / (len(clock.ends) - 1)
 
 
-def interval(ratios: np.ndarray) -> tuple[float, float]:
-    """The 95 % interval of the median, by bootstrap."""
+def estimate_interval(ratios: np.ndarray) -> tuple[float, float]:
+    """The 95 % estimate_interval of the median, by bootstrap."""
     drawn = np.random.default_rng(0).choice(ratios, (RESAMPLES, len(ratios)))
     low, high = np.quantile(np.median(drawn, axis=1), [0.025, 0.975])
     return float(low), float(high)

@@ -11,11 +11,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoTokenizer
 
 from benchmarks import diversity, layouts, precision
-from benchmarks.cases import Case, llama_config, random_model, random_pool, read_pool
-from benchmarks.layouts import LAYOUTS, plain_rows, planned_trees, prepare, work
+from benchmarks.cases import Case, draw_random_pool, make_random_model, parse_llama_config, read_pool
+from benchmarks.layouts import LAYOUTS, count_work, forward_plain_rows, plan_case_trees, prepare
 from benchmarks.measure import measure
 from benchmarks.scoring import main
-from benchmarks.table import Line, agreement, cells
+from benchmarks.table import Line, compare_losses, make_cells
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.build import render
 from miwv_trainer.data.pool import NO_EXEMPLAR, Pool
@@ -118,9 +118,9 @@ def test_row_tokens_are_those_of_both_sequences_counted_by_hand() -> None:
     with no_trace(case.model):
         losses, padded = prepare("row_unpadded", case)(), prepare("row", case)()
     assert losses is not None and padded is not None
-    assert losses.tokens_forwarded == work("row_unpadded", case).tokens == zero_shot + one_shot
+    assert losses.tokens_forwarded == count_work("row_unpadded", case).tokens == zero_shot + one_shot
     # Eight samples are padded to the longest of them, 16 without and 9 + 16 behind an exemplar.
-    assert padded.tokens_forwarded == work("row", case).tokens == 8 * (PREAMBLE + 16) + 8 * (PREAMBLE + 9 + 16)
+    assert padded.tokens_forwarded == count_work("row", case).tokens == 8 * (PREAMBLE + 16) + 8 * (PREAMBLE + 9 + 16)
     np.testing.assert_allclose(padded.miwv, losses.miwv, atol=1e-5)
 
 
@@ -130,7 +130,7 @@ def test_planned_tokens_are_forwarded_tokens_and_losses_are_those_of_single_rows
     with no_trace(case.model):
         expected, losses = prepare("row", case)(), prepare(layout, case)()
     assert expected is not None and losses is not None
-    assert losses.tokens_forwarded == work(layout, case).tokens
+    assert losses.tokens_forwarded == count_work(layout, case).tokens
     assert np.isfinite(expected.miwv).all() and np.ptp(expected.miwv) > 0.1
     np.testing.assert_allclose(losses.miwv, expected.miwv, atol=1e-4)
     np.testing.assert_allclose(losses.zero_shot, expected.zero_shot, atol=1e-4)
@@ -156,7 +156,7 @@ def test_operations_of_the_weights_are_those_that_torch_counts(layout: str) -> N
     case.model.register_forward_hook(lambda *_: forwards.append(1))
     with no_trace(case.model), FlopCounterMode(display=False) as counter:
         run()
-    planned = work(layout, case)
+    planned = count_work(layout, case)
     if layout in ("padded", "tree"):
         # Their first forward, of four tokens, checks the head on one position; and each lets one position go on.
         planned = replace(planned, tokens=planned.tokens + 4, positions=planned.positions + 1 + len(forwards))
@@ -169,12 +169,16 @@ def test_operations_of_the_weights_are_those_that_torch_counts(layout: str) -> N
 
 def test_pairs_are_those_that_the_masks_leave() -> None:
     case = crowded_case()
-    rows = [tree_row(row, case.pool) for row in planned_trees(case)]
+    rows = [tree_row(row, case.pool) for row in plan_case_trees(case)]
     assert len(rows) > 1
-    assert work("tree", case).pairs == sum(int(_mask(case.model, [row], torch.device("cpu")).sum()) for row in rows)
+    assert count_work("tree", case).pairs == sum(
+        int(_mask(case.model, [row], torch.device("cpu")).sum()) for row in rows
+    )
     lengths = np.arange(9, 17) + PREAMBLE
     exemplars = np.asarray([14, *[9] * 7])
-    assert work("row_unpadded", case).pairs == sum(sum(range(1, n + 1)) for n in [*lengths, *(lengths + exemplars)])
+    assert count_work("row_unpadded", case).pairs == sum(
+        sum(range(1, n + 1)) for n in [*lengths, *(lengths + exemplars)]
+    )
 
 
 @pytest.mark.parametrize(("at_once", "shapes"), [(1, [(1, 60)] * 4 + [(1, 10)]), (3, [(3, 60), (1, 60), (1, 10)])])
@@ -192,7 +196,7 @@ def test_the_ceiling_forwards_as_many_tokens_and_positions_as_it_is_given(
         with_kwargs=True,
     )
     with no_trace(case.model):
-        plain_rows(case, tokens=250, positions=101)
+        forward_plain_rows(case, tokens=250, positions=101)
     hook.remove()
     inner.remove()
     assert seen == [(shape, None) for shape in shapes]
@@ -206,12 +210,12 @@ def test_ratios_are_those_of_the_seconds_shown() -> None:
         Line("tree", 4.0, 200, 2e12, None, losses),
         Line("ceiling", 3.0, 200, 2e12, 2**21, None),
     ]
-    titles, row, tree, ceiling = cells(lines, peak_tflops=1.0)
+    titles, row, tree, ceiling = make_cells(lines, peak_tflops=1.0)
     assert titles[0] == "layout" and titles[-1] == "of peak FLOP/s"
     assert row == ["row", "12.00", "300", "25", "1.00", "25%", "1 MiB", "25.0%"]
     assert tree == ["tree", "4.00", "200", "50", "3.00", "75%", "-", "50.0%"]
     assert ceiling == ["ceiling", "3.00", "200", "67", "4.00", "100%", "2 MiB", "66.7%"]
-    assert cells(lines[1:2])[1][4:] == ["-", "-", "-"]
+    assert make_cells(lines[1:2])[1][4:] == ["-", "-", "-"]
 
 
 def test_other_losses_are_told() -> None:
@@ -219,11 +223,11 @@ def test_other_losses_are_told() -> None:
     wrong = Losses(np.zeros(3, np.float32), np.asarray([3, 2, 1], np.float32), 1)
     fewer = Losses(np.zeros(3, np.float32), np.asarray([1, 2, np.nan], np.float32), 1)
     lines = [Line(name, 1.0, 1, 1.0, None, losses) for name, losses in (("a", wrong), ("row", row), ("b", fewer))]
-    assert agreement(lines) == [
+    assert compare_losses(lines) == [
         "Losses of a against row: largest difference 2, correlation of MIWV -1.000000 (3 samples).",
         "Losses of b against row: DIFFERENT SAMPLES ARE SCORED (1 in one of the two only).",
     ]
-    assert "not compared" in agreement(lines[:1])[0]
+    assert "not compared" in compare_losses(lines[:1])[0]
 
 
 def test_more_samples_than_the_pool_holds_with_lengths_only(
@@ -242,7 +246,7 @@ def test_random_samples_keep_the_lengths_and_the_crowding_of_those_they_are_draw
     exemplars = np.asarray([5, 0, 0, 0, 0, 0, 0, NO_EXEMPLAR])
     generator = np.random.default_rng(0)
     source = np.concatenate([np.arange(8), generator.integers(8, size=500)])
-    drawn, new_exemplars = random_pool(pool, exemplars, source, 40, generator)
+    drawn, new_exemplars = draw_random_pool(pool, exemplars, source, 40, generator)
     assert drawn.lengths.tolist() == pool.lengths[source].tolist()
     assert drawn.response_tokens.tolist() == pool.response_tokens[source].tolist()
     assert drawn.tokens.max() < 40 and len(np.unique(drawn.tokens)) == 40
@@ -267,10 +271,10 @@ def test_peak_memory_counts_what_a_run_takes_and_gives_back() -> None:
 
 
 def test_a_random_llama_is_7b_by_default_and_takes_overrides() -> None:
-    config = llama_config("{}")
+    config = parse_llama_config("{}")
     shape = (config.hidden_size, config.num_hidden_layers, config.intermediate_size, config.vocab_size)
     assert shape == (4096, 32, 11008, 32000)
-    model = random_model(llama_config(json.dumps(SHAPE)), "bfloat16", torch.device("cpu"))
+    model = make_random_model(parse_llama_config(json.dumps(SHAPE)), "bfloat16", torch.device("cpu"))
     assert model.dtype == torch.bfloat16 and model.lm_head.weight.shape == (512, 32)
     assert model.lm_head.weight.detach().float().std().item() == pytest.approx(0.3, rel=0.1)
 
