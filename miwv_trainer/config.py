@@ -131,7 +131,7 @@ class MIWVConfig:
             last hidden states in the model that is trained; an array has shape (N, d), one line per sample in pool
             order.
         sampler_seed: Seed of the order within an epoch and of random draws; by default the Trainer's `data_seed`, else
-            its `seed`.
+            its `seed`, and 0 without a Trainer.
         scoring_max_length: Longest sequence that is forwarded, in tokens; by default the model's
             `max_position_embeddings`.
         tokens_per_batch: Most tokens of one scoring forward, padding included; by default what the free memory holds.

@@ -4,32 +4,51 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from miwv_trainer.cli.options import OPTIONS, make_parser
+from miwv_trainer.cli.options import OPTIONS, ReportOptions, ScoreOptions, SelectOptions, parse_options
 from miwv_trainer.cli.report import report
 from miwv_trainer.cli.score import score
 from miwv_trainer.cli.select import select
 
+BAD_INPUT, INTERRUPTED = 2, 130  # 128 + SIGINT, as shells have it
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one subcommand; bad input ends in one line on standard error and exit status 2."""
+    """
+    Runs one subcommand.
+
+    Args:
+        argv: The words after `miwv`; by default those of this process.
+
+    Returns:
+        The exit status. Bad input is told in one line on standard error.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("miwv_trainer").setLevel(logging.INFO)
-    typed = list(sys.argv[1:] if argv is None else argv)
-    arguments = make_parser(score, select, report).parse_args(typed)
-    arguments.typed = typed
+    options = parse_options(list(sys.argv[1:] if argv is None else argv))
     try:
-        arguments.run(arguments)
+        run(options)
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
-        print(f"\nmiwv: {_as_typed(str(error))}", file=sys.stderr)  # a progress bar may stand on the line
-        return 2
+        # The message begins on a line of its own, because a progress bar may stand on the current one.
+        print(f"\nmiwv: {name_as_typed(str(error))}", file=sys.stderr)
+        return BAD_INPUT
     except KeyboardInterrupt:
         print("\nmiwv: interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     return 0
 
 
-def _as_typed(message: str) -> str:
-    """An error of the library in the words of the command line."""
+def run(options: ScoreOptions | SelectOptions | ReportOptions) -> None:
+    """Runs the subcommand that the options belong to."""
+    if isinstance(options, ScoreOptions):
+        score(options)
+    elif isinstance(options, SelectOptions):
+        select(options)
+    else:
+        report(options)
+
+
+def name_as_typed(message: str) -> str:
+    """Replaces the names of fields in an error of the library by the options that set them."""
     for name, option in OPTIONS.items():
         message = message.replace(f"`{name}`", f"`{option}`")
     return message

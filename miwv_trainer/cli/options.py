@@ -1,22 +1,29 @@
-"""The options of the command `miwv`."""
+"""The options of the command `miwv`: how they are parsed, and into what.
+
+What `MIWVConfig` has a field for is described there: its option takes help, choices and default from the field. Such an
+option is absent from what is parsed unless it is typed, so that a preset, or the round that is selected from, can tell
+what was asked for from what was left alone.
+"""
 
 import argparse
-from collections.abc import Callable
-from dataclasses import fields
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, get_args, get_origin, get_type_hints
 
-from miwv_trainer.config import CHOICES, DEFAULT_EMBEDDER, SELECTION_FIELDS, Layout, MIWVConfig
+from miwv_trainer.config import CHOICES, SELECTION_FIELDS, MIWVConfig
 from miwv_trainer.data.models import DTYPES
-from miwv_trainer.export.destination import FORMATS
+from miwv_trainer.export.destination import FORMATS, Format
 
 DEFAULT_OUTPUT = "miwv-output"
+FIELDS = {field.name: field for field in fields(MIWVConfig)}
 
 
 def option_of(name: str) -> str:
+    """The option that sets a field: `--loss-band` sets `loss_band`."""
     return "--" + name.replace("_", "-")
 
 
-# Where an option is called otherwise than what it configures.
+# What errors of the library call by the names of fields, and how it is typed. Some options are shorter than the field.
 OPTIONS = {
     "scoring_max_length": "--max-length",
     "refine_near_threshold=False": "--no-refine",
@@ -26,126 +33,191 @@ OPTIONS = {
         for name in ("tokens_per_batch", "tokens_per_row", "logits_chunk", "preset", *SELECTION_FIELDS)
     },
 }
-Command = Callable[[argparse.Namespace], None]
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, but got {value}")
-    return value
+@dataclass(frozen=True)
+class ScoreOptions:
+    """
+    What was typed after `miwv score`.
+
+    Args:
+        settings: The fields of `MIWVConfig` that were typed, by name. An embedder may be the name of a `.npy` file.
+    """
+
+    model: str
+    dataset: str
+    output: str
+    dtype: str | None
+    max_samples: int | None
+    settings: dict[str, Any]
 
 
-def make_parser(score: Command, select: Command, report: Command) -> argparse.ArgumentParser:
-    """The parser; what it parses has the function of its subcommand as `run`."""
+@dataclass(frozen=True)
+class SelectOptions:
+    """
+    What was typed after `miwv select`.
+
+    Args:
+        scores: The folder that `miwv score` or a Trainer wrote to.
+        settings: The fields of `MIWVConfig` that were typed, by name; `fraction` always is.
+        typed: The whole command line, for the dataset card.
+    """
+
+    scores: str
+    dataset: str | None
+    format: Format | None
+    to: str | None
+    with_scores: bool
+    push_to_hub: str | None
+    private: bool
+    settings: dict[str, Any]
+    typed: Sequence[str]
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """What was typed after `miwv report`."""
+
+    run_folder: str
+    dataset: str | None
+
+
+def parse_options(typed: Sequence[str]) -> ScoreOptions | SelectOptions | ReportOptions:
+    """
+    Parses the words after `miwv`.
+
+    Raises:
+        SystemExit: with status 2 for words that no subcommand takes, with 0 after `--help`; argparse has told which.
+    """
+    parsed = vars(make_parser().parse_args(typed))
+    command = parsed.pop("command")
+    settings = {name: parsed.pop(name) for name in FIELDS if name in parsed}
+    if command == "score":
+        return ScoreOptions(**parsed, settings=settings)
+    if command == "select":
+        return SelectOptions(**parsed, settings=settings, typed=typed)
+    return ReportOptions(**parsed)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all three subcommands; what it parses has the subcommand's name as `command`."""
     parser = argparse.ArgumentParser(
         prog="miwv", description="Score instruction samples by Model Instruction Weakness Value, and select."
     )
-    commands = parser.add_subparsers(required=True, metavar="{score,select,report}")
-
-    scoring = commands.add_parser("score", help="score a pool with a model and select the top fraction")
-    scoring.set_defaults(run=score)
-    scoring.add_argument("--model", required=True, help="hub name, folder, or folder with a GGUF file")
-    scoring.add_argument("--dataset", required=True, help="hub name, or a JSON, JSON Lines, CSV or Parquet file")
-    scoring.add_argument("--output", default=DEFAULT_OUTPUT, help="folder to write to (default: %(default)s)")
-    scoring.add_argument(
-        "--fraction", type=float, default=MIWVConfig.fraction, help="share that is selected (default: %(default)s)"
+    commands = parser.add_subparsers(required=True, dest="command", metavar="{score,select,report}")
+    add_score_options(commands.add_parser("score", help="score a pool with a model and select the top fraction"))
+    add_select_options(
+        commands.add_parser(
+            "select",
+            help="select another fraction of scores that exist, or with other guards",
+            description="Selects from the last round, as it was selected except for what is given here.",
+        )
     )
-    scoring.add_argument(
-        "--embedder",
-        default=DEFAULT_EMBEDDER,
-        help="sentence-transformers name or folder, tfidf, model, or a .npy file (default: %(default)s)",
-    )
-    scoring.add_argument("--dtype", choices=list(DTYPES), help="default: as the model was saved")
-    scoring.add_argument("--max-samples", type=_positive, help="score the first so many samples only")
-    scoring.add_argument("--max-length", type=int, help="longest sequence in tokens (default: the model's context)")
-    scoring.add_argument(
-        "--tokens-per-batch",
-        type=int,
-        help="tokens of one forward, padding included (default: what the free memory holds)",
-    )
-    scoring.add_argument(
-        "--tokens-per-row",
-        type=int,
-        help="tokens of one row in the tree layout (default: what pays on the device)",
-    )
-    scoring.add_argument(
-        "--no-refine",
-        dest="refine_near_threshold",
-        action="store_false",
-        help="do not score the samples near the threshold again in float32, under lower precision",
-    )
-    scoring.add_argument(
-        "--logits-chunk",
-        type=int,
-        default=MIWVConfig.logits_chunk,
-        help="positions whose logits exist at once (default: %(default)s)",
-    )
-    scoring.add_argument(
-        "--layout",
-        choices=list(get_args(Layout)),
-        default=MIWVConfig.layout,
-        help="how samples share a forward: tree (fewest tokens), padded (any model), or whichever the model takes "
-        "(default: %(default)s)",
-    )
-
-    scoring.add_argument("--seed", type=int, help="of random scores (default: 0)")
-    _add_selection_options(scoring)
-
-    selecting = commands.add_parser(
-        "select",
-        help="select another fraction of scores that exist, or with other guards",
-        description="Selects from the last round, as it was selected except for what is given here.",
-    )
-    selecting.set_defaults(run=select)
-    selecting.add_argument("--scores", required=True, metavar="OUTPUT", help="the folder `miwv score` wrote to")
-    selecting.add_argument("--fraction", type=float, required=True, help="share that is selected")
-    selecting.add_argument("--dataset", help="the pool that was scored; without it, indices are printed")
-    _add_writing_options(selecting)
-    _add_selection_options(selecting)
-
-    reporting = commands.add_parser("report", help="show the rounds of a run")
-    reporting.set_defaults(run=report)
-    reporting.add_argument("--run", dest="run_folder", required=True, metavar="OUTPUT", help="the folder of the run")
-    reporting.add_argument("--dataset", help="the pool that was scored, to show its prompts")
+    add_report_options(commands.add_parser("report", help="show the rounds of a run"))
     return parser
 
 
-def _add_writing_options(parser: argparse.ArgumentParser) -> None:
-    options = parser.add_argument_group("what is written")
-    options.add_argument(
+def add_score_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `miwv score`."""
+    parser.add_argument("--model", required=True, help="hub name, folder, or folder with a GGUF file")
+    parser.add_argument("--dataset", required=True, help="hub name, or a JSON, JSON Lines, CSV or Parquet file")
+    parser.add_argument("--output", default=DEFAULT_OUTPUT, help="folder to write to (default: %(default)s)")
+    parser.add_argument("--dtype", choices=list(DTYPES), help="default: as the model was saved")
+    parser.add_argument("--max-samples", type=parse_count, help="score the first so many samples only")
+    parser.add_argument(
+        "--no-refine",
+        dest="refine_near_threshold",
+        action="store_false",
+        default=argparse.SUPPRESS,
+        help=f"Sets `refine_near_threshold` to False: {describe('refine_near_threshold')}",
+    )
+    for name in ("fraction", "scoring_max_length", "tokens_per_batch", "tokens_per_row", "logits_chunk", "layout"):
+        add_setting(parser, name, shows_default=True)
+    add_setting(parser, "embedder", shows_default=True, more="Here an array is the name of a `.npy` file.")
+    add_setting(parser, "sampler_seed")
+    group = parser.add_argument_group("what is selected, and how it is guarded")
+    for name in list_selection_fields():
+        add_setting(group, name, shows_default=True)
+
+
+def add_select_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `miwv select`."""
+    parser.add_argument("--scores", required=True, metavar="OUTPUT", help="the folder `miwv score` wrote to")
+    add_setting(parser, "fraction", is_required=True)
+    parser.add_argument("--dataset", help="the pool that was scored; without it, indices are printed")
+    group = parser.add_argument_group("what is written")
+    group.add_argument(
         "--format",
         choices=FORMATS,
         help="JSON Lines, Parquet, or a folder with a dataset card that `load_dataset` reads (default: jsonl; dataset "
         "with --push-to-hub)",
     )
-    options.add_argument(
+    group.add_argument(
         "--to",
         metavar="PATH",
         help="file or folder to write (default: selected.jsonl, selected.parquet or selected/ in OUTPUT)",
     )
-    options.add_argument("--with-scores", action="store_true", help="add each sample's number, losses and MIWV")
-    options.add_argument("--push-to-hub", metavar="USER/NAME", help="upload the folder as a dataset")
-    options.add_argument("--private", action="store_true", help="a dataset that --push-to-hub makes is private")
+    group.add_argument("--with-scores", action="store_true", help="add each sample's number, losses and MIWV")
+    group.add_argument("--push-to-hub", metavar="USER/NAME", help="upload the folder as a dataset")
+    group.add_argument("--private", action="store_true", help="a dataset that --push-to-hub makes is private")
+    group = parser.add_argument_group("what is selected, and how it is guarded")
+    for name in list_selection_fields():
+        add_setting(group, name)
 
 
-def _add_selection_options(parser: argparse.ArgumentParser) -> None:
-    """One option for each field that decides what is selected; None where it is not typed."""
-    options = parser.add_argument_group("what is selected, and how it is guarded")
-    types = get_type_hints(MIWVConfig)
-    for field in fields(MIWVConfig):
-        if field.name not in ("preset", *SELECTION_FIELDS):
-            continue
-        settings: dict[str, Any] = {"help": field.metadata["help"]}
-        if field.name in CHOICES:
-            settings["choices"] = list(CHOICES[field.name])
-        elif get_origin(types[field.name]) is list:
-            settings |= {"type": float, "nargs": 2, "metavar": ("LOW", "HIGH")}
-        else:
-            settings["type"] = next(kind for kind in (int, float, str) if kind in _kinds(types[field.name]))
-        options.add_argument(option_of(field.name), **settings)
+def add_report_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `miwv report`."""
+    parser.add_argument("--run", dest="run_folder", required=True, metavar="OUTPUT", help="the folder of the run")
+    parser.add_argument("--dataset", help="the pool that was scored, to show its prompts")
 
 
-def _kinds(hint: Any) -> tuple[Any, ...]:
-    """What a hint such as `str | None` allows."""
-    return get_args(hint) or (hint,)
+def list_selection_fields() -> list[str]:
+    """The fields that decide what is selected, in the order of the configuration."""
+    return [name for name in FIELDS if name in ("preset", *SELECTION_FIELDS)]
+
+
+def add_setting(
+    parser: argparse._ActionsContainer,
+    name: str,
+    shows_default: bool = False,
+    is_required: bool = False,
+    more: str = "",
+) -> None:
+    """
+    Adds the option that sets a field of `MIWVConfig`.
+
+    Args:
+        shows_default: Whether the field's default is in force where the option is not typed.
+        more: What the help says after the field's description.
+    """
+    hint, default = get_type_hints(MIWVConfig)[name], FIELDS[name].default
+    is_pair = get_origin(hint) is list
+    kind: Callable[[str], object] = next((kind for kind in (int, float) if kind in (hint, *get_args(hint))), str)
+    parts = [describe(name), more]
+    if shows_default and default is not None and default is not MISSING:
+        parts.append(f"(default: {default})")
+    option = OPTIONS.get(name, option_of(name))
+    shown = None if name in CHOICES else option.lstrip("-").replace("-", "_").upper()
+    parser.add_argument(
+        option,
+        dest=name,
+        default=argparse.SUPPRESS,
+        required=is_required,
+        type=kind,
+        choices=CHOICES.get(name),
+        nargs=2 if is_pair else None,
+        metavar=("LOW", "HIGH") if is_pair else shown,
+        help=" ".join(filter(None, parts)).replace("%", "%%"),
+    )
+
+
+def describe(name: str) -> str:
+    """The first sentence of a field's description; empty under `python -OO`, which removes docstrings."""
+    return FIELDS[name].metadata.get("help", "")
+
+
+def parse_count(text: str) -> int:
+    """A whole number of at least 1. Raises `argparse.ArgumentTypeError` for anything else."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, but got {text}")
+    return int(text)

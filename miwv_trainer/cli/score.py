@@ -1,11 +1,10 @@
 """`miwv score`: round 0 of a pool with a model, without training."""
 
-import argparse
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
@@ -13,7 +12,8 @@ import torch
 import transformers
 from accelerate import PartialState
 
-from miwv_trainer.cli.shared import rows_fingerprint, template_fingerprint, typed_options
+from miwv_trainer.cli.options import ScoreOptions
+from miwv_trainer.cli.shared import fingerprint_rows, fingerprint_template
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.build import pool_from_rows
 from miwv_trainer.data.files import load_rows
@@ -31,32 +31,33 @@ from miwv_trainer.storage.store import Store
 from miwv_trainer.version import __version__
 
 
-def score(arguments: argparse.Namespace) -> None:
-    """`miwv score`: round 0 of a pool with a model, without training; on each process that a launcher started."""
+def score(options: ScoreOptions) -> None:
+    """Scores a pool with a model as it is and writes round 0; on each process that a launcher started."""
     state = PartialState(cpu=not torch.cuda.is_available())
     world = World.current(state.device)
     if not world.is_main:
-        _silence()
-    with _told_by_rank_0(world, "reading the model and the pool"):
-        config = _scoring_config(arguments)
-        rows = load_rows(arguments.dataset, arguments.max_samples)
-        model, tokenizer = load_model(arguments.model, arguments.dtype)
+        silence()
+    with tell_errors_once(world, "reading the model and the pool"):
+        check_output(Path(options.output))
+        config = make_config(options)
+        rows = load_rows(options.dataset, options.max_samples)
+        model, tokenizer = load_model(options.model, options.dtype)
         model.to(state.device)
         pool = pool_from_rows(rows, tokenizer, show_progress=world.is_main)
         pool = add_groups(pool, rows, config.group_column)
         check_model(model, pool)
         check_layout(model, config)
-    store = Store(arguments.output)
-    with _told_by_rank_0(world, "claiming the output folder"):
+    store = Store(options.output)
+    with tell_errors_once(world, "claiming the output folder"):
         if world.is_main:
             store.claim()
     scorer = prepare_scorer(model, pool, config, world)
     exemplars = find_exemplars(scorer, store, reuse=False)
     notes = {
-        "rows": rows_fingerprint(rows, len(rows)),
-        "chat_template": template_fingerprint(tokenizer.chat_template),
+        "rows": fingerprint_rows(rows, len(rows)),
+        "chat_template": fingerprint_template(tokenizer.chat_template),
         "library": __version__,
-        "dataset": arguments.dataset,
+        "dataset": options.dataset,
     }
     finished = run_round(scorer, exemplars, store, notes=notes)
     if world.is_main:
@@ -68,33 +69,36 @@ def score(arguments: argparse.Namespace) -> None:
     state.destroy_process_group()
 
 
-def _check_output(output: Path) -> None:
+def check_output(output: Path) -> None:
+    """Raises `ValueError` where a file stands in the way of the output folder."""
     for path in (output, *output.parents):
         if path.exists() and not path.is_dir():
             raise ValueError(f"`--output` must be a folder, but {path} is a file.")
 
 
-def _scoring_config(arguments: argparse.Namespace) -> MIWVConfig:
-    _check_output(Path(arguments.output))
-    return MIWVConfig(
-        **typed_options(arguments),
-        fraction=arguments.fraction,
-        sampler_seed=arguments.seed,
-        embedder=_embedder(arguments.embedder),
-        layout=arguments.layout,
-        scoring_max_length=arguments.max_length,
-        tokens_per_batch=arguments.tokens_per_batch,
-        tokens_per_row=arguments.tokens_per_row,
-        logits_chunk=arguments.logits_chunk,
-        refine_near_threshold=arguments.refine_near_threshold,
-    )
+def make_config(options: ScoreOptions) -> MIWVConfig:
+    """The configuration that was typed, with the array that the name of a `.npy` file stands for."""
+    config = MIWVConfig.from_dict(options.settings)
+    if not config.embedder.endswith(".npy"):
+        return config
+    try:
+        array = np.load(config.embedder, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{config.embedder} could not be read as an array of numbers: give a file that `numpy.save` wrote."
+        ) from error
+    return replace(config, embedder=array)
 
 
 @contextmanager
-def _told_by_rank_0(world: World, doing: str) -> Iterator[None]:
-    """Like `world.together`, but one line tells an error, not one a process: most are the same on each of them."""
+def tell_errors_once(world: World, task: str) -> Iterator[None]:
+    """
+    Like `world.run_together`, but only rank 0 tells an error; the others end with the same exit status.
+
+    Most errors are the same on every rank, and a command on eight processes would tell each of them eight times.
+    """
     try:
-        with world.run_together(doing):
+        with world.run_together(task):
             yield
     except Exception as error:
         if world.is_main:
@@ -102,20 +106,8 @@ def _told_by_rank_0(world: World, doing: str) -> Iterator[None]:
         raise SystemExit(2) from error
 
 
-def _silence() -> None:
+def silence() -> None:
     """Leaves logs and progress bars to rank 0."""
     logging.getLogger("miwv_trainer").setLevel(logging.ERROR)
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
-
-
-def _embedder(name: str) -> Any:
-    """A `.npy` file stands for the array in it."""
-    if not name.endswith(".npy"):
-        return name
-    try:
-        return np.load(name, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{name} could not be read as an array of numbers: give a file that `numpy.save` wrote."
-        ) from error

@@ -1,17 +1,17 @@
 """`miwv select`: another fraction of scores that exist, or with other guards."""
 
-import argparse
 import sys
 from pathlib import Path
 
 import datasets
 import numpy as np
 
-from miwv_trainer.cli.options import option_of
-from miwv_trainer.cli.shared import read_rounds, read_scored_rows, typed_options
+from miwv_trainer.cli.options import SelectOptions, option_of
+from miwv_trainer.cli.shared import read_scored_rows
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.groups import number_groups
 from miwv_trainer.data.pool import find_complete_samples
+from miwv_trainer.embeddings.vectors import Embeddings
 from miwv_trainer.export.dataset_card import Origin
 from miwv_trainer.export.destination import ENDINGS, Format, check_destination, check_hub_name
 from miwv_trainer.export.hub import push_folder
@@ -21,55 +21,76 @@ from miwv_trainer.rounds.messages import no_candidate, threshold_words
 from miwv_trainer.rounds.stored_config import restore_config
 from miwv_trainer.selection.choose import Choice, choose
 from miwv_trainer.selection.scores import Measured, get_draw_seed
-from miwv_trainer.storage.store import Store, StoredRound
+from miwv_trainer.storage.store import Store, StoredRound, read_rounds
 
 
-def select(arguments: argparse.Namespace) -> None:
-    """`miwv select`: another fraction of scores that exist, or with other guards."""
-    kind, target = _destination(arguments)
-    latest = read_rounds(arguments.scores)[-1]
-    config = restore_config(latest, **typed_options(arguments), fraction=arguments.fraction)
-    rows = read_scored_rows(arguments.dataset, latest) if arguments.dataset is not None else None
-    choice = _chosen(config, latest, rows, Store(arguments.scores))
+def select(options: SelectOptions) -> None:
+    """Selects from the last round of a run and writes the selection, or prints its indices where no pool is given."""
+    kind, target = choose_destination(options)
+    latest = read_rounds(options.scores)[-1]
+    config = restore_config(latest, **options.settings)
+    rows = read_scored_rows(options.dataset, latest) if options.dataset is not None else None
+    choice = choose_samples(config, latest, rows, Store(options.scores))
     if config.allow_identical_exemplars and not latest.summary["config"].get("allow_identical_exemplars"):
         print("These scores were made without copies as exemplars, which --preset paper allows.", file=sys.stderr)
-    if rows is None:
+    if rows is None or options.dataset is None:
         print("\n".join(map(str, choice.selection.tolist())))
         return
-    rows = add_scores(rows, latest) if arguments.with_scores else rows
+    rows = add_scores(rows, latest) if options.with_scores else rows
     if kind == "dataset":
-        origin = Origin(latest, config, choice, arguments.dataset, arguments.typed)
-        write_folder(target, rows, origin, arguments.push_to_hub)
+        origin = Origin(latest, config, choice, options.dataset, options.typed)
+        write_folder(target, rows, origin, options.push_to_hub)
     else:
         {"jsonl": write_jsonl, "parquet": write_parquet}[kind](target, rows, choice.selection)
     print(f"{len(choice.selection)} of {len(choice.scores)} samples, {threshold_words(choice, config)}: {target}")
     for guard, count in choice.left_out.items():
         print(f"{guard} leaves out {count}")
-    if arguments.push_to_hub is not None:
-        print(f"on the hub: {push_folder(target, arguments.push_to_hub, arguments.private)}")
+    if options.push_to_hub is not None:
+        print(f"on the hub: {push_folder(target, options.push_to_hub, options.private)}")
 
 
-def _destination(arguments: argparse.Namespace) -> tuple[Format, Path]:
-    """The format and where it goes, refused before anything is read or written."""
-    pushed = arguments.push_to_hub
-    kind: Format = arguments.format or ("jsonl" if pushed is None else "dataset")
-    if arguments.dataset is None:
-        for option in ("format", "to", "with_scores", "push_to_hub"):
-            if getattr(arguments, option):
-                raise ValueError(f"`{option_of(option)}` is about samples: give the pool as `--dataset`.")
-    if pushed is None and arguments.private:
+def choose_destination(options: SelectOptions) -> tuple[Format, Path]:
+    """
+    The format, and the file or folder that is written.
+
+    Called before anything else: whoever mistypes a path is told at once, not after a pool was read.
+
+    Raises:
+        ValueError: options that exclude each other, or a place that must not be written to.
+    """
+    pushed = options.push_to_hub
+    kind: Format = options.format or ("jsonl" if pushed is None else "dataset")
+    if options.dataset is None:
+        about_samples = {
+            "format": options.format, "to": options.to, "with_scores": options.with_scores, "push_to_hub": pushed,
+        }  # fmt: skip
+        for name, value in about_samples.items():
+            if value:
+                raise ValueError(f"`{option_of(name)}` is about samples: give the pool as `--dataset`.")
+    if pushed is None and options.private:
         raise ValueError("`--private` is about a dataset on the hub: give its name as `--push-to-hub`.")
     if pushed is not None and kind != "dataset":
         raise ValueError(f"`--push-to-hub` uploads a folder: give `--format dataset`, or none, not {kind}.")
-    target = Path(arguments.to or Path(arguments.scores) / f"selected{ENDINGS[kind]}")
-    if arguments.dataset is not None:
-        check_destination(kind, target, arguments.dataset)
+    target = Path(options.to or Path(options.scores) / f"selected{ENDINGS[kind]}")
+    if options.dataset is not None:
+        check_destination(kind, target, options.dataset)
     if pushed is not None:
         check_hub_name(pushed)
     return kind, target
 
 
-def _chosen(config: MIWVConfig, scored: StoredRound, rows: datasets.Dataset | None, store: Store) -> Choice:
+def choose_samples(config: MIWVConfig, scored: StoredRound, rows: datasets.Dataset | None, store: Store) -> Choice:
+    """
+    Selects from the scores of a round.
+
+    Args:
+        rows: The pool, for the column that `group_column` names.
+        store: Where the round lies, and the embeddings beside it.
+
+    Raises:
+        ValueError: groups are asked for without `rows`, or no sample may be selected.
+        FileNotFoundError: embeddings are needed and not there.
+    """
     measured = measured_of(scored, get_draw_seed(config, scored.number))
     groups = None
     if config.group_column is not None:
@@ -79,21 +100,33 @@ def _chosen(config: MIWVConfig, scored: StoredRound, rows: datasets.Dataset | No
                 "the pool: give that as `--dataset`."
             )
         groups = number_groups(rows, config.group_column)
-    embeddings = None
-    if config.needs_embeddings:
-        embeddings = store.read_embeddings({})
-        if embeddings is None:
-            raise FileNotFoundError(
-                f"There are no embeddings in {store.folder}, by which `diversity` and `max_selected_similarity` "
-                "choose. Score the pool again."
-            )
+    embeddings = read_embeddings(config, store) if config.needs_embeddings else None
     is_complete = find_complete_samples(scored.column("prompt_tokens"), measured.response_tokens)
     choice = choose(measured, is_complete, config, groups, embeddings)
     if not len(choice.selection):
-        raise ValueError(f"{no_candidate(choice.left_out)} The scores in {scored.folder} are of {_known(measured)}.")
+        raise ValueError(
+            f"{no_candidate(choice.left_out)} The scores in {scored.folder} are of {describe_losses(measured)}."
+        )
     return choice
 
 
-def _known(measured: Measured) -> str:
+def read_embeddings(config: MIWVConfig, store: Store) -> Embeddings:
+    """
+    The embeddings by which a run found its exemplars.
+
+    Raises:
+        FileNotFoundError: the folder holds none; the message names the fields that need them.
+    """
+    embeddings = store.read_embeddings({})
+    if embeddings is not None:
+        return embeddings
+    reason = "by which `diversity` and `max_selected_similarity` choose"
+    if config.diversity == MIWVConfig.diversity and config.is_by_preset("max_selected_similarity"):
+        reason = f"which `max_selected_similarity` needs, set by the `preset` {config.preset!r}"
+    raise FileNotFoundError(f"There are no embeddings in {store.folder}, {reason}. Score the pool again.")
+
+
+def describe_losses(measured: Measured) -> str:
+    """Which losses a round has, in words."""
     named = {"zero-shot losses": measured.zero_shot_loss, "one-shot losses": measured.one_shot_loss}
     return " and ".join(name for name, losses in named.items() if np.isfinite(losses).any()) or "no forward"

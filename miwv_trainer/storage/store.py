@@ -262,6 +262,27 @@ class Store:
         return scipy.sparse.csr_matrix(parts, shape=tuple(arrays["shape"]))
 
 
+def read_rounds(output: str | os.PathLike[str]) -> list[StoredRound]:
+    """
+    Reads the finished rounds of a run, the first one first.
+
+    Args:
+        output: The folder that `miwv score --output` or the Trainer wrote to.
+
+    Raises:
+        FileNotFoundError: there are none.
+        ValueError: a round has another format version, or is damaged.
+    """
+    store = Store(output)
+    numbers = store.rounds()
+    if not numbers:
+        raise FileNotFoundError(
+            f"There are no scores in {store.folder}. Give the folder that `miwv score --output` or the Trainer wrote "
+            "to."
+        )
+    return [store.read_round(number) for number in numbers]
+
+
 def _numbers(folder: Path, prefix: str) -> list[int]:
     """The numbers behind a prefix among the names in a folder; other names are none of ours."""
     ends = [path.name.removeprefix(prefix) for path in folder.glob(f"{prefix}*")]

@@ -190,7 +190,7 @@ def test_ctrl_c_during_scoring_keeps_what_is_scored_and_says_so(tmp_path: Path) 
 
 def test_options_are_named_as_they_are_typed() -> None:
     words = "Lower `tokens_per_batch` and `tokens_per_row`, or set `refine_near_threshold=False`."
-    typed = cli._as_typed(words)
+    typed = cli.name_as_typed(words)
     assert typed == "Lower `--tokens-per-batch` and `--tokens-per-row`, or set `--no-refine`."
 
 

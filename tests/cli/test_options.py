@@ -1,6 +1,7 @@
 """What is selected, typed on the command line."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from miwv_trainer import MIWVConfig
 from miwv_trainer.cli.main import main
+from miwv_trainer.cli.options import ScoreOptions, SelectOptions, parse_options
 from miwv_trainer.config import SELECTION_FIELDS
 from tests.helpers.tiny import instruction_rows, save_tiny
 
@@ -108,13 +111,117 @@ def test_select_says_what_the_scores_lack(inputs: Path, scored: Path, tmp_path: 
     assert "by groups, as `--group-column` 'task' says, which is a column of the pool: give that as `--dataset`" in said
 
 
+REQUIRED = {"score": ["--model", "M", "--dataset", "D"], "select": ["--scores", "O", "--fraction", "0.1"]}
+TYPED: dict[str, tuple[str, Any]] = {
+    "score": ("--score longest", "longest"),
+    "preset": ("--preset guarded", "guarded"),
+    "min_response_tokens": ("--min-response-tokens 3", 3),
+    "quantile_band": ("--quantile-band 0.1 1", [0.1, 1.0]),
+    "loss_band": ("--loss-band 0 0.5", [0.0, 0.5]),
+    "min_similarity": ("--min-similarity -0.5", -0.5),
+    "max_selected_similarity": ("--max-selected-similarity 1", 1.0),
+    "length_bands": ("--length-bands 4", 4),
+    "selection_budget": ("--selection-budget samples", "samples"),
+    "group_column": ("--group-column 7", "7"),
+    "diversity": ("--diversity none", "none"),
+    "diversity_candidates": ("--diversity-candidates 2", 2.0),
+    "mmr_weight": ("--mmr-weight 0", 0.0),
+}
+ONLY_SCORING: dict[str, tuple[str, Any]] = {
+    "fraction": ("--fraction 1", 1.0),
+    "embedder": ("--embedder tfidf", "tfidf"),
+    "sampler_seed": ("--seed 0", 0),
+    "scoring_max_length": ("--max-length 9", 9),
+    "tokens_per_batch": ("--tokens-per-batch 8", 8),
+    "tokens_per_row": ("--tokens-per-row 7", 7),
+    "logits_chunk": ("--logits-chunk 256", 256),
+    "layout": ("--layout auto", "auto"),
+    "refine_near_threshold": ("--no-refine", False),
+}
+
+
+def settings_of(command: str, typed: str) -> dict[str, Any]:
+    options = parse_options([command, *REQUIRED[command], *typed.split()])
+    assert isinstance(options, ScoreOptions | SelectOptions)
+    return options.settings
+
+
+def test_every_field_that_decides_the_selection_is_an_option_of_both_commands() -> None:
+    assert set(TYPED) == {"preset", *SELECTION_FIELDS}
+    for name, (typed, value) in TYPED.items():
+        assert settings_of("score", typed) == {name: value}
+        assert settings_of("select", typed) == {"fraction": 0.1, name: value}
+        assert type(settings_of("score", typed)[name]) is type(value)
+
+
+def test_how_a_pool_is_scored_is_an_option_of_one_command() -> None:
+    for name, (typed, value) in ONLY_SCORING.items():
+        assert settings_of("score", typed) == {name: value}
+        if name != "fraction":
+            with pytest.raises(SystemExit):
+                settings_of("select", typed)
+
+
 @pytest.mark.parametrize("command", ["score", "select"])
-def test_every_field_that_decides_the_selection_is_an_option(command: str, capsys: Any) -> None:
+def test_what_is_not_typed_is_not_there(command: str) -> None:
+    """Or else a default would overrule a preset, or what the round was selected by."""
+    assert settings_of(command, "").keys() <= {"fraction"}
+
+
+@pytest.mark.parametrize("command", ["score", "select"])
+def test_help_describes_a_field_by_its_first_sentence_and_gives_the_default_where_it_is_in_force(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
     with pytest.raises(SystemExit):
-        main([command, "--help"])
-    shown = capsys.readouterr().out
-    for name in ("preset", *SELECTION_FIELDS):
-        assert f"--{name.replace('_', '-')} " in shown
+        parse_options([command, "--help"])
+    shown = re.sub(r"\s+", " ", capsys.readouterr().out)
+    described = {name: text.summary for text in MIWVConfig.describe() for name in [text.name]}
+    for name, (typed, _) in {**TYPED, **(ONLY_SCORING if command == "score" else {})}.items():
+        option = typed.split()[0]
+        assert re.search(rf"{option} [^.]*{re.escape(described[name])}", shown), option
+    assert ("(default: miwv)" in shown) == (command == "score")
+    assert "==SUPPRESS==" not in shown
+
+
+def test_a_value_that_no_field_takes_is_refused_with_the_option_named(capsys: pytest.CaptureFixture[str]) -> None:
+    for typed, words in (
+        ("--seed one", "argument --seed: invalid int value: 'one'"),
+        ("--loss-band 0", "argument --loss-band: expected 2 arguments"),
+        ("--score best", "argument --score: invalid choice: 'best'"),
+        ("--max-samples 0", "argument --max-samples: must be at least 1, but got 0"),
+        ("--max-samples all", "argument --max-samples: must be at least 1, but got all"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            settings_of("score", typed)
+        assert stopped.value.code == 2
+        assert words in capsys.readouterr().err
+
+
+def test_a_preset_is_blamed_in_the_words_that_were_typed(
+    inputs: Path, scored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed = f"score --model {inputs / 'model'} --dataset {inputs / 'pool.jsonl'} --output {tmp_path / 'none'}"
+    assert main([*typed.split(), "--preset", "guarded", "--score", "random"]) == 2
+    said = capsys.readouterr().err
+    assert "miwv: The `--preset` 'guarded' sets `--loss-band` to [0.0, 0.7], but `score='random'` makes" in said
+    assert main([*typed.split(), "--score", "random", "--loss-band", "0", "0.7"]) == 2
+    assert "miwv: `--loss-band` is [0.0, 0.7], but" in capsys.readouterr().err
+    shutil.copytree(scored, tmp_path / "copy")
+    (tmp_path / "copy" / "miwv" / "embeddings.safetensors").unlink()
+    again = ["select", "--scores", str(tmp_path / "copy"), "--fraction", "0.1"]
+    assert main([*again, "--preset", "guarded"]) == 2
+    assert "which `--max-selected-similarity` needs, set by the `--preset` 'guarded'" in capsys.readouterr().err
+    assert main([*again, "--max-selected-similarity", "0.9"]) == 2
+    assert "by which `--diversity` and `--max-selected-similarity` choose" in capsys.readouterr().err
+    assert main([*again, "--preset", "guarded", "--max-selected-similarity", "1"]) == 0
+
+
+def test_a_default_that_is_typed_beside_a_preset_is_kept(inputs: Path, tmp_path: Path) -> None:
+    score(inputs, tmp_path, "--preset", "guarded", "--loss-band", "0", "1", "--max-selected-similarity", "1")
+    config = json.loads((tmp_path / "miwv" / "round-000" / "round.json").read_text())["config"]
+    assert (config["preset"], config["loss_band"]) == ("guarded", [0.0, 1.0])
+    assert (config["max_selected_similarity"], config["selection_budget"]) == (1.0, "tokens")
 
 
 def test_scores_of_the_version_before_are_reported_and_selected_from(
