@@ -21,7 +21,7 @@ from miwv_trainer.embeddings.embedders import embed_texts, get_embedder
 from miwv_trainer.embeddings.nearest import find_nearest_exemplars
 from miwv_trainer.scoring.context import find_context_length
 from miwv_trainer.scoring.model_checks import check_model
-from miwv_trainer.scoring.rows import scorable
+from miwv_trainer.scoring.rows import find_scorable
 from miwv_trainer.scoring.scorer import Scorer, prepare_scorer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,7 +68,7 @@ class Case:
     @property
     def scored(self) -> np.ndarray:
         """Indices of the samples that can be scored."""
-        return np.flatnonzero(scorable(self.pool, self.exemplars, self.context))
+        return np.flatnonzero(find_scorable(self.pool, self.exemplars, self.context))
 
 
 def build_case(

@@ -22,7 +22,7 @@ from benchmarks.settings import score_once, take_short_rows
 from miwv_trainer import MIWVConfig
 from miwv_trainer.data.build import pool_from_rows
 from miwv_trainer.data.pool import Pool
-from miwv_trainer.rounds.inputs import measured_of
+from miwv_trainer.rounds.inputs import read_measured
 from miwv_trainer.selection.choose import choose
 from miwv_trainer.selection.scores import get_score
 from miwv_trainer.storage.store import Store, StoredRound
@@ -122,7 +122,7 @@ def format_table(scored: StoredRound, pool: Pool, faults: Faults, fraction: floa
         config = MIWVConfig(**{**values, "fraction": fraction})
         draws = 100 if get_score(config).is_random else 1
         selections = [
-            choose(measured_of(scored, (draw,)), pool.has_prompt_and_response, config, None, embeddings).selection
+            choose(read_measured(scored, (draw,)), pool.has_prompt_and_response, config, None, embeddings).selection
             for draw in range(draws)
         ]
         counts = [f"{np.mean([faults.count(kind, selection) for selection in selections]):.3g}" for kind in kinds]

@@ -22,7 +22,7 @@ from miwv_trainer.data.pool import IGNORED_LABEL
 from miwv_trainer.scoring.layout import score_pool
 from miwv_trainer.scoring.losses import Losses
 from miwv_trainer.scoring.memory import BatchSize, size_batches
-from miwv_trainer.scoring.rows import PaddedBatch, Row, batch_rows, one_shot_row, plan_padded, zero_shot_row
+from miwv_trainer.scoring.rows import PaddedBatch, Row, make_one_shot_row, make_rows, make_zero_shot_row, plan_padded
 from miwv_trainer.scoring.trees import Tree, plan_trees
 
 CEILING_ROW = 512
@@ -110,8 +110,8 @@ def list_rows(case: Case, is_padded: bool) -> list[tuple[int, int, Row, int]]:
     rows: list[tuple[int, int, Row, int]] = []
     for start in range(0, len(case.scored), PUBLIC_BATCH):
         samples = case.scored[start : start + PUBLIC_BATCH].tolist()
-        zero_shot = [zero_shot_row(case.pool, i) for i in samples]
-        one_shot = [one_shot_row(case.pool, i, int(case.exemplars[i]), case.context) for i in samples]
+        zero_shot = [make_zero_shot_row(case.pool, i) for i in samples]
+        one_shot = [make_one_shot_row(case.pool, i, int(case.exemplars[i]), case.context) for i in samples]
         for kind, batch in enumerate((zero_shot, one_shot)):
             longest = max(len(row.ids) for row in batch)
             rows += [
@@ -124,7 +124,7 @@ def score_with_full_logits(case: Case) -> Losses:
     """Batches of rows of similar length, logits at every position, and the mean cross-entropy of each response."""
     losses, tokens = np.full((2, len(case.pool)), np.nan, dtype=np.float32), 0
     for batch in plan_case_batches(case, full_logits=True):
-        rows = batch_rows(batch, case.pool, case.exemplars, case.context)
+        rows = make_rows(batch, case.pool, case.exemplars, case.context)
         ids, mask, labels = _label_rows(rows, batch.padded_length, case)
         logits = case.model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()
         answers = labels[:, 1:]
@@ -182,8 +182,8 @@ def count_tree_work(case: Case) -> Work:
     tokens = pairs = 0
     for tree in (tree for row in plan_case_trees(case) for tree in row):
         branches = case.pool.lengths[list(tree.branches)]
-        trunk = tree.tokens(case.pool) - int(branches.sum())
-        tokens += tree.tokens(case.pool)
+        trunk = tree.count_tokens(case.pool) - int(branches.sum())
+        tokens += tree.count_tokens(case.pool)
         pairs += count_causal_pairs(np.append(branches, trunk)) + trunk * int(branches.sum())
     return Work(tokens, count_positions(case), pairs)
 

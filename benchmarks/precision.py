@@ -18,8 +18,8 @@ import torch
 from benchmarks.cases import DEFAULT_POOL, Case, Draw, build_case, read_model, read_pool
 from benchmarks.measure import describe_machine
 from miwv_trainer.config import MIWVConfig
-from miwv_trainer.scoring.float32 import float32_arithmetic
-from miwv_trainer.scoring.isolation import no_trace
+from miwv_trainer.scoring.float32 import use_float32
+from miwv_trainer.scoring.isolation import leave_no_trace
 from miwv_trainer.scoring.layout import choose_layout, score_pool
 from miwv_trainer.scoring.losses import Losses
 from miwv_trainer.scoring.refine import refine
@@ -75,7 +75,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def measure_all(case: Case) -> tuple[Run, Run, Run]:
     """Scores in bfloat16, the same refined near the threshold, and all in float32 arithmetic on the same weights."""
     scorer, model, pool, exemplars = case.scorer, case.model, case.pool, case.exemplars
-    with no_trace(model):
+    with leave_no_trace(model):
         layout = choose_layout(scorer, exemplars)
         started = time.perf_counter()
         losses = score_pool(scorer, exemplars, layout)
@@ -83,7 +83,7 @@ def measure_all(case: Case) -> tuple[Run, Run, Run]:
         again = refine(scorer, exemplars, losses, layout, ranking=lambda found: rank(found, case))
         refined = Run("bfloat16, refined", again.losses, low.seconds + again.seconds, again.samples)
         started = time.perf_counter()
-        with float32_arithmetic(model):
+        with use_float32(model):
             losses = score_pool(scorer, exemplars, layout)
         return low, refined, Run("float32", losses, time.perf_counter() - started, len(pool))
 

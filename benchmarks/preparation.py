@@ -21,7 +21,7 @@ from transformers import AutoTokenizer
 from miwv_trainer.data.build import pool_from_rows, pool_from_tokenized
 from miwv_trainer.data.files import load_rows
 from miwv_trainer.data.pool import IGNORED_LABEL, Pool
-from miwv_trainer.scoring.trees import Tree, plan_trees, tree_row
+from miwv_trainer.scoring.trees import Tree, make_tree_row, plan_trees
 
 T = TypeVar("T")
 TOKENS_PER_ROW = 2048
@@ -65,7 +65,7 @@ def main() -> None:
     plan = clock.time("planning trees", lambda: plan_trees(pool, exemplars, TOKENS_PER_ROW, TOKENS_PER_ROW))
     clock.time("collating all rows", lambda: collate_rows(pool, plan))
 
-    forwarded = sum(tree.tokens(pool) for trees in plan for tree in trees)
+    forwarded = sum(tree.count_tokens(pool) for trees in plan for tree in trees)
     print(f"{len(pool):,} samples, {len(pool.tokens):,} tokens; {forwarded:,} forwarded in {len(plan):,} rows")
     print(f"exemplars: drawn at random by 1/rank; peak memory after reading: {peak:.1f} GiB\n")
     total = sum(clock.seconds.values())
@@ -110,7 +110,7 @@ def draw_exemplars(count: int) -> np.ndarray:
 
 def collate_rows(pool: Pool, plan: list[list[Tree]]) -> None:
     for trees in plan:
-        tree_row(trees, pool)
+        make_tree_row(trees, pool)
 
 
 if __name__ == "__main__":

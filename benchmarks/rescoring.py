@@ -29,10 +29,10 @@ from benchmarks.measure import describe_machine
 from miwv_trainer import MIWVConfig, attach, tokenize
 from miwv_trainer.data.build import pool_from_tokenized
 from miwv_trainer.data.pool import Pool
-from miwv_trainer.rounds.inputs import measured_of
+from miwv_trainer.rounds.inputs import read_measured
 from miwv_trainer.scoring.memory import ROW_WITHOUT_MASK
-from miwv_trainer.scoring.rows import exemplars_of, scorable
-from miwv_trainer.scoring.trees import plan_trees, row_tokens
+from miwv_trainer.scoring.rows import find_scorable, restrict_exemplars
+from miwv_trainer.scoring.trees import count_row_tokens, plan_trees
 from miwv_trainer.selection.choose import Choice, choose, compute_overlap
 from miwv_trainer.selection.rescoring import choose_samples_to_score, update_ages
 from miwv_trainer.selection.scores import Measured
@@ -111,9 +111,9 @@ def train(
 def format_curve(rounds: list[StoredRound], pool: Pool, context: int, fraction: float) -> str:
     """One line per budget: for each later round, its overlap with the full round's selection, and its tokens."""
     exemplars = rounds[0].column("exemplar")
-    is_scorable = scorable(pool, exemplars, context)
+    is_scorable = find_scorable(pool, exemplars, context)
     all_tokens = count_tokens(pool, exemplars, context, np.ones(len(pool), dtype=bool))
-    full = [choose_samples(measured_of(stored), pool, fraction).selection for stored in rounds]
+    full = [choose_samples(read_measured(stored), pool, fraction).selection for stored in rounds]
     later = range(1, len(rounds))
     lines = [
         "| rescore_budget | " + " | ".join(f"round {number}: overlap | tokens" for number in later) + " |",
@@ -123,11 +123,11 @@ def format_curve(rounds: list[StoredRound], pool: Pool, context: int, fraction: 
     lines.append("| none (round 0 kept) | " + " | ".join(f"{share:.0%} | 0 %" for share in kept) + " |")
     for budget in BUDGETS:
         cells = []
-        measured, ages = measured_of(rounds[0]), update_ages(is_scorable, None)
+        measured, ages = read_measured(rounds[0]), update_ages(is_scorable, None)
         for number in later:
             ranked = choose_samples(measured, pool, fraction).ranked
             is_scored = choose_samples_to_score(ranked, ages, is_scorable, budget, (0, number))
-            now = measured_of(rounds[number])
+            now = read_measured(rounds[number])
             measured = measured.replace_losses(is_scored, now.zero_shot_loss, now.one_shot_loss)
             ages = update_ages(is_scored, ages)
             share = compute_overlap(full[number], choose_samples(measured, pool, fraction).selection)
@@ -142,8 +142,8 @@ def choose_samples(measured: Measured, pool: Pool, fraction: float) -> Choice:
 
 def count_tokens(pool: Pool, exemplars: np.ndarray, context: int, is_scored: np.ndarray) -> int:
     """Tokens that trees of these samples forward."""
-    rows = plan_trees(pool, exemplars_of(is_scored, exemplars), context, ROW_WITHOUT_MASK)
-    return sum(row_tokens(row, pool) for row in rows)
+    rows = plan_trees(pool, restrict_exemplars(is_scored, exemplars), context, ROW_WITHOUT_MASK)
+    return sum(count_row_tokens(row, pool) for row in rows)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from benchmarks.measure import describe_machine, measure
 from benchmarks.table import Line, compare_losses, format_markdown, format_text, make_cells
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.models import DTYPES
-from miwv_trainer.scoring.isolation import no_trace
+from miwv_trainer.scoring.isolation import leave_no_trace
 from miwv_trainer.scoring.layout import choose_layout
 
 
@@ -127,7 +127,7 @@ def run(case: Case, layouts: Sequence[str], repeat: int) -> list[Line]:
     seconds: dict[str, list[float]] = {layout: [] for layout in layouts}
     peaks: dict[str, list[int | None]] = {layout: [] for layout in layouts}
     losses = {}
-    with no_trace(case.model):
+    with leave_no_trace(case.model):
         if "tree" in layouts:
             refuse_unless_trees_fit(case)
         forward_plain_rows(case, 2 * CEILING_ROW, 1)  # warm-up: reads the weights and loads kernels

@@ -34,7 +34,7 @@ from miwv_trainer.data.pool import Pool
 from miwv_trainer.distributed.world import World
 from miwv_trainer.rounds.exemplars import find_exemplars
 from miwv_trainer.rounds.identity import TrainingPoint
-from miwv_trainer.rounds.inputs import measured_of
+from miwv_trainer.rounds.inputs import read_measured
 from miwv_trainer.rounds.round import run_round
 from miwv_trainer.scoring.scorer import prepare_scorer
 from miwv_trainer.selection.choose import choose
@@ -151,7 +151,7 @@ def list_runs(arguments: argparse.Namespace) -> Iterator[tuple[str, str, int]]:
 def select(scored: StoredRound, pool: Pool, arm: str, budget: str, seed: int, fraction: float) -> np.ndarray:
     config = MIWVConfig(fraction=fraction, **{**ARMS[arm], "selection_budget": budget})
     embeddings = Store(scored.folder.parents[1]).read_embeddings({}) if config.needs_embeddings else None
-    measured = measured_of(scored, (seed, 0))
+    measured = read_measured(scored, (seed, 0))
     return choose(measured, pool.has_prompt_and_response, config, None, embeddings).selection
 
 

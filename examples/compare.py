@@ -39,7 +39,7 @@ from miwv_trainer.data.pool import Pool
 from miwv_trainer.distributed.world import World
 from miwv_trainer.rounds.exemplars import find_exemplars
 from miwv_trainer.rounds.identity import TrainingPoint
-from miwv_trainer.rounds.inputs import measured_of
+from miwv_trainer.rounds.inputs import read_measured
 from miwv_trainer.rounds.round import run_round
 from miwv_trainer.scoring.scorer import prepare_scorer
 from miwv_trainer.selection.budget import count_selected
@@ -245,7 +245,7 @@ def run(setting: Setting, scored: dict[str, StoredRound], arm: str, budget: str,
     selection = np.arange(len(setting.pool))
     trained: Any = setting.model
     if arm not in (UNTRAINED, "full set"):
-        measured = measured_of(scored[budget], (seed, 0))
+        measured = read_measured(scored[budget], (seed, 0))
         config = config_of(setting, arm, budget)
         selection = choose(measured, setting.pool.has_prompt_and_response, config).selection
     if arm != UNTRAINED:

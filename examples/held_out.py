@@ -12,7 +12,7 @@ from miwv_trainer import MIWVConfig
 from miwv_trainer.data.build import pool_from_tokenized
 from miwv_trainer.distributed.world import World
 from miwv_trainer.metrics import metric_path
-from miwv_trainer.scoring.isolation import no_trace
+from miwv_trainer.scoring.isolation import leave_no_trace
 from miwv_trainer.scoring.losses import score_batches
 from miwv_trainer.scoring.rows import plan_zero_shot
 from miwv_trainer.scoring.scorer import prepare_scorer
@@ -28,7 +28,7 @@ def held_out_loss(
     world = World(0, 1, model.device, quiet=not show_progress)
     scorer = prepare_scorer(model, pool, MIWVConfig(), world)
     batches = plan_zero_shot(pool, scorer.context, TOKENS_PER_BATCH)
-    with no_trace(scorer.model):
+    with leave_no_trace(scorer.model):
         losses = score_batches(scorer, batches).zero_shot
     scored = np.isfinite(losses)
     metric = evaluate.load(metric_path("response_loss"))

@@ -16,8 +16,8 @@ from miwv_trainer.export.dataset_card import Origin
 from miwv_trainer.export.destination import ENDINGS, Format, check_destination, check_hub_name
 from miwv_trainer.export.hub import push_folder
 from miwv_trainer.export.writers import add_scores, write_folder, write_jsonl, write_parquet
-from miwv_trainer.rounds.inputs import measured_of
-from miwv_trainer.rounds.messages import no_candidate, threshold_words
+from miwv_trainer.rounds.inputs import read_measured
+from miwv_trainer.rounds.messages import describe_threshold, explain_no_candidate
 from miwv_trainer.rounds.stored_config import restore_config
 from miwv_trainer.selection.choose import Choice, choose
 from miwv_trainer.selection.scores import Measured, get_draw_seed
@@ -42,7 +42,7 @@ def select(options: SelectOptions) -> None:
         write_folder(target, rows, origin, options.push_to_hub)
     else:
         {"jsonl": write_jsonl, "parquet": write_parquet}[kind](target, rows, choice.selection)
-    print(f"{len(choice.selection)} of {len(choice.scores)} samples, {threshold_words(choice, config)}: {target}")
+    print(f"{len(choice.selection)} of {len(choice.scores)} samples, {describe_threshold(choice, config)}: {target}")
     for guard, count in choice.left_out.items():
         print(f"{guard} leaves out {count}")
     if options.push_to_hub is not None:
@@ -91,7 +91,7 @@ def choose_samples(config: MIWVConfig, scored: StoredRound, rows: datasets.Datas
         ValueError: groups are asked for without `rows`, or no sample may be selected.
         FileNotFoundError: embeddings are needed and not there.
     """
-    measured = measured_of(scored, get_draw_seed(config, scored.number))
+    measured = read_measured(scored, get_draw_seed(config, scored.number))
     groups = None
     if config.group_column is not None:
         if rows is None:
@@ -105,7 +105,7 @@ def choose_samples(config: MIWVConfig, scored: StoredRound, rows: datasets.Datas
     choice = choose(measured, is_complete, config, groups, embeddings)
     if not len(choice.selection):
         raise ValueError(
-            f"{no_candidate(choice.left_out)} The scores in {scored.folder} are of {describe_losses(measured)}."
+            f"{explain_no_candidate(choice.left_out)} The scores in {scored.folder} are of {describe_losses(measured)}."
         )
     return choice
 

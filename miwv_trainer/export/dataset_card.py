@@ -9,7 +9,7 @@ from pathlib import Path
 from huggingface_hub import DatasetCardData
 
 from miwv_trainer.config import SELECTION_FIELDS, MIWVConfig
-from miwv_trainer.rounds.messages import threshold_words
+from miwv_trainer.rounds.messages import describe_threshold
 from miwv_trainer.selection.choose import Choice
 from miwv_trainer.selection.scores import get_score
 from miwv_trainer.storage.store import StoredRound
@@ -132,7 +132,7 @@ def _describe_origin(origin: Origin) -> dict[str, str]:
         "embedder": _hide_folders(fingerprint["embedder"]),
         "context": f"{fingerprint['context']} tokens",
         "scores": f"round {origin.scored.number}, after {summary['global_step']} steps of training",
-        "selected": f"{len(choice.selection)}, {threshold_words(choice, config)}",
+        "selected": f"{len(choice.selection)}, {describe_threshold(choice, config)}",
         "fraction": f"{config.fraction} of {whole}",
         "guards": _list_guards(config),
         "left out": ", ".join(f"{count} by {guard}" for guard, count in choice.left_out.items()) or "none",

@@ -10,7 +10,7 @@ import numpy as np
 
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.pool import find_complete_samples
-from miwv_trainer.rounds.inputs import measured_of
+from miwv_trainer.rounds.inputs import read_measured
 from miwv_trainer.rounds.stored_config import restore_config
 from miwv_trainer.selection.guards import iterate_guards
 from miwv_trainer.selection.ranking import assign_length_bands, rank_samples
@@ -47,7 +47,7 @@ class Explanations:
 def explain_selection(current: StoredRound) -> Explanations:
     """The first reason that applies to each sample. What was selected is read, not computed again."""
     config = restore_config(current)
-    measured = measured_of(current, get_draw_seed(config, current.number))
+    measured = read_measured(current, get_draw_seed(config, current.number))
     is_complete = find_complete_samples(current.column("prompt_tokens"), measured.response_tokens)
     scores = score_samples(measured, get_score(config), is_complete)
     is_selected = current.column("selected").astype(bool)

@@ -17,7 +17,7 @@ from miwv_trainer.report.page_data import build_data
 from miwv_trainer.report.round_facts import count_moves, find_finite, find_miwv_threshold
 from miwv_trainer.report.svg import draw_svg
 from miwv_trainer.report.texts import PoolTexts
-from miwv_trainer.rounds.messages import duration
+from miwv_trainer.rounds.messages import format_duration
 from miwv_trainer.rounds.stored_config import restore_config
 from miwv_trainer.selection.choose import compute_overlap
 from miwv_trainer.storage.atomic import write_text
@@ -106,7 +106,7 @@ def _build_tiles(current: StoredRound) -> str:
         tiles.append((_format_number(float(np.median(miwv))), "median MIWV"))
         tiles.append((f"{(miwv > 0).mean():.0%}", "have a MIWV above 0"))
     tiles.append((f"{summary.get('unscorable', 0):,}", "could not be scored"))
-    tiles.append((duration(summary["seconds"], digits=1), f"for {summary['tokens_forwarded']:,} tokens"))
+    tiles.append((format_duration(summary["seconds"], digits=1), f"for {summary['tokens_forwarded']:,} tokens"))
     return "".join(f"<li><b>{escape(value)}</b> <span>{escape(label)}</span></li>" for value, label in tiles)
 
 

@@ -11,9 +11,9 @@ from miwv_trainer.distributed.wrappers import disable_compilation
 from miwv_trainer.embeddings.embedders import embed_texts, get_embedder, validate_embeddings
 from miwv_trainer.embeddings.nearest import find_nearest_exemplars
 from miwv_trainer.embeddings.vectors import Embeddings
-from miwv_trainer.rounds.identity import Exemplars, exemplar_fingerprint
-from miwv_trainer.scoring.isolation import no_trace
-from miwv_trainer.scoring.losses import prompt_embeddings
+from miwv_trainer.rounds.identity import Exemplars, fingerprint_exemplars
+from miwv_trainer.scoring.isolation import leave_no_trace
+from miwv_trainer.scoring.losses import embed_prompts
 from miwv_trainer.scoring.memory import size_batches
 from miwv_trainer.scoring.rows import plan_prompts
 from miwv_trainer.scoring.scorer import Scorer
@@ -39,7 +39,7 @@ def find_exemplars(scorer: Scorer, store: Store, reuse: bool) -> Exemplars:
             no new ones can be found, they come back.
     """
     world, config = scorer.world, scorer.config
-    fingerprint = exemplar_fingerprint(scorer.pool, config, scorer.context)
+    fingerprint = fingerprint_exemplars(scorer.pool, config, scorer.context)
     is_from_model = get_embedder(config.embedder).is_model_in_training
     stored = earlier_run = None
     with world.run_together("reading the exemplars"):
@@ -95,7 +95,7 @@ def find_embeddings(scorer: Scorer, store: Store, may_embed: bool) -> Embeddings
         ValueError: it may not, and the store has lost its embeddings.
     """
     world, config = scorer.world, scorer.config
-    fingerprint = exemplar_fingerprint(scorer.pool, config, scorer.context)
+    fingerprint = fingerprint_exemplars(scorer.pool, config, scorer.context)
     embeddings = None
     with world.run_together("reading the embeddings"):
         if world.is_main:
@@ -124,8 +124,8 @@ def _embed(scorer: Scorer) -> Embeddings | None:
     elif embedder.is_model_in_training:
         size = size_batches(model, config, scorer.memory, int(pool.prompt_tokens.sum()))
         batches = plan_prompts(pool, scorer.context, size.tokens_per_batch)
-        with no_trace(model), disable_compilation(model):
-            embeddings = prompt_embeddings(scorer, batches)
+        with leave_no_trace(model), disable_compilation(model):
+            embeddings = embed_prompts(scorer, batches)
     else:
         with world.run_together("embedding the instructions"):
             if world.is_main:

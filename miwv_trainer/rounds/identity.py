@@ -15,7 +15,7 @@ from miwv_trainer.embeddings.embedders import Embedder, get_embedder
 from miwv_trainer.scoring.context import get_text_config
 from miwv_trainer.scoring.losses import score_batches
 from miwv_trainer.scoring.memory import size_batches
-from miwv_trainer.scoring.rows import plan_zero_shot, scorable
+from miwv_trainer.scoring.rows import find_scorable, plan_zero_shot
 from miwv_trainer.scoring.scorer import Scorer
 from miwv_trainer.selection.scores import get_score
 from miwv_trainer.storage.store import StoredRound
@@ -42,10 +42,10 @@ class TrainingPoint:
     epoch: int = 0
 
 
-def run_fingerprint(pool: Pool, config: MIWVConfig, context: int) -> dict[str, Any]:
+def fingerprint_run(pool: Pool, config: MIWVConfig, context: int) -> dict[str, Any]:
     """What a round depends on besides the weights; a stored round with another one is refused."""
     fingerprint = {
-        **exemplar_fingerprint(pool, config, context),
+        **fingerprint_exemplars(pool, config, context),
         "fraction": config.fraction,
         "rescore_budget": config.rescore_budget,
         **{name: getattr(config, name) for name in SELECTION_FIELDS},
@@ -57,17 +57,17 @@ def run_fingerprint(pool: Pool, config: MIWVConfig, context: int) -> dict[str, A
     return fingerprint
 
 
-def exemplar_fingerprint(pool: Pool, config: MIWVConfig, context: int) -> dict[str, Any]:
+def fingerprint_exemplars(pool: Pool, config: MIWVConfig, context: int) -> dict[str, Any]:
     """What the exemplars depend on."""
     return {
         "pool": pool.fingerprint,
-        "embedder": _embedder_fingerprint(get_embedder(config.embedder)),
+        "embedder": _fingerprint_embedder(get_embedder(config.embedder)),
         "context": context,
         "allow_identical_exemplars": config.allow_identical_exemplars,
     }
 
 
-def one_shot_exemplars(exemplars: Exemplars, config: MIWVConfig) -> np.ndarray:
+def get_one_shot_exemplars(exemplars: Exemplars, config: MIWVConfig) -> np.ndarray:
     """`(N,)` the exemplars that samples are scored behind; each sample itself where the score asks for none."""
     return exemplars.indices if get_score(config).needs_exemplars else np.arange(len(exemplars.indices))
 
@@ -76,18 +76,18 @@ def hash_array(array: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:16]
 
 
-def _embedder_fingerprint(embedder: Embedder) -> str:
+def _fingerprint_embedder(embedder: Embedder) -> str:
     if embedder.array is None:
         return embedder.name
     array = np.ascontiguousarray(torch.as_tensor(embedder.array).detach().cpu().float().numpy())
     return f"{embedder.name} {hashlib.sha256(array.tobytes()).hexdigest()[:16]}"
 
 
-def model_fingerprint(model: nn.Module, zero_shot_losses: np.ndarray) -> dict[str, Any]:
+def fingerprint_model(model: nn.Module, zero_shot_losses: np.ndarray) -> dict[str, Any]:
     """Its dtype, a hash of its configuration, and its zero-shot losses on four samples spread over the pool."""
     values = {name: value for name, value in get_text_config(model).to_dict().items() if name not in NO_PROPERTY}
     described = json.dumps(values, sort_keys=True, default=str)
-    probes = _probes(np.isfinite(zero_shot_losses))
+    probes = _choose_probes(np.isfinite(zero_shot_losses))
     return {
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
         "config": hashlib.sha256(described.encode()).hexdigest()[:16],
@@ -95,7 +95,7 @@ def model_fingerprint(model: nn.Module, zero_shot_losses: np.ndarray) -> dict[st
     }
 
 
-def _probes(allowed: np.ndarray) -> np.ndarray:
+def _choose_probes(allowed: np.ndarray) -> np.ndarray:
     """Four samples spread over those that a mask allows."""
     indices = np.flatnonzero(allowed)
     return indices[np.linspace(0, len(indices) - 1, min(PROBES, len(indices))).astype(int)]
@@ -110,15 +110,15 @@ def identify_round(
     is left out. The same on every rank, as JSON holds it.
     """
     pool, config, context = scorer.pool, scorer.config, scorer.context
-    fingerprint = {**run_fingerprint(pool, config, context), "exemplars": hash_array(exemplars.indices)}
+    fingerprint = {**fingerprint_run(pool, config, context), "exemplars": hash_array(exemplars.indices)}
     if previous is not None and config.rescore_budget < 1:
         fingerprint["scores_before"] = hash_array(previous.column("score"))
     if get_score(config).needs_forwards:
-        probes = _probes(scorable(pool, one_shot_exemplars(exemplars, config), context))
+        probes = _choose_probes(find_scorable(pool, get_one_shot_exemplars(exemplars, config), context))
         size = size_batches(scorer.model, config, scorer.memory)
         batches = plan_zero_shot(pool, context, size.tokens_per_batch, probes)
-        losses = score_batches(scorer.alone(), batches)
-        fingerprint["model"] = model_fingerprint(scorer.model, losses.zero_shot)
+        losses = score_batches(scorer.restrict_to_this_rank(), batches)
+        fingerprint["model"] = fingerprint_model(scorer.model, losses.zero_shot)
     return scorer.world.broadcast_from_main(
         {"fingerprint": fingerprint, "round": point.number, "global_step": point.global_step}
     )

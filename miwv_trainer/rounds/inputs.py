@@ -7,10 +7,10 @@ import numpy as np
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.pool import Pool
 from miwv_trainer.embeddings.vectors import Embeddings
-from miwv_trainer.rounds.identity import Exemplars, TrainingPoint, one_shot_exemplars
-from miwv_trainer.rounds.messages import no_candidate, nothing_scorable
+from miwv_trainer.rounds.identity import Exemplars, TrainingPoint, get_one_shot_exemplars
+from miwv_trainer.rounds.messages import explain_no_candidate, explain_nothing_scorable
 from miwv_trainer.scoring.losses import Losses
-from miwv_trainer.scoring.rows import scorable
+from miwv_trainer.scoring.rows import find_scorable
 from miwv_trainer.scoring.scorer import Scorer
 from miwv_trainer.selection.choose import Choice, choose
 from miwv_trainer.selection.guards import apply_guards
@@ -84,11 +84,11 @@ def prepare_inputs(
         ValueError: not one sample can be scored, or the guards that need no loss leave none.
     """
     pool, config = scorer.pool, scorer.config
-    shown = one_shot_exemplars(exemplars, config)
-    can_score = scorable(pool, shown, scorer.context)
+    shown = get_one_shot_exemplars(exemplars, config)
+    can_score = find_scorable(pool, shown, scorer.context)
     needs_forwards = get_score(config).needs_forwards
     if needs_forwards and not can_score.any():
-        raise ValueError(nothing_scorable(pool, shown, scorer.context))
+        raise ValueError(explain_nothing_scorable(pool, shown, scorer.context))
     nothing = np.full(len(pool), np.nan, dtype=np.float32)
     _check_guards(can_score if needs_forwards else pool.has_prompt_and_response, pool, exemplars, config)
     draw = get_draw_seed(config, point.number)
@@ -100,13 +100,13 @@ def prepare_inputs(
         return replace(inputs, is_scored=np.zeros(len(pool), dtype=bool))
     if previous is None or config.rescore_budget == 1:
         return inputs
-    return _within_budget(inputs, previous)
+    return _limit_to_budget(inputs, previous)
 
 
-def _within_budget(inputs: RoundInputs, previous: StoredRound) -> RoundInputs:
+def _limit_to_budget(inputs: RoundInputs, previous: StoredRound) -> RoundInputs:
     """The inputs of a round that scores a share of the pool; the other samples keep what `previous` measured."""
     config, draw = inputs.config, inputs.before.draw
-    measured, ages = measured_of(previous, draw), previous.column("age")
+    measured, ages = read_measured(previous, draw), previous.column("age")
     last = replace(inputs, config=config.without_bands()).without_diversity().choose(measured)
     # What the other guards leave out can never be selected. The bands depend on losses, which change.
     may_be_scored = inputs.is_scored & ((last.cells >= 0) | np.isnan(last.scores))
@@ -114,7 +114,7 @@ def _within_budget(inputs: RoundInputs, previous: StoredRound) -> RoundInputs:
     return replace(inputs, before=measured, ages=ages, is_scored=is_scored)
 
 
-def measured_of(current: StoredRound, draw: tuple[int, ...] = (0,)) -> Measured:
+def read_measured(current: StoredRound, draw: tuple[int, ...] = (0,)) -> Measured:
     """What a round has measured."""
     zero_shot, one_shot = current.column("zero_shot_loss"), current.column("one_shot_loss")
     return Measured(zero_shot, one_shot, current.column("similarity"), current.column("response_tokens"), draw)
@@ -126,4 +126,4 @@ def _check_guards(may: np.ndarray, pool: Pool, exemplars: Exemplars, config: MIW
     measured = Measured(alike, alike, exemplars.similarities, pool.response_tokens)
     is_left, left_out = apply_guards(alike, measured, config.without_bands())
     if not is_left.any():
-        raise ValueError(no_candidate(left_out))
+        raise ValueError(explain_no_candidate(left_out))

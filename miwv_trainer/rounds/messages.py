@@ -8,7 +8,7 @@ import numpy as np
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.pool import NO_EXEMPLAR, Pool
 from miwv_trainer.rounds.statistics import count_epochs
-from miwv_trainer.scoring.rows import scorable
+from miwv_trainer.scoring.rows import find_scorable
 from miwv_trainer.selection.budget import count_selected
 from miwv_trainer.selection.choose import Choice, compute_overlap
 from miwv_trainer.selection.scores import get_score
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 ONLY_COPIES = "no exemplar but copies of themselves"
 
 
-def cost_line(
+def describe_cost(
     number: int, is_scored: np.ndarray, tokens: int, pool: Pool, config: MIWVConfig, previous: StoredRound | None
 ) -> str:
     """
@@ -29,7 +29,9 @@ def cost_line(
         is_scored: `(N,)`, of the samples that can be scored, those that will be.
     """
     rate = previous.summary["tokens_per_second"] if previous is not None else 0
-    time = f"about {duration(tokens / rate)} at the {rate:.0f} tokens a second of before" if rate else "no rate yet"
+    time = (
+        f"about {format_duration(tokens / rate)} at the {rate:.0f} tokens a second of before" if rate else "no rate yet"
+    )
     samples = previous.selection if previous is not None else np.flatnonzero(is_scored)
     size = count_selected(config.fraction, len(pool))
     epochs = count_epochs(tokens, pool, samples, size)
@@ -39,14 +41,14 @@ def cost_line(
     )
 
 
-def duration(seconds: float, digits: int = 0) -> str:
+def format_duration(seconds: float, digits: int = 0) -> str:
     """Seconds (with `digits` decimals), minutes or hours, as people say them."""
     if seconds < 120:
         return f"{seconds:.{digits}f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def round_line(current: StoredRound, previous: StoredRound | None = None) -> str:
+def describe_round(current: StoredRound, previous: StoredRound | None = None) -> str:
     """One line about a round, for the log."""
     summary = current.summary
     line = f"Round {current.number}{', read from disk' if current.was_there else ''}: "
@@ -68,7 +70,7 @@ def round_line(current: StoredRound, previous: StoredRound | None = None) -> str
     return line + "."
 
 
-def threshold_words(choice: Choice, config: MIWVConfig) -> str:
+def describe_threshold(choice: Choice, config: MIWVConfig) -> str:
     """
     How far down the ranking a selection reaches, such as "MIWV 0.1150 and above".
 
@@ -91,12 +93,12 @@ def log_left_out(number: int, choice: Choice) -> None:
         logger.info("Round %d: %s leaves out %d of %d samples.", number, guard, count, len(choice.scores))
 
 
-def no_candidate(left_out: Mapping[str, int]) -> str:
+def explain_no_candidate(left_out: Mapping[str, int]) -> str:
     listed = "; ".join(f"{guard} leaves out {count}" for guard, count in left_out.items())
     return f"No sample of the pool may be selected: {listed or 'not one has a score'}. Loosen a guard."
 
 
-def no_finite_loss() -> str:
+def explain_no_finite_loss() -> str:
     return (
         "Not one loss is finite: the model gives NaN or infinity on every sample of the pool. Check its weights "
         "and dtype (float16 overflows easily; use bfloat16 or float32)."
@@ -110,7 +112,7 @@ def warn_of_unscorable(number: int, pool: Pool, exemplars: np.ndarray, context: 
     Args:
         is_lost: `(N,)` samples whose loss came out as no finite number.
     """
-    reasons = dict(unscorable_reasons(pool, exemplars, context))
+    reasons = dict(count_unscorable(pool, exemplars, context))
     reasons["a loss that is not finite"] = int(is_lost.sum())
     found = {reason: count for reason, count in reasons.items() if count}
     if found:
@@ -118,7 +120,7 @@ def warn_of_unscorable(number: int, pool: Pool, exemplars: np.ndarray, context: 
             "Round %d: %d of %d samples could not be scored and are left out: %s.",
             number, sum(found.values()), len(pool), "; ".join(f"{n} with {why}" for why, n in found.items()),
         )  # fmt: skip
-    behind_another = scorable(pool, exemplars, context) & (exemplars != np.arange(len(pool)))
+    behind_another = find_scorable(pool, exemplars, context) & (exemplars != np.arange(len(pool)))
     cut = behind_another & (len(pool.preamble) + pool.lengths + pool.lengths[exemplars] > context)
     if cut.any():
         logger.warning(
@@ -127,7 +129,7 @@ def warn_of_unscorable(number: int, pool: Pool, exemplars: np.ndarray, context: 
         )  # fmt: skip
 
 
-def unscorable_reasons(pool: Pool, exemplars: np.ndarray, context: int) -> Mapping[str, int]:
+def count_unscorable(pool: Pool, exemplars: np.ndarray, context: int) -> Mapping[str, int]:
     """Each unscorable sample counted once, under the first reason that applies."""
     incomplete = ~pool.has_prompt_and_response
     too_long = ~incomplete & (len(pool.preamble) + pool.lengths >= context)
@@ -139,8 +141,8 @@ def unscorable_reasons(pool: Pool, exemplars: np.ndarray, context: int) -> Mappi
     }
 
 
-def nothing_scorable(pool: Pool, exemplars: np.ndarray, context: int) -> str:
-    reasons = unscorable_reasons(pool, exemplars, context)
+def explain_nothing_scorable(pool: Pool, exemplars: np.ndarray, context: int) -> str:
+    reasons = count_unscorable(pool, exemplars, context)
     listed = "; ".join(f"{count} with {reason}" for reason, count in reasons.items() if count)
     copies = (
         '; copies may serve as exemplars with `preset="paper"` or `allow_identical_exemplars=True`'

@@ -16,21 +16,21 @@ from miwv_trainer.distributed.world import World
 from miwv_trainer.distributed.wrappers import disable_compilation
 from miwv_trainer.rounds.exemplars import find_embeddings
 from miwv_trainer.rounds.identity import Exemplars, TrainingPoint, identify_round
-from miwv_trainer.rounds.inputs import RoundInputs, measured_of, prepare_inputs
+from miwv_trainer.rounds.inputs import RoundInputs, prepare_inputs, read_measured
 from miwv_trainer.rounds.messages import (
-    cost_line,
+    describe_cost,
+    explain_no_candidate,
+    explain_no_finite_loss,
     log_left_out,
-    no_candidate,
-    no_finite_loss,
     warn_of_unscorable,
 )
 from miwv_trainer.rounds.reuse import find_finished, open_journal, read_earlier_seconds
 from miwv_trainer.rounds.statistics import Cost, compute_statistics, count_epochs
-from miwv_trainer.scoring.isolation import no_trace
+from miwv_trainer.scoring.isolation import leave_no_trace
 from miwv_trainer.scoring.layout import count_planned_tokens
 from miwv_trainer.scoring.losses import Losses
 from miwv_trainer.scoring.refine import Refined, score_refined
-from miwv_trainer.scoring.rows import exemplars_of
+from miwv_trainer.scoring.rows import restrict_exemplars
 from miwv_trainer.scoring.scorer import Scorer
 from miwv_trainer.selection.budget import count_selected
 from miwv_trainer.selection.choose import Choice
@@ -90,7 +90,11 @@ def run_round(
     started, notes, point = time.perf_counter(), notes or {}, point or TrainingPoint()
     config, world = scorer.config, scorer.world
     inputs = prepare_inputs(scorer, exemplars, point, previous)
-    with no_trace(scorer.model), disable_compilation(scorer.model), _tell_interruption(store, point.number, world):
+    with (
+        leave_no_trace(scorer.model),
+        disable_compilation(scorer.model),
+        _tell_interruption(store, point.number, world),
+    ):
         identity = identify_round(scorer, exemplars, point, previous)
         before = find_finished(store, identity, config, notes.get("rows"), world)
         if before is not None:
@@ -104,15 +108,15 @@ def run_round(
     measured = inputs.merge(scored.refined.losses)
     choice = _select(scorer, inputs, measured, scored, store)
     cost = _add_up(scored, seconds, inputs, choice)
-    described = {**identity, **_summarise(inputs, choice), **cost.described(), "processes": world.size, **notes}
+    described = {**identity, **_summarise(inputs, choice), **cost.to_summary(), "processes": world.size, **notes}
     described["model"] = scorer.model.config.name_or_path  # empty where the model was made here
     described["statistics"] = compute_statistics(choice, measured, inputs.is_scored, cost, previous)
     return _write(scored, store, point.number, _make_columns(inputs, measured, choice), described, world)
 
 
-def difficulties_of(current: StoredRound, config: MIWVConfig) -> np.ndarray:
+def compute_difficulties(current: StoredRound, config: MIWVConfig) -> np.ndarray:
     """`(k,)` how hard each sample of a round's selection is."""
-    return compute_difficulty(measured_of(current), get_score(config))[current.selection]
+    return compute_difficulty(read_measured(current), get_score(config))[current.selection]
 
 
 def _score_nothing(pool: Pool) -> ScoredRound:
@@ -125,11 +129,11 @@ def _score(scorer: Scorer, inputs: RoundInputs, store: Store, identity: Mapping[
     journal, plan = open_journal(scorer, inputs.shown, store, identity)
     scorer = scorer.follow(plan)
     earlier, refined_earlier = read_earlier_seconds(journal, scorer.world)
-    exemplars = exemplars_of(inputs.is_scored, inputs.shown)
+    exemplars = restrict_exemplars(inputs.is_scored, inputs.shown)
     tokens = count_planned_tokens(scorer, exemplars, plan.layout)
     if scorer.world.is_main:
         number, previous = inputs.point.number, inputs.previous
-        logger.info(cost_line(number, inputs.is_scored, tokens, inputs.pool, inputs.config, previous))
+        logger.info(describe_cost(number, inputs.is_scored, tokens, inputs.pool, inputs.config, previous))
     refined = score_refined(scorer, exemplars, plan.layout, inputs.rank, journal)
     refined = replace(refined, seconds=refined.seconds + refined_earlier)
     journal.close()
@@ -143,7 +147,7 @@ def _select(scorer: Scorer, inputs: RoundInputs, measured: Measured, scored: Sco
     if inputs.is_scored.any() and is_lost[inputs.is_scored].all():
         if world.is_main:
             scored.forget()
-        raise ValueError(no_finite_loss())
+        raise ValueError(explain_no_finite_loss())
     if world.is_main and get_score(config).needs_forwards:
         warn_of_unscorable(number, inputs.pool, inputs.shown, inputs.context, is_lost)
     embeddings = find_embeddings(scorer, store, may_embed=number == 0) if config.needs_embeddings else None
@@ -153,7 +157,7 @@ def _select(scorer: Scorer, inputs: RoundInputs, measured: Measured, scored: Sco
             found = inputs.choose(measured, embeddings)
             if not len(found.selection):
                 scored.forget()
-                raise ValueError(no_candidate(found.left_out))
+                raise ValueError(explain_no_candidate(found.left_out))
             log_left_out(number, found)
     return world.broadcast_from_main(found)
 

@@ -38,7 +38,7 @@ class Cost:
     layout: str
     refined: Refined
 
-    def described(self) -> dict[str, Any]:
+    def to_summary(self) -> dict[str, Any]:
         """For round.json."""
         return {
             "scored": self.scored,
@@ -78,14 +78,14 @@ def compute_statistics(
         found["share_above_zero"] = float((miwv > 0).mean())
     if previous is not None:
         found["overlap"] = compute_overlap(choice.selection, previous.selection)
-        correlation = _rank_correlation(choice.scores[is_scored], previous.column("score")[is_scored])
+        correlation = _compute_rank_correlation(choice.scores[is_scored], previous.column("score")[is_scored])
         if correlation is not None:
             found["rank_correlation"] = correlation
     found |= {"selected": len(choice.selection), "unscorable": int(np.isnan(choice.scores).sum())}
     return found | {"scored": cost.scored, "tokens": cost.tokens, "seconds": cost.seconds, "epochs": cost.epochs}
 
 
-def _rank_correlation(now: np.ndarray, before: np.ndarray) -> float | None:
+def _compute_rank_correlation(now: np.ndarray, before: np.ndarray) -> float | None:
     known = np.isfinite(now) & np.isfinite(before)
     if known.sum() < 3 or np.ptp(now[known]) == 0 or np.ptp(before[known]) == 0:
         return None

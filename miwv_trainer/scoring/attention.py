@@ -52,7 +52,7 @@ class Segment:
 _SEGMENTS: ContextVar[list[Segment] | None] = ContextVar("segments", default=None)
 
 
-def tree_obstacle(model: nn.Module, context: int) -> str | None:
+def find_tree_obstacle(model: nn.Module, context: int) -> str | None:
     """
     Why a model cannot take rows of trees, as far as its configuration tells; None where it may.
 
@@ -77,8 +77,8 @@ def tree_obstacle(model: nn.Module, context: int) -> str | None:
     return None
 
 
-def tree_attention(model: nn.Module) -> Attention:
-    """Which of the three ways a model that has no [`tree_obstacle`] takes."""
+def choose_tree_attention(model: nn.Module) -> Attention:
+    """Which of the three ways a model that has no [`find_tree_obstacle`] takes."""
     inner = inner_model(model)
     implementation = attention_implementation(model)
     if implementation == "flex_attention":
@@ -89,8 +89,8 @@ def tree_attention(model: nn.Module) -> Attention:
 
 
 @contextmanager
-def attending(model: nn.Module, attention: Attention) -> Iterator[None]:
-    """Inside, the model's attention takes what [`tree_inputs`] makes for it."""
+def use_tree_attention(model: nn.Module, attention: Attention) -> Iterator[None]:
+    """Inside, the model's attention takes what [`prepare_tree_inputs`] makes for it."""
     if attention != "segments":
         yield
         return
@@ -106,7 +106,7 @@ def attending(model: nn.Module, attention: Attention) -> Iterator[None]:
 
 
 @contextmanager
-def tree_inputs(model: nn.Module, rows: list[TreeRow], attention: Attention) -> Iterator[dict[str, Any]]:
+def prepare_tree_inputs(model: nn.Module, rows: list[TreeRow], attention: Attention) -> Iterator[dict[str, Any]]:
     """
     The arguments of a forward, which is to run inside: `(rows, longest)` ids and positions, and the mask if there is
     one. Only masks take several rows.
@@ -117,13 +117,13 @@ def tree_inputs(model: nn.Module, rows: list[TreeRow], attention: Attention) -> 
         "position_ids": pad([row.positions for row in rows], 0, device),
     }
     if attention == "mask":
-        yield {**inputs, "attention_mask": _mask(model, rows, device)}
+        yield {**inputs, "attention_mask": _make_mask(model, rows, device)}
         return
     (row,) = rows
     if attention == "blocks":
-        yield {**inputs, "attention_mask": _block_mask(row, device)}
+        yield {**inputs, "attention_mask": _make_block_mask(row, device)}
         return
-    token = _SEGMENTS.set(_segments(row, device))
+    token = _SEGMENTS.set(_make_segments(row, device))
     try:
         yield inputs
     finally:
@@ -138,11 +138,11 @@ def pad(arrays: list[np.ndarray], value: int, device: torch.device) -> torch.Ten
     return torch.from_numpy(filled).to(device)
 
 
-def _mask(model: nn.Module, rows: list[TreeRow], device: torch.device) -> torch.Tensor:
+def _make_mask(model: nn.Module, rows: list[TreeRow], device: torch.device) -> torch.Tensor:
     """`(rows, 1, length, length)`: True where a token is seen, or, for eager attention, what is added."""
     # Padding is a tree by itself, so that it sees something and nobody sees it.
     tree, branch = pad([row.tree for row in rows], -1, device), pad([row.branch for row in rows], 0, device)
-    seen = _sees(tree[:, :, None], branch[:, :, None], tree[:, None], branch[:, None]).tril()[:, None]
+    seen = _find_seen(tree[:, :, None], branch[:, :, None], tree[:, None], branch[:, None]).tril()[:, None]
     if attention_implementation(model) == "sdpa":
         return seen
     # The eager attention of transformers adds its mask.
@@ -150,12 +150,14 @@ def _mask(model: nn.Module, rows: list[TreeRow], device: torch.device) -> torch.
     return torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill(~seen, torch.finfo(dtype).min)
 
 
-def _sees(tree: torch.Tensor, branch: torch.Tensor, seen_tree: torch.Tensor, seen_branch: torch.Tensor) -> torch.Tensor:
+def _find_seen(
+    tree: torch.Tensor, branch: torch.Tensor, seen_tree: torch.Tensor, seen_branch: torch.Tensor
+) -> torch.Tensor:
     """Whether a token of one tree and branch sees an earlier one of another."""
     return (tree == seen_tree) & ((seen_branch == 0) | (branch == seen_branch))
 
 
-def _block_mask(row: TreeRow, device: torch.device) -> Any:
+def _make_block_mask(row: TreeRow, device: torch.device) -> Any:
     """
     The same for one row, as flex attention takes it.
 
@@ -166,12 +168,12 @@ def _block_mask(row: TreeRow, device: torch.device) -> Any:
     tree, branch = torch.as_tensor(row.tree, device=device), torch.as_tensor(row.branch, device=device)
 
     def sees(batch: Any, head: Any, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-        return (key <= query) & _sees(tree[query], branch[query], tree[key], branch[key])
+        return (key <= query) & _find_seen(tree[query], branch[query], tree[key], branch[key])
 
     length = len(row.ids)
     number = -(-length // BLOCK_SIZE)
     looked_at = np.zeros((number, number), dtype=bool)
-    for own, trunk in _spans(row):
+    for own, trunk in _find_spans(row):
         queries = slice(own.start // BLOCK_SIZE, -(-own.stop // BLOCK_SIZE))
         for keys in (own, trunk or own):
             looked_at[queries, keys.start // BLOCK_SIZE : -(-keys.stop // BLOCK_SIZE)] = True
@@ -183,7 +185,7 @@ def _block_mask(row: TreeRow, device: torch.device) -> Any:
     )
 
 
-def _spans(row: TreeRow) -> list[tuple[slice, slice | None]]:
+def _find_spans(row: TreeRow) -> list[tuple[slice, slice | None]]:
     """Trunks, and groups of branches each with the trunk that they see, in the order of the row."""
     spans: list[tuple[slice, slice | None]] = []
     is_edge = (np.diff(row.tree) != 0) | (np.diff(row.branch) != 0)
@@ -202,12 +204,12 @@ def _spans(row: TreeRow) -> list[tuple[slice, slice | None]]:
     return spans
 
 
-def _segments(row: TreeRow, device: torch.device) -> list[Segment]:
+def _make_segments(row: TreeRow, device: torch.device) -> list[Segment]:
     branch = torch.as_tensor(row.branch, device=device)
-    return [Segment(own, trunk, _segment_mask(own, trunk, branch)) for own, trunk in _spans(row)]
+    return [Segment(own, trunk, _make_segment_mask(own, trunk, branch)) for own, trunk in _find_spans(row)]
 
 
-def _segment_mask(own: slice, trunk: slice | None, branch: torch.Tensor) -> torch.Tensor | None:
+def _make_segment_mask(own: slice, trunk: slice | None, branch: torch.Tensor) -> torch.Tensor | None:
     if trunk is None:
         return None
     behind = (branch[own, None] == branch[None, own]).tril()

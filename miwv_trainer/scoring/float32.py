@@ -6,14 +6,14 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import nn
 
-from miwv_trainer.scoring.isolation import inside
+from miwv_trainer.scoring.isolation import get_inner_modules
 
 # Where a module holds a tensor: the module and the attribute's name.
 Slot = tuple[nn.Module, str]
 
 
 @contextmanager
-def float32_arithmetic(model: nn.Module) -> Iterator[None]:
+def use_float32(model: nn.Module) -> Iterator[None]:
     """
     Inside, the model's forward computes in float32 with the values of its low-precision weights, and without autocast.
     For forwards without gradients. Outside, nothing has happened, also after an error.
@@ -26,13 +26,13 @@ def float32_arithmetic(model: nn.Module) -> Iterator[None]:
     device_type = next(model.parameters()).device.type
     with ExitStack() as stack:
         stack.enter_context(torch.autocast(device_type, enabled=False))
-        for module in inside(model):
+        for module in get_inner_modules(model):
             # accelerate enters autocast in the root's forward, so it is left in the first module called there; where
             # the root's forward ends, autocast is again what it was before.
             hook = module.register_forward_pre_hook(lambda *_: torch.set_autocast_enabled(device_type, False))
             stack.callback(hook.remove)
-        blocks = list(_blocks(model))
-        shared, own = _assigned(model, blocks)
+        blocks = list(_find_blocks(model))
+        shared, own = _assign_slots(model, blocks)
         stack.enter_context(_Upcast(shared))
         for block, slots in zip(blocks, own, strict=True):
             upcast = _Upcast(slots)
@@ -54,7 +54,7 @@ class _Upcast:
         if self.originals:
             return
         self.originals = [getattr(module, name) for module, name in self.slots]
-        copies = {id(tensor): _float32(tensor) for tensor in self.originals}
+        copies = {id(tensor): _copy_to_float32(tensor) for tensor in self.originals}
         for (module, name), tensor in zip(self.slots, self.originals, strict=True):
             setattr(module, name, copies[id(tensor)])
 
@@ -70,38 +70,38 @@ class _Upcast:
         self.restore()
 
 
-def _float32(tensor: torch.Tensor) -> torch.Tensor:
+def _copy_to_float32(tensor: torch.Tensor) -> torch.Tensor:
     copy = tensor.detach().float()
     return nn.Parameter(copy, requires_grad=False) if isinstance(tensor, nn.Parameter) else copy
 
 
-def _assigned(model: nn.Module, blocks: list[nn.Module]) -> tuple[list[Slot], list[list[Slot]]]:
+def _assign_slots(model: nn.Module, blocks: list[nn.Module]) -> tuple[list[Slot], list[list[Slot]]]:
     """The low-precision tensors of a model: those outside blocks or in several of them, and those of each block."""
     in_blocks = {module for block in blocks for module in block.modules()}
     outside = [module for module in model.modules() if module not in in_blocks]
     users: dict[int, set[int]] = {}
     for number, modules in enumerate([outside, *(block.modules() for block in blocks)]):
         for module in modules:
-            for _, tensor in _low_precision_tensors(module):
+            for _, tensor in _list_low_precision(module):
                 users.setdefault(id(tensor), set()).add(number)
     slots: list[list[Slot]] = [[] for _ in range(len(blocks) + 1)]
     for module in model.modules():
-        for name, tensor in _low_precision_tensors(module):
+        for name, tensor in _list_low_precision(module):
             numbers = users[id(tensor)]
             slots[min(numbers) if len(numbers) == 1 else 0].append((module, name))
     return slots[0], slots[1:]
 
 
-def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+def _find_blocks(module: nn.Module) -> Iterator[nn.Module]:
     """The members of the outermost module lists: the layers of a transformer."""
     for child in module.children():
         if isinstance(module, nn.ModuleList) and not isinstance(child, nn.ModuleList):
             yield child
         else:
-            yield from _blocks(child)
+            yield from _find_blocks(child)
 
 
-def _low_precision_tensors(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
+def _list_low_precision(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
     """The module's own parameters and buffers that are floating-point numbers of less than 32 bits."""
     held = [
         *module.named_parameters(recurse=False, remove_duplicate=False),

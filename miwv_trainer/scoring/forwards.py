@@ -25,7 +25,7 @@ class Batch(Protocol):
         """Tokens forwarded, padding included."""
         ...
 
-    def halves(self: "BatchT") -> "Sequence[BatchT]":
+    def halve(self: "BatchT") -> "Sequence[BatchT]":
         """The same work in two parts; none where it cannot be divided."""
         ...
 
@@ -89,7 +89,7 @@ class _Share(Generic[BatchT, ResultT]):
     def forward_next(self) -> tuple[BatchT, ResultT] | None:
         """The next batch with what `forward` makes of it; None where memory ran out and half of it may fit."""
         batch = self._take()
-        while batch.tokens > self.most_tokens and (parts := batch.halves()):
+        while batch.tokens > self.most_tokens and (parts := batch.halve()):
             self._put_back(parts)
             batch = self._take()
         result = _forward_unless_out_of_memory(self.forward, batch, self.is_sharded)
@@ -119,7 +119,7 @@ def _forward_unless_out_of_memory(
     except Exception as error:
         if not should_reduce_batch_size(error) and not isinstance(error, MemoryError):
             raise
-        if is_sharded or not batch.halves():
+        if is_sharded or not batch.halve():
             raise RuntimeError(_explain_out_of_memory(batch, is_sharded)) from error
     # Out of the handler, whose traceback held the failed forward's tensors.
     clear_device_cache(garbage_collection=True)

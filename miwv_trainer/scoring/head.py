@@ -51,13 +51,13 @@ class Targets(NamedTuple):
     answers: torch.Tensor
 
     @classmethod
-    def of(cls, rows: np.ndarray, predicting: np.ndarray, answers: np.ndarray) -> "Targets":
+    def from_arrays(cls, rows: np.ndarray, predicting: np.ndarray, answers: np.ndarray) -> "Targets":
         return cls(*(torch.as_tensor(array.astype(np.int64)) for array in (rows, predicting, answers)))
 
-    def on(self, device: torch.device) -> "Targets":
+    def to(self, device: torch.device) -> "Targets":
         return Targets(*(part.to(device) for part in self))
 
-    def chunks(self, size: int, device: torch.device) -> "Iterator[Targets]":
+    def split(self, size: int, device: torch.device) -> "Iterator[Targets]":
         parts = (part.to(device).split(size) for part in self)
         return (Targets(*chunk) for chunk in zip(*parts, strict=True))
 
@@ -72,7 +72,7 @@ def choose_head(model: nn.Module) -> Head:
     """
     if _has_fused_head(model):
         return "fused"
-    obstacle = _obstacle(model)
+    obstacle = _find_chunking_obstacle(model)
     if obstacle is None:
         return "chunked"
     _warn_once(
@@ -83,7 +83,7 @@ def choose_head(model: nn.Module) -> Head:
     return "own"
 
 
-def answer_losses(
+def compute_answer_losses(
     model: nn.Module,
     inputs: dict[str, torch.Tensor],
     targets: Targets,
@@ -99,13 +99,13 @@ def answer_losses(
             where it is the model's `"own"`. A fused head has tiles of its own size.
         head: From [`choose_head`].
     """
-    targets = targets.on(inputs["input_ids"].device)
+    targets = targets.to(inputs["input_ids"].device)
     if head == "fused":
-        losses = _through_fused_head(model, inputs, targets)
+        losses = _run_fused_head(model, inputs, targets)
     elif head == "chunked":
-        losses = _through_chunked_head(model, inputs, targets, logits_chunk)
+        losses = _run_chunked_head(model, inputs, targets, logits_chunk)
     else:
-        losses = _through_own_logits(model, inputs, targets, logits_chunk)
+        losses = _run_own_head(model, inputs, targets, logits_chunk)
     return losses.double().cpu().numpy()
 
 
@@ -117,11 +117,11 @@ def forward_one_position(model: nn.Module, inputs: dict[str, torch.Tensor]) -> N
         _forward(model, inputs, labels=labels, fused_lm_head=True)
         return
     options = {"logits_to_keep": 1} if _takes(model, "logits_to_keep") else {}
-    with _before_head(model, lambda module, args: _first_position(args[0]) if args[0].ndim == 3 else None):
+    with _hook_head_input(model, lambda module, args: _keep_first_position(args[0]) if args[0].ndim == 3 else None):
         _forward(model, inputs, **options)
 
 
-def _through_fused_head(model: nn.Module, inputs: dict[str, torch.Tensor], targets: Targets) -> torch.Tensor:
+def _run_fused_head(model: nn.Module, inputs: dict[str, torch.Tensor], targets: Targets) -> torch.Tensor:
     """From the log-probabilities that TRL's fused head gives for labels."""
     rows, predicting, answers = targets
     labels = torch.full_like(inputs["input_ids"], IGNORED_LABEL)
@@ -130,7 +130,7 @@ def _through_fused_head(model: nn.Module, inputs: dict[str, torch.Tensor], targe
     return -log_probs[rows, predicting]
 
 
-def _through_chunked_head(
+def _run_chunked_head(
     model: nn.Module, inputs: dict[str, torch.Tensor], targets: Targets, logits_chunk: int
 ) -> torch.Tensor:
     """From what the head makes of the hidden states that predict an answer, a chunk at a time."""
@@ -139,18 +139,18 @@ def _through_chunked_head(
 
     def score(module: nn.Module, args: tuple[torch.Tensor, ...]) -> torch.Tensor:
         (hidden,) = args
-        for rows, predicting, answers in targets.chunks(logits_chunk, hidden.device):
+        for rows, predicting, answers in targets.split(logits_chunk, hidden.device):
             # `forward` runs no hooks: not this one again, nor those that under ZeRO-3 free the weight after each chunk.
-            logits = _final_logits(module.forward(hidden[rows, predicting]), config)
-            losses.append(_negative_log_likelihood(logits, answers))
-        return _first_position(hidden)
+            logits = _finish_logits(module.forward(hidden[rows, predicting]), config)
+            losses.append(_compute_nll(logits, answers))
+        return _keep_first_position(hidden)
 
-    with _before_head(model, score):
+    with _hook_head_input(model, score):
         _forward(model, inputs)
     return torch.cat(losses)
 
 
-def _through_own_logits(
+def _run_own_head(
     model: nn.Module, inputs: dict[str, torch.Tensor], targets: Targets, logits_chunk: int
 ) -> torch.Tensor:
     """From the forward's own logits, kept where it can at the positions that predict an answer in any row."""
@@ -161,8 +161,8 @@ def _through_own_logits(
         logits = _forward(model, inputs).logits[:, kept]
     targets = targets._replace(predicting=position)
     losses = [
-        _negative_log_likelihood(logits[rows, positions].float(), answers)
-        for rows, positions, answers in targets.chunks(logits_chunk, logits.device)
+        _compute_nll(logits[rows, positions].float(), answers)
+        for rows, positions, answers in targets.split(logits_chunk, logits.device)
     ]
     return torch.cat(losses)
 
@@ -179,7 +179,7 @@ def _takes(model: nn.Module, option: str) -> bool:
 
 
 @contextmanager
-def _before_head(model: nn.Module, hook: Callable[..., Any]) -> Iterator[None]:
+def _hook_head_input(model: nn.Module, hook: Callable[..., Any]) -> Iterator[None]:
     """Inside, the head gets what the hook makes of its input; DeepSpeed's and FSDP's own hooks have gathered it."""
     head = inner_model(model).get_output_embeddings()
     if head is None:
@@ -192,45 +192,45 @@ def _before_head(model: nn.Module, hook: Callable[..., Any]) -> Iterator[None]:
         handle.remove()
 
 
-def _first_position(hidden: torch.Tensor) -> torch.Tensor:
+def _keep_first_position(hidden: torch.Tensor) -> torch.Tensor:
     """`(1, 1, width)` of `(rows, length, width)`: the root's own logits are then one row of vocabulary."""
     return hidden[:1, :1]
 
 
-def _final_logits(logits: torch.Tensor, config: PretrainedConfig) -> torch.Tensor:
+def _finish_logits(logits: torch.Tensor, config: PretrainedConfig) -> torch.Tensor:
     """
     Float32 logits as the model's forward returns them: scaled, then capped by `cap * tanh(logits / cap)`.
 
     `logits` fresh from the head are changed in place where they are float32 already.
     """
     logits = logits.float()
-    scale = _logit_scale(config)
+    scale = _read_logit_scale(config)
     if scale != 1.0:
         logits.mul_(scale)
-    cap = _first_number(config, "final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+    cap = _read_first_number(config, "final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
     if cap is not None:  # Gemma 2 to 4; RecurrentGemma; xLSTM
         logits.div_(cap).tanh_().mul_(cap)
     return logits
 
 
-def _logit_scale(config: PretrainedConfig) -> float:
+def _read_logit_scale(config: PretrainedConfig) -> float:
     """What the head's output is multiplied by."""
-    scale = _first_number(config, "logit_scale", "output_multiplier", "lm_head_multiplier")
+    scale = _read_first_number(config, "logit_scale", "output_multiplier", "lm_head_multiplier")
     if scale is not None:  # Cohere; Muse Glimmer; Falcon-H1
         return scale
-    scaling = _first_number(config, "logits_scaling")
+    scaling = _read_first_number(config, "logits_scaling")
     if scaling is None or config.model_type == "minicpm3":  # divides the hidden states, before the head
         return 1.0
     return scaling if config.model_type == "hyperclovax" else 1 / scaling  # Granite
 
 
-def _first_number(config: PretrainedConfig, *names: str) -> float | None:
+def _read_first_number(config: PretrainedConfig, *names: str) -> float | None:
     """The first of these entries that a configuration has. (MPT's `logit_scale` may be a word, which it ignores.)"""
     values = (getattr(config, name, None) for name in names)
     return next((float(value) for value in values if isinstance(value, int | float)), None)
 
 
-def _negative_log_likelihood(logits: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:
+def _compute_nll(logits: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:
     """`(targets,)` -log p of each answer under `(targets, vocabulary)` float32 logits, which are used up."""
     # In place: `cross_entropy` makes a second matrix of this size, which costs more than the arithmetic.
     given = logits.gather(-1, answers[:, None])[:, 0]
@@ -239,7 +239,7 @@ def _negative_log_likelihood(logits: torch.Tensor, answers: torch.Tensor) -> tor
     return total.log() + (largest[:, 0] - given)
 
 
-def _obstacle(model: nn.Module) -> str | None:
+def _find_chunking_obstacle(model: nn.Module) -> str | None:
     """
     Why the head cannot be run by chunks, from one root forward of two rows of two tokens; None where it can.
 
@@ -254,18 +254,18 @@ def _obstacle(model: nn.Module) -> str | None:
         if len(args) != 1 or args[0].shape[:-1] != ids.shape:
             return None
         by_chunk.append(module.forward(args[0][0, :1]))
-        return _first_position(args[0])
+        return _keep_first_position(args[0])
 
     def after(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         by_module.append(output)
-        return _wide_logits(output)
+        return _make_wide_logits(output)
 
     head = inner_model(model).get_output_embeddings()
     if head is None:
         return "it names no output embeddings"
     handle = head.register_forward_hook(after)
     try:
-        with _before_head(model, before):
+        with _hook_head_input(model, before):
             own = _forward(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}).logits
     finally:
         handle.remove()
@@ -274,12 +274,12 @@ def _obstacle(model: nn.Module) -> str | None:
     if not _agree(by_chunk[0], by_module[0][0], by_module[0].dtype):
         return "its output embeddings give something else when they are called as a module"
     config = inner_model(model).config.get_text_config()
-    if not _agree(_final_logits(_wide_logits(by_module[0]), config), own, by_module[0].dtype):
+    if not _agree(_finish_logits(_make_wide_logits(by_module[0]), config), own, by_module[0].dtype):
         return "its forward does something to the logits that its configuration does not tell in known words"
     return None
 
 
-def _wide_logits(output: torch.Tensor) -> torch.Tensor:
+def _make_wide_logits(output: torch.Tensor) -> torch.Tensor:
     """Logits in the shape and dtype of the head's output, evenly spaced over a wide range."""
     spaced = torch.linspace(-WIDEST_LOGIT, WIDEST_LOGIT, output.shape[-1], device=output.device)
     return spaced.to(output.dtype).repeat(*output.shape[:-1], 1)

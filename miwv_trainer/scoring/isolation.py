@@ -12,7 +12,7 @@ from miwv_trainer.distributed.sharding import reshard_afterwards
 
 
 @contextmanager
-def no_trace(model: nn.Module) -> Iterator[None]:
+def leave_no_trace(model: nn.Module) -> Iterator[None]:
     """
     Evaluation mode without gradients inside; outside, nothing has happened.
 
@@ -23,7 +23,7 @@ def no_trace(model: nn.Module) -> Iterator[None]:
     flags = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with preserved_rng(), torch.no_grad(), reshard_afterwards(model):
+        with preserve_rng(), torch.no_grad(), reshard_afterwards(model):
             yield
     finally:
         for module, training in flags:
@@ -31,7 +31,7 @@ def no_trace(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def preserved_rng() -> Iterator[None]:
+def preserve_rng() -> Iterator[None]:
     """Brings the global random states of Python, NumPy, torch and CUDA back as they were."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
     try:
@@ -44,15 +44,15 @@ def preserved_rng() -> Iterator[None]:
 
 
 @contextmanager
-def noticing_autocast(model: nn.Module) -> Iterator[set[bool]]:
+def watch_autocast(model: nn.Module) -> Iterator[set[bool]]:
     """Fills a set with whether the modules inside the model ran under autocast, which no parameter's dtype tells."""
-    device_type = device_of(model).type
+    device_type = get_device(model).type
     noticed: set[bool] = set()
 
     def notice(*_: object) -> None:
         noticed.add(torch.is_autocast_enabled(device_type))
 
-    hooks = [module.register_forward_pre_hook(notice) for module in inside(model)]
+    hooks = [module.register_forward_pre_hook(notice) for module in get_inner_modules(model)]
     try:
         yield noticed
     finally:
@@ -60,10 +60,10 @@ def noticing_autocast(model: nn.Module) -> Iterator[set[bool]]:
             hook.remove()
 
 
-def inside(model: nn.Module) -> list[nn.Module]:
+def get_inner_modules(model: nn.Module) -> list[nn.Module]:
     """All modules but the root, around whose forward accelerate puts autocast."""
     return [module for module in model.modules() if module is not model]
 
 
-def device_of(model: nn.Module) -> torch.device:
+def get_device(model: nn.Module) -> torch.device:
     return next(model.parameters()).device

@@ -15,14 +15,14 @@ from torch import nn
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.pool import Pool
 from miwv_trainer.distributed.wrappers import inner_model
-from miwv_trainer.scoring.attention import tree_attention, tree_obstacle
+from miwv_trainer.scoring.attention import choose_tree_attention, find_tree_obstacle
 from miwv_trainer.scoring.context import find_context_length
-from miwv_trainer.scoring.isolation import noticing_autocast
+from miwv_trainer.scoring.isolation import watch_autocast
 from miwv_trainer.scoring.losses import NOT_RECORDED, Losses, Recording, score_batches, score_trees
 from miwv_trainer.scoring.memory import BatchSize
-from miwv_trainer.scoring.rows import PaddedBatch, exemplars_of, plan_padded, plan_zero_shot, scorable
+from miwv_trainer.scoring.rows import PaddedBatch, find_scorable, plan_padded, plan_zero_shot, restrict_exemplars
 from miwv_trainer.scoring.scorer import Scorer
-from miwv_trainer.scoring.trees import plan_trees, tree_batches
+from miwv_trainer.scoring.trees import make_tree_batches, plan_trees
 from miwv_trainer.selection.scores import ZERO_SHOT, get_score
 
 logger = logging.getLogger(__name__)
@@ -52,13 +52,13 @@ def score_pool(scorer: Scorer, exemplars: np.ndarray, layout: str, recording: Re
         return score_batches(scorer, _plan_batches(scorer, exemplars, layout, size), exemplars, recording)
     rows = plan_trees(pool, exemplars, context, size.tokens_per_row)
     losses = score_trees(scorer, rows, size.tokens_per_batch, recording)
-    doubtful = scorable(pool, exemplars, context) & np.isnan(losses.miwv)
+    doubtful = find_scorable(pool, exemplars, context) & np.isnan(losses.miwv)
     if not doubtful.any():
         return losses
-    of_doubtful = exemplars_of(doubtful, exemplars)
+    of_doubtful = restrict_exemplars(doubtful, exemplars)
     batches = _plan_batches(scorer, of_doubtful, "padded", size)
-    again = score_batches(scorer, batches, of_doubtful, recording.stage_of(f"{recording.stage}, alone"))
-    return losses.replaced(again, doubtful)
+    again = score_batches(scorer, batches, of_doubtful, recording.with_stage(f"{recording.stage}, alone"))
+    return losses.replace_samples(again, doubtful)
 
 
 def count_planned_tokens(scorer: Scorer, exemplars: np.ndarray, layout: str) -> int:
@@ -67,14 +67,14 @@ def count_planned_tokens(scorer: Scorer, exemplars: np.ndarray, layout: str) -> 
     if layout != "tree":
         return sum(batch.tokens for batch in _plan_batches(scorer, exemplars, layout, size))
     rows = plan_trees(scorer.pool, exemplars, scorer.context, size.tokens_per_row)
-    is_padded = tree_attention(scorer.model) == "mask"
-    return sum(batch.tokens for batch in tree_batches(rows, scorer.pool, size.tokens_per_batch, is_padded))
+    is_padded = choose_tree_attention(scorer.model) == "mask"
+    return sum(batch.tokens for batch in make_tree_batches(rows, scorer.pool, size.tokens_per_batch, is_padded))
 
 
 def _plan_batches(scorer: Scorer, exemplars: np.ndarray, layout: str, size: BatchSize) -> list[PaddedBatch]:
     pool, context = scorer.pool, scorer.context
     if layout == ZERO_SHOT_ONLY:
-        among = np.flatnonzero(scorable(pool, exemplars, context))
+        among = np.flatnonzero(find_scorable(pool, exemplars, context))
         return plan_zero_shot(pool, context, size.tokens_per_batch, among)
     return plan_padded(pool, exemplars, context, size.tokens_per_batch)
 
@@ -97,7 +97,7 @@ def choose_layout(scorer: Scorer, exemplars: np.ndarray) -> str:
         return ZERO_SHOT_ONLY
     if config.layout == "padded":
         return "padded"
-    obstacle = tree_obstacle(model, scorer.context) or _compare_layouts(scorer, exemplars)
+    obstacle = find_tree_obstacle(model, scorer.context) or _compare_layouts(scorer, exemplars)
     if obstacle is None:
         return "tree"
     if config.layout == "tree":
@@ -117,7 +117,7 @@ def check_layout(model: nn.Module, config: MIWVConfig) -> None:
 
     Called before there are exemplars, because finding them may take hours.
     """
-    obstacle = tree_obstacle(model, find_context_length(model, config)) if config.layout == "tree" else None
+    obstacle = find_tree_obstacle(model, find_context_length(model, config)) if config.layout == "tree" else None
     if obstacle is not None:
         raise ValueError(_explain_no_trees(model, obstacle))
 
@@ -130,19 +130,19 @@ def _explain_no_trees(model: nn.Module, obstacle: str) -> str:
 def _compare_layouts(scorer: Scorer, exemplars: np.ndarray) -> str | None:
     """Scores a few samples both ways on every rank; tells the difference where it is too large on any rank."""
     with scorer.world.run_turn("comparing trees with padded rows"):
-        found = _compare_layouts_here(scorer.alone(), exemplars)
+        found = _compare_layouts_here(scorer.restrict_to_this_rank(), exemplars)
     return next((each for each in scorer.world.all_gather(found) if each is not None), None)
 
 
 def _compare_layouts_here(scorer: Scorer, exemplars: np.ndarray) -> str | None:
     few = _choose_related(scorer.pool, exemplars, scorer.context)
-    of_few = exemplars_of(few, exemplars)
+    of_few = restrict_exemplars(few, exemplars)
 
     def losses(layout: str, scorer: Scorer = scorer) -> np.ndarray:
         scored = score_pool(scorer, of_few, layout)
         return np.stack([scored.zero_shot, scored.one_shot])[:, few]
 
-    with noticing_autocast(scorer.model) as noticed:
+    with watch_autocast(scorer.model) as noticed:
         padded = losses("padded")
     one_by_one = replace(scorer, config=replace(scorer.config, tokens_per_batch=1))
     noise = np.abs(padded - losses("padded", one_by_one)).mean()
@@ -164,7 +164,7 @@ def find_least_tolerance(model: nn.Module, is_autocast: bool) -> float:
 
 def _choose_related(pool: Pool, exemplars: np.ndarray, context: int) -> np.ndarray:
     """The shortest exemplar of two samples or more, with these, so that a row holds branches that could be confused."""
-    can_score = np.flatnonzero(scorable(pool, exemplars, context))
+    can_score = np.flatnonzero(find_scorable(pool, exemplars, context))
     shared = np.bincount(exemplars[can_score], minlength=len(pool))
     crowded = np.flatnonzero(shared >= min(2, shared.max()))
     trunk = crowded[np.argmin(pool.lengths[crowded])]

@@ -18,13 +18,26 @@ from torch import nn
 
 from miwv_trainer.distributed.world import World
 from miwv_trainer.distributed.wrappers import inner_model
-from miwv_trainer.scoring.attention import Attention, attending, pad, tree_attention, tree_inputs
+from miwv_trainer.scoring.attention import (
+    Attention,
+    choose_tree_attention,
+    pad,
+    prepare_tree_inputs,
+    use_tree_attention,
+)
 from miwv_trainer.scoring.forwards import Batch, run_forwards
-from miwv_trainer.scoring.head import PADDING_ID, Head, Targets, answer_losses, choose_head, forward_one_position
-from miwv_trainer.scoring.isolation import device_of
-from miwv_trainer.scoring.rows import PaddedBatch, Row, batch_rows, prompt_row
+from miwv_trainer.scoring.head import (
+    PADDING_ID,
+    Head,
+    Targets,
+    choose_head,
+    compute_answer_losses,
+    forward_one_position,
+)
+from miwv_trainer.scoring.isolation import get_device
+from miwv_trainer.scoring.rows import PaddedBatch, Row, make_prompt_row, make_rows
 from miwv_trainer.scoring.scorer import Scorer
-from miwv_trainer.scoring.trees import Tree, TreeBatch, TreeRow, tree_batches, tree_row
+from miwv_trainer.scoring.trees import Tree, TreeBatch, TreeRow, make_tree_batches, make_tree_row
 from miwv_trainer.selection.scores import compute_miwv
 from miwv_trainer.storage.journal import Journal, JournalLine
 
@@ -51,7 +64,7 @@ class Losses:
     def miwv(self) -> np.ndarray:
         return compute_miwv(self.one_shot, self.zero_shot)
 
-    def replaced(self, others: "Losses", samples: np.ndarray) -> "Losses":
+    def replace_samples(self, others: "Losses", samples: np.ndarray) -> "Losses":
         """These losses, those of `samples` (indices, or a mask) taken from `others`; tokens of both."""
         zero_shot, one_shot = self.zero_shot.copy(), self.one_shot.copy()
         zero_shot[samples], one_shot[samples] = others.zero_shot[samples], others.one_shot[samples]
@@ -71,7 +84,7 @@ class Recording:
     journal: Journal | None = None
     stage: str = "losses"
 
-    def stage_of(self, name: str) -> "Recording":
+    def with_stage(self, name: str) -> "Recording":
         """The recording of another pass of the same round."""
         return replace(self, stage=name)
 
@@ -102,7 +115,7 @@ def score_batches(
     """
     Forwards all batches, each on one rank, and returns the losses on every rank.
 
-    The model is in evaluation mode, without gradients ([`~miwv_trainer.scoring.isolation.no_trace`]).
+    The model is in evaluation mode, without gradients ([`~miwv_trainer.scoring.isolation.leave_no_trace`]).
 
     Args:
         batches: From [`~miwv_trainer.scoring.rows.plan_padded`] or [`~miwv_trainer.scoring.rows.plan_zero_shot`].
@@ -110,8 +123,8 @@ def score_batches(
     """
 
     def score(batch: PaddedBatch, head: Head) -> ScoredLosses:
-        rows = batch_rows(batch, scorer.pool, exemplars, scorer.context)
-        return batch.kinds, batch.samples, response_losses(scorer.model, rows, scorer.config.logits_chunk, head)
+        rows = make_rows(batch, scorer.pool, exemplars, scorer.context)
+        return batch.kinds, batch.samples, compute_response_losses(scorer.model, rows, scorer.config.logits_chunk, head)
 
     return _sweep(scorer, batches, score, recording)
 
@@ -124,16 +137,16 @@ def score_trees(
     `tokens_per_batch` holds.
     """
     model, pool = scorer.model, scorer.pool
-    attention = tree_attention(model)
-    batches = tree_batches(rows, pool, tokens_per_batch, is_padded=attention == "mask")
+    attention = choose_tree_attention(model)
+    batches = make_tree_batches(rows, pool, tokens_per_batch, is_padded=attention == "mask")
 
     def score(batch: TreeBatch, head: Head) -> ScoredLosses:
         # Only masks are padded. The other ways compute nothing between trees, so that rows are joined.
         joined = batch.rows if batch.is_padded else [list(chain(*batch.rows))]
-        laid_out = [tree_row(row, pool) for row in joined]
-        return tree_losses(model, laid_out, attention, scorer.config.logits_chunk, head)
+        laid_out = [make_tree_row(row, pool) for row in joined]
+        return compute_tree_losses(model, laid_out, attention, scorer.config.logits_chunk, head)
 
-    with attending(model, attention):
+    with use_tree_attention(model, attention):
         return _sweep(scorer, batches, score, recording)
 
 
@@ -199,7 +212,9 @@ def _read_recorded(recording: Recording, size: int, world: World) -> _Recorded:
     return _Recorded(losses / np.maximum(is_known, 1), is_known > 0, int(world.all_reduce_sum(tokens).max()))
 
 
-def response_losses(model: nn.Module, rows: list[Row], logits_chunk: int = 256, head: Head | None = None) -> np.ndarray:
+def compute_response_losses(
+    model: nn.Module, rows: list[Row], logits_chunk: int = 256, head: Head | None = None
+) -> np.ndarray:
     """
     `(rows,)` mean negative log-likelihood of each row's response tokens, from one forward.
 
@@ -210,12 +225,12 @@ def response_losses(model: nn.Module, rows: list[Row], logits_chunk: int = 256, 
     predicting = np.concatenate([row.targets - 1 for row in rows])
     answers = np.concatenate([row.ids[row.targets] for row in rows])
     head = choose_head(model) if head is None else head
-    targets = Targets.of(row_numbers, predicting, answers)
-    nll = answer_losses(model, _pad(rows, device_of(model)), targets, logits_chunk, head)
+    targets = Targets.from_arrays(row_numbers, predicting, answers)
+    nll = compute_answer_losses(model, _pad_rows(rows, get_device(model)), targets, logits_chunk, head)
     return np.bincount(row_numbers, weights=nll) / np.bincount(row_numbers)
 
 
-def tree_losses(
+def compute_tree_losses(
     model: nn.Module, rows: list[TreeRow], attention: Attention, logits_chunk: int, head: Head
 ) -> ScoredLosses:
     """
@@ -228,13 +243,15 @@ def tree_losses(
         np.concatenate([getattr(row, name) for row in rows]) for name in ("targets", "samples", "kinds")
     )
     answers = np.concatenate([row.ids[row.targets] for row in rows])
-    with tree_inputs(model, rows, attention) as inputs:
-        nll = answer_losses(model, inputs, Targets.of(numbers, targets - 1, answers), logits_chunk, head)
+    with prepare_tree_inputs(model, rows, attention) as inputs:
+        nll = compute_answer_losses(
+            model, inputs, Targets.from_arrays(numbers, targets - 1, answers), logits_chunk, head
+        )
     slots, slot = np.unique(np.stack([kinds, samples]), axis=1, return_inverse=True)
     return slots[0], slots[1], np.bincount(slot, weights=nll) / np.bincount(slot)
 
 
-def prompt_embeddings(scorer: Scorer, batches: list[PaddedBatch]) -> np.ndarray:
+def embed_prompts(scorer: Scorer, batches: list[PaddedBatch]) -> np.ndarray:
     """
     `(N, hidden)` mean of the last hidden states over each prompt's tokens: the `"model"` embedder.
 
@@ -244,7 +261,9 @@ def prompt_embeddings(scorer: Scorer, batches: list[PaddedBatch]) -> np.ndarray:
     model, pool, world = scorer.model, scorer.pool, scorer.world
 
     def embed(batch: PaddedBatch) -> np.ndarray:
-        return _prompt_means(model, [prompt_row(pool, sample, scorer.context) for sample in batch.samples.tolist()])
+        return _average_prompt_states(
+            model, [make_prompt_row(pool, sample, scorer.context) for sample in batch.samples.tolist()]
+        )
 
     sums: np.ndarray | None = None
     for batch, means in run_forwards(model, batches, embed, world, "embedding the prompts with the model"):
@@ -256,9 +275,9 @@ def prompt_embeddings(scorer: Scorer, batches: list[PaddedBatch]) -> np.ndarray:
     return world.all_reduce_sum(sums if sums is not None else np.zeros((len(pool), width), dtype=np.float32))
 
 
-def _prompt_means(model: nn.Module, rows: list[Row]) -> np.ndarray:
+def _average_prompt_states(model: nn.Module, rows: list[Row]) -> np.ndarray:
     """`(rows, hidden)` means over each row's targets of what the backbone puts out during a root forward."""
-    inputs = _pad(rows, device_of(model))
+    inputs = _pad_rows(rows, get_device(model))
     outputs: list[torch.Tensor] = []
     hook = inner_model(model).base_model.register_forward_hook(
         lambda module, args, output: outputs.append(output.last_hidden_state)
@@ -275,7 +294,7 @@ def _prompt_means(model: nn.Module, rows: list[Row]) -> np.ndarray:
     return means.cpu().numpy()
 
 
-def _pad(rows: list[Row], device: torch.device) -> dict[str, torch.Tensor]:
+def _pad_rows(rows: list[Row], device: torch.device) -> dict[str, torch.Tensor]:
     """Right-padded `(rows, length)` ids and mask: correct for every causal family, recurrent ones too."""
     return {
         "input_ids": pad([row.ids for row in rows], PADDING_ID, device),

@@ -19,7 +19,7 @@ from torch import nn
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.distributed.world import World
 from miwv_trainer.distributed.wrappers import attention_implementation, inner_model
-from miwv_trainer.scoring.attention import Attention, tree_attention
+from miwv_trainer.scoring.attention import Attention, choose_tree_attention
 
 SHARE_OF_FREE_MEMORY = 0.5
 LEAST_TOKENS = 256
@@ -64,7 +64,7 @@ def measure_memory(model: nn.Module, world: World) -> MemoryBudget:
     device = next(model.parameters()).device
     on_cpu = device.type == "cpu"
     longest_row = ROW_WITHOUT_MASK
-    if tree_attention(model) == "mask":
+    if choose_tree_attention(model) == "mask":
         longest_row = ROW_WITH_MASK_ON_CPU if on_cpu else ROW_WITH_MASK_ON_ACCELERATOR
     free = find_least_free_memory(device, world)
     return MemoryBudget(free, longest_row, TOKENS_ON_CPU if on_cpu else TOKENS_ON_ACCELERATOR)
@@ -84,7 +84,7 @@ def size_batches(model: nn.Module, config: MIWVConfig, memory: MemoryBudget, wor
         if work is not None:
             batch = min(batch, max(work // LEAST_FORWARDS, longest_row))
         batch = max(batch, config.tokens_per_row or 0)
-        attention = tree_attention(model)
+        attention = choose_tree_attention(model)
         while batch > LEAST_TOKENS and (
             estimate_memory(
                 model, min(config.tokens_per_row or longest_row, batch), batch, config.logits_chunk, attention

@@ -16,11 +16,11 @@ from torch import nn
 
 from miwv_trainer.distributed.world import World
 from miwv_trainer.distributed.wrappers import inner_model
-from miwv_trainer.scoring.float32 import float32_arithmetic, is_low_precision
-from miwv_trainer.scoring.isolation import noticing_autocast
+from miwv_trainer.scoring.float32 import is_low_precision, use_float32
+from miwv_trainer.scoring.isolation import watch_autocast
 from miwv_trainer.scoring.layout import score_pool
 from miwv_trainer.scoring.losses import Losses, Recording
-from miwv_trainer.scoring.rows import exemplars_of
+from miwv_trainer.scoring.rows import restrict_exemplars
 from miwv_trainer.scoring.scorer import Scorer
 from miwv_trainer.storage.journal import Journal
 
@@ -61,7 +61,7 @@ def score_refined(
     A model that cannot compute in float32 keeps the losses it has, and a log line says why.
     """
     world = scorer.world
-    with noticing_autocast(scorer.model) as noticed:
+    with watch_autocast(scorer.model) as noticed:
         losses = score_pool(scorer, exemplars, layout, Recording(journal))
     is_low = world.broadcast_from_main(any(noticed) or any(map(is_low_precision, scorer.model.parameters())))
     if not is_low or not scorer.config.refine_near_threshold:
@@ -89,7 +89,7 @@ def refine(
     distance are scored, which moves the threshold and sharpens the estimate. This is repeated until none is left or a
     quarter of the pool is done.
 
-    The model is in evaluation mode, without gradients ([`~miwv_trainer.scoring.isolation.no_trace`]).
+    The model is in evaluation mode, without gradients ([`~miwv_trainer.scoring.isolation.leave_no_trace`]).
 
     Args:
         exemplars: `(N,)` index of each sample's exemplar.
@@ -104,12 +104,12 @@ def refine(
     try:
         with ExitStack() as stack:
             with world.run_together("copying weights to float32"):
-                stack.enter_context(float32_arithmetic(scorer.model))
+                stack.enter_context(use_float32(scorer.model))
             while len(again := wanted[: most - is_done.sum()]):
                 recording = Recording(journal, f"{REFINED}, pass {passes}")
-                scored = score_pool(scorer, exemplars_of(again, exemplars), layout, recording)
+                scored = score_pool(scorer, restrict_exemplars(again, exemplars), layout, recording)
                 passes += 1
-                refined = refined.replaced(scored, again)
+                refined = refined.replace_samples(scored, again)
                 is_done[again] = True
                 scores_now, distances = ranking(refined)
                 width = WIDTH * _root_mean_square(scores_now[is_done] - scores[is_done])

@@ -46,7 +46,7 @@ class PaddedBatch:
         """Tokens forwarded, padding included."""
         return len(self.samples) * self.padded_length
 
-    def halves(self) -> "list[PaddedBatch]":
+    def halve(self) -> "list[PaddedBatch]":
         """The same rows in two batches; none where there is one row only."""
         middle = len(self.samples) // 2
         if not middle:
@@ -57,27 +57,27 @@ class PaddedBatch:
         ]
 
 
-def scorable(pool: Pool, exemplars: np.ndarray, context: int) -> np.ndarray:
+def find_scorable(pool: Pool, exemplars: np.ndarray, context: int) -> np.ndarray:
     """`(N,)` which samples have prompt, response and exemplar, and leave room for at least one exemplar token."""
     fits = len(pool.preamble) + pool.lengths < context
     return pool.has_prompt_and_response & (exemplars != NO_EXEMPLAR) & fits
 
 
-def exemplars_of(samples: np.ndarray, exemplars: np.ndarray) -> np.ndarray:
+def restrict_exemplars(samples: np.ndarray, exemplars: np.ndarray) -> np.ndarray:
     """`(N,)` exemplars with which only `samples` (indices, or a mask) are scored."""
     chosen = np.full_like(exemplars, NO_EXEMPLAR)
     chosen[samples] = exemplars[samples]
     return chosen
 
 
-def zero_shot_row(pool: Pool, sample: int) -> Row:
+def make_zero_shot_row(pool: Pool, sample: int) -> Row:
     """The sample by itself: preamble, prompt, response."""
     before = len(pool.preamble)
     ids = np.concatenate([pool.preamble, pool.sample(sample)])
     return Row(ids, before + np.flatnonzero(pool.response_mask(sample)))
 
 
-def one_shot_row(pool: Pool, sample: int, exemplar: int, context: int) -> Row:
+def make_one_shot_row(pool: Pool, sample: int, exemplar: int, context: int) -> Row:
     """
     The sample behind its exemplar: preamble, exemplar, prompt, response.
 
@@ -91,27 +91,27 @@ def one_shot_row(pool: Pool, sample: int, exemplar: int, context: int) -> Row:
     return Row(ids, before + np.flatnonzero(pool.response_mask(sample)))
 
 
-def batch_rows(batch: PaddedBatch, pool: Pool, exemplars: np.ndarray | None, context: int) -> list[Row]:
+def make_rows(batch: PaddedBatch, pool: Pool, exemplars: np.ndarray | None, context: int) -> list[Row]:
     """The rows of a batch, in its order. `exemplars` may be None where no row is one-shot."""
     rows = []
     for sample, kind in zip(batch.samples.tolist(), batch.kinds.tolist(), strict=True):
         if kind == ZERO_SHOT:
-            rows.append(zero_shot_row(pool, sample))
+            rows.append(make_zero_shot_row(pool, sample))
         elif exemplars is None:
             raise ValueError(f"Sample {sample} is to be scored behind its exemplar, but no exemplars were given.")
         else:
-            rows.append(one_shot_row(pool, sample, int(exemplars[sample]), context))
+            rows.append(make_one_shot_row(pool, sample, int(exemplars[sample]), context))
     return rows
 
 
 def plan_padded(pool: Pool, exemplars: np.ndarray, context: int, tokens_per_batch: int) -> list[PaddedBatch]:
     """Every scorable sample once without and once behind its exemplar, longest first."""
-    samples = np.flatnonzero(scorable(pool, exemplars, context))
+    samples = np.flatnonzero(find_scorable(pool, exemplars, context))
     alone = len(pool.preamble) + pool.lengths[samples]
     behind = np.minimum(alone + pool.lengths[exemplars[samples]], context)
     lengths = np.concatenate([alone, behind])
     kinds = np.repeat([ZERO_SHOT, ONE_SHOT], len(samples))
-    return _fill(np.tile(samples, 2), kinds, lengths, tokens_per_batch)
+    return _fill_batches(np.tile(samples, 2), kinds, lengths, tokens_per_batch)
 
 
 def plan_zero_shot(
@@ -121,23 +121,25 @@ def plan_zero_shot(
     lengths = len(pool.preamble) + pool.lengths
     samples = np.flatnonzero(pool.has_prompt_and_response & (lengths <= context))
     samples = samples if among is None else np.intersect1d(samples, among)
-    return _fill(samples, np.full(len(samples), ZERO_SHOT), lengths[samples], tokens_per_batch)
+    return _fill_batches(samples, np.full(len(samples), ZERO_SHOT), lengths[samples], tokens_per_batch)
 
 
 def plan_prompts(pool: Pool, context: int, tokens_per_batch: int) -> list[PaddedBatch]:
     """Every sample's prompt behind the preamble, longest first: the rows of the `"model"` embedder."""
     lengths = np.minimum(len(pool.preamble) + pool.prompt_tokens, context)
     samples = np.flatnonzero(lengths > 0)
-    return _fill(samples, np.zeros(len(samples), dtype=np.int64), lengths[samples], tokens_per_batch)
+    return _fill_batches(samples, np.zeros(len(samples), dtype=np.int64), lengths[samples], tokens_per_batch)
 
 
-def prompt_row(pool: Pool, sample: int, context: int) -> Row:
+def make_prompt_row(pool: Pool, sample: int, context: int) -> Row:
     """Preamble and prompt; `targets` are the prompt's positions."""
     ids = np.concatenate([pool.preamble, pool.prompt(sample)])[:context]
     return Row(ids, np.arange(min(len(pool.preamble), len(ids) - 1), len(ids)))
 
 
-def _fill(samples: np.ndarray, kinds: np.ndarray, lengths: np.ndarray, tokens_per_batch: int) -> list[PaddedBatch]:
+def _fill_batches(
+    samples: np.ndarray, kinds: np.ndarray, lengths: np.ndarray, tokens_per_batch: int
+) -> list[PaddedBatch]:
     order = np.argsort(-lengths, kind="stable")
     batches, start = [], 0
     while start < len(order):

@@ -18,7 +18,7 @@ from miwv_trainer.distributed.world import World
 from miwv_trainer.distributed.wrappers import unwrap_model
 from miwv_trainer.scoring.context import find_context_length
 from miwv_trainer.scoring.memory import BatchSize, MemoryBudget, measure_memory, size_batches
-from miwv_trainer.scoring.rows import scorable
+from miwv_trainer.scoring.rows import find_scorable
 
 
 @dataclass(frozen=True)
@@ -71,13 +71,13 @@ class Scorer:
         """The scorer of the same round in an earlier process, whose journal holds `plan`."""
         return replace(self, context=plan.context, memory=plan.memory)
 
-    def alone(self) -> "Scorer":
+    def restrict_to_this_rank(self) -> "Scorer":
         """The same for forwards that every rank makes by itself, with no progress bar."""
         return replace(self, world=World(0, 1, self.world.device, self.world.sharded, quiet=True))
 
     def size_batches(self, exemplars: np.ndarray) -> BatchSize:
         """The size of the forwards that score the samples which have `exemplars`, `(N,)`."""
-        can_score = scorable(self.pool, exemplars, self.context)
+        can_score = find_scorable(self.pool, exemplars, self.context)
         return size_batches(self.model, self.config, self.memory, 2 * int(self.pool.lengths[can_score].sum()))
 
 

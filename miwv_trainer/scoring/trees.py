@@ -19,7 +19,7 @@ from functools import cached_property
 import numpy as np
 
 from miwv_trainer.data.pool import Pool
-from miwv_trainer.scoring.rows import ONE_SHOT, ZERO_SHOT, scorable
+from miwv_trainer.scoring.rows import ONE_SHOT, ZERO_SHOT, find_scorable
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,12 @@ class Tree:
     scores_trunk: bool
     trunk_room: int
 
-    def tokens(self, pool: Pool) -> int:
+    def count_tokens(self, pool: Pool) -> int:
         """Tokens forwarded."""
         shown = min(int(pool.lengths[self.trunk]), self.trunk_room)
         return len(pool.preamble) + shown + int(pool.lengths[list(self.branches)].sum())
 
-    def halves(self) -> "list[Tree]":
+    def halve(self) -> "list[Tree]":
         """Two trees that score the same, the trunk once; the tree itself where it scores one loss only."""
         if len(self.branches) + self.scores_trunk < 2:
             return [self]
@@ -63,7 +63,7 @@ class TreeBatch:
     @cached_property
     def lengths(self) -> list[int]:
         """Each row's tokens."""
-        return [row_tokens(row, self.pool) for row in self.rows]
+        return [count_row_tokens(row, self.pool) for row in self.rows]
 
     @property
     def kinds(self) -> np.ndarray:
@@ -85,24 +85,26 @@ class TreeBatch:
         """Tokens forwarded, padding included."""
         return len(self.lengths) * max(self.lengths) if self.is_padded else sum(self.lengths)
 
-    def halves(self) -> "list[TreeBatch]":
+    def halve(self) -> "list[TreeBatch]":
         """The same in two batches, of half the rows, trees or branches; none where a single loss is scored."""
         rows = self.rows if len(self.rows) > 1 else [[tree] for tree in self.rows[0]]
         if len(rows) == 1:
-            rows = [[half] for half in rows[0][0].halves()]
+            rows = [[half] for half in rows[0][0].halve()]
         middle = len(rows) // 2
         return [replace(self, rows=part) for part in (rows[:middle], rows[middle:])] if middle else []
 
 
-def row_tokens(row: Sequence[Tree], pool: Pool) -> int:
+def count_row_tokens(row: Sequence[Tree], pool: Pool) -> int:
     """Tokens of a row of trees."""
-    return sum(tree.tokens(pool) for tree in row)
+    return sum(tree.count_tokens(pool) for tree in row)
 
 
-def tree_batches(rows: Sequence[list[Tree]], pool: Pool, tokens_per_batch: int, is_padded: bool) -> list[TreeBatch]:
+def make_tree_batches(
+    rows: Sequence[list[Tree]], pool: Pool, tokens_per_batch: int, is_padded: bool
+) -> list[TreeBatch]:
     """Rows, longest first, in batches of at most `tokens_per_batch` tokens; one longer row goes alone."""
     batches, start = [], 0
-    lengths = [row_tokens(row, pool) for row in rows]
+    lengths = [count_row_tokens(row, pool) for row in rows]
     while start < len(rows):
         end = start + max(tokens_per_batch // lengths[start], 1)
         batches.append(TreeBatch(list(rows[start:end]), pool, is_padded))
@@ -141,7 +143,7 @@ def plan_trees(pool: Pool, exemplars: np.ndarray, context: int, tokens_per_row: 
     A row is longer only where a single sample behind its exemplar is, and never longer than that one. A crowded trunk
     stands again in further rows, there as context only, and so does one that a branch's length has cut.
     """
-    can_score = scorable(pool, exemplars, context)
+    can_score = find_scorable(pool, exemplars, context)
     behind = np.flatnonzero(can_score)
     room = context - len(pool.preamble) - pool.lengths
     is_cut = pool.lengths[exemplars[behind]] > room[behind]
@@ -151,13 +153,13 @@ def plan_trees(pool: Pool, exemplars: np.ndarray, context: int, tokens_per_row: 
     starts = np.searchsorted(exemplars[order], np.arange(len(pool) + 1))
     for trunk in range(len(pool)):
         branches = order[starts[trunk] : starts[trunk + 1]]
-        trees += _trees_of(trunk, branches, bool(can_score[trunk]), pool, context, tokens_per_row)
-    sizes = [tree.tokens(pool) for tree in trees]
-    rows = sorted(_best_fit(sizes, tokens_per_row), key=lambda row: -sum(sizes[number] for number in row))
+        trees += _split_between_trees(trunk, branches, bool(can_score[trunk]), pool, context, tokens_per_row)
+    sizes = [tree.count_tokens(pool) for tree in trees]
+    rows = sorted(_fill_bins(sizes, tokens_per_row), key=lambda row: -sum(sizes[number] for number in row))
     return [[trees[number] for number in row] for row in rows]
 
 
-def _trees_of(
+def _split_between_trees(
     trunk: int, branches: np.ndarray, scores_trunk: bool, pool: Pool, context: int, tokens_per_row: int
 ) -> list[Tree]:
     """One tree, or several with the same trunk where its branches do not fit one row."""
@@ -166,14 +168,14 @@ def _trees_of(
     left = tokens_per_row - len(pool.preamble) - int(pool.lengths[trunk])
     # Where the longest branch is over budget whatever is done, rows of that length waste less of a long trunk.
     left = max(left, int(pool.lengths[branches].max()))
-    groups = _best_fit(pool.lengths[branches].tolist(), left)
+    groups = _fill_bins(pool.lengths[branches].tolist(), left)
     return [
         Tree(trunk, tuple(int(branches[number]) for number in sorted(group)), scores_trunk and first == 0, context)
         for first, group in enumerate(groups)
     ]
 
 
-def _best_fit(sizes: Sequence[int], capacity: int) -> list[list[int]]:
+def _fill_bins(sizes: Sequence[int], capacity: int) -> list[list[int]]:
     """Numbers of the pieces in each bin: longest first, each into the fullest bin that takes it."""
     bins: list[list[int]] = []
     open_bins: dict[int, list[int]] = {}
@@ -198,7 +200,7 @@ def _best_fit(sizes: Sequence[int], capacity: int) -> list[list[int]]:
     return bins
 
 
-def tree_row(trees: Sequence[Tree], pool: Pool) -> TreeRow:
+def make_tree_row(trees: Sequence[Tree], pool: Pool) -> TreeRow:
     """Lays trees out side by side: of each its trunk, then its branches."""
     ids: list[np.ndarray] = []
     scored: list[np.ndarray] = []

@@ -19,7 +19,7 @@ from miwv_trainer.data.map_style import MapStyleDataset
 from miwv_trainer.data.pool import Pool
 from miwv_trainer.distributed.world import World
 from miwv_trainer.rounds.exemplars import embeds_text, find_exemplars
-from miwv_trainer.rounds.identity import exemplar_fingerprint, run_fingerprint
+from miwv_trainer.rounds.identity import fingerprint_exemplars, fingerprint_run
 from miwv_trainer.scoring.context import find_context_length
 from miwv_trainer.scoring.layout import check_layout
 from miwv_trainer.scoring.model_checks import check_model
@@ -119,7 +119,7 @@ def _describe_run(start: TrainingStart, config: MIWVConfig, sampler: MIWVDataSam
         train_sampling_strategy=sampler.strategy,
         epoch_order=sampler.epoch_order,
         world_size=start.world.size,
-        fingerprint=run_fingerprint(pool, config, find_context_length(start.model, config)),
+        fingerprint=fingerprint_run(pool, config, find_context_length(start.model, config)),
         history=[],
         **asdict(read_schedule(start.dataloader, start.args)),
     )
@@ -135,5 +135,5 @@ def _read_rounds(
             found = read_rounds(store, state)
             if needs_exemplars(config):
                 context = find_context_length(start.model, config)
-                keep_exemplars(store, found[0], exemplar_fingerprint(pool, config, context))
+                keep_exemplars(store, found[0], fingerprint_exemplars(pool, config, context))
     return start.world.broadcast_from_main(found)

@@ -28,7 +28,7 @@ from miwv_trainer.data.map_style import MapStyleDataset
 from miwv_trainer.data.pool import Pool
 from miwv_trainer.distributed.world import World
 from miwv_trainer.distributed.wrappers import check_parallelism, use_evaluation_weights
-from miwv_trainer.scoring.isolation import preserved_rng
+from miwv_trainer.scoring.isolation import preserve_rng
 from miwv_trainer.storage.store import StoredRound
 from miwv_trainer.training.begin import TrainingStart, begin_run, check_training, read_pool
 from miwv_trainer.training.console import Console
@@ -111,7 +111,7 @@ class MIWVCallback(TrainerCallback, ExportableState):
         world = World.current(args.device, model, args.disable_tqdm)
         start = TrainingStart(args, state, model, train_dataloader, processing_class, world, Console.of(args))
         check_sampler(train_dataloader, self.sampler)
-        with preserved_rng():
+        with preserve_rng():
             if self.pool is None:
                 # `attach` has checked that it is map-style; by hand, reading it does.
                 dataset = cast(MapStyleDataset, train_dataloader.dataset)
@@ -171,7 +171,7 @@ class MIWVCallback(TrainerCallback, ExportableState):
         position = run.find_due_position()
         if position is None:
             return
-        with preserved_rng(), use_evaluation_weights(optimizer):
+        with preserve_rng(), use_evaluation_weights(optimizer):
             statistics = run.score_round(model, position)
             if self.log is not None:
                 self.log(statistics)

@@ -14,8 +14,8 @@ from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.pool import Pool
 from miwv_trainer.distributed.world import World
 from miwv_trainer.rounds.identity import Exemplars, TrainingPoint
-from miwv_trainer.rounds.messages import round_line
-from miwv_trainer.rounds.round import difficulties_of, run_round
+from miwv_trainer.rounds.messages import describe_round
+from miwv_trainer.rounds.round import compute_difficulties, run_round
 from miwv_trainer.scoring.scorer import prepare_scorer
 from miwv_trainer.storage.store import Store, StoredRound
 from miwv_trainer.training.console import Console
@@ -119,7 +119,7 @@ class TrainingRun:
         scorer = prepare_scorer(model, self.pool, self.config, self.world)
         current = run_round(scorer, self.exemplars, self.store, point, notes, previous)
         if self.world.is_main:
-            self.console.tell(round_line(current, previous))
+            self.console.tell(describe_round(current, previous))
             logger.info(
                 "Round %d takes effect at position %d of epoch %d, %d steps after scoring.",
                 current.number, position.position, position.epoch, steps_after,
@@ -147,7 +147,7 @@ class TrainingRun:
             )
 
     def _put_in_force(self, current: StoredRound, epoch: int, position: int) -> None:
-        difficulty = None if self.config.epoch_order == "shuffled" else difficulties_of(current, self.config)
+        difficulty = None if self.config.epoch_order == "shuffled" else compute_difficulties(current, self.config)
         if current.number == 0:
             self.sampler.set_selection(current.selection, difficulty)
         else:

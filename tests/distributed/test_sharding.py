@@ -12,7 +12,7 @@ from miwv_trainer.data.build import pool_from_rows
 from miwv_trainer.data.pool import Pool
 from miwv_trainer.embeddings.embedders import embed_texts
 from miwv_trainer.embeddings.nearest import find_nearest_exemplars
-from miwv_trainer.scoring.rows import prompt_row
+from miwv_trainer.scoring.rows import make_prompt_row
 from tests.helpers.held import plain_losses
 from tests.helpers.launch import ROOT, free_port, run
 from tests.helpers.tiny import tiny_dataset, tiny_model, tiny_tokenizer
@@ -66,7 +66,7 @@ def plain_exemplars(model: Any) -> np.ndarray:
     """The most similar other sample of each, by the whole model's hidden states, one prompt at a time."""
     pool, means = tiny_pool(), []
     for sample in range(len(pool)):
-        row = prompt_row(pool, sample, 512)
+        row = make_prompt_row(pool, sample, 512)
         with torch.no_grad():
             hidden = model.model(torch.from_numpy(row.ids.astype(np.int64))[None]).last_hidden_state[0]
         means.append(hidden[row.targets].mean(dim=0).numpy())

@@ -22,7 +22,7 @@ from miwv_trainer.distributed.wrappers import check_parallelism
 from miwv_trainer.rounds.exemplars import find_exemplars
 from miwv_trainer.rounds.identity import TrainingPoint
 from miwv_trainer.rounds.round import run_round
-from miwv_trainer.scoring.rows import zero_shot_row
+from miwv_trainer.scoring.rows import make_zero_shot_row
 from miwv_trainer.scoring.scorer import prepare_scorer
 from miwv_trainer.storage.store import Store
 from tests.helpers.held import facts, live_bytes
@@ -37,7 +37,7 @@ ONCE = MIWVConfig(fraction=1.0, embedder="tfidf")
 
 
 def plain_loss(model: Any, pool: Any, sample: int) -> float:
-    row = zero_shot_row(pool, sample)
+    row = make_zero_shot_row(pool, sample)
     ids = torch.from_numpy(row.ids.astype(np.int64))[None]
     labels = torch.full_like(ids, -100)
     labels[0, row.targets] = ids[0, row.targets]

@@ -10,7 +10,7 @@ from torch import nn
 
 from miwv_trainer.data.pool import Pool
 from miwv_trainer.distributed.wrappers import unwrap_model
-from miwv_trainer.scoring.rows import one_shot_row, zero_shot_row
+from miwv_trainer.scoring.rows import make_one_shot_row, make_zero_shot_row
 
 
 def live_bytes() -> int:
@@ -45,7 +45,7 @@ def plain_losses(model: Any, pool: Pool, exemplars: np.ndarray) -> np.ndarray:
     """`(2, N)` losses of each row by itself, from the whole model's own `labels`."""
     losses = np.empty((2, len(pool)))
     for sample in range(len(pool)):
-        rows = (zero_shot_row(pool, sample), one_shot_row(pool, sample, int(exemplars[sample]), 512))
+        rows = (make_zero_shot_row(pool, sample), make_one_shot_row(pool, sample, int(exemplars[sample]), 512))
         for kind, row in enumerate(rows):
             ids = torch.from_numpy(row.ids.astype(np.int64))[None]
             labels = torch.full_like(ids, -100)

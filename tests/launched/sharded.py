@@ -35,7 +35,7 @@ from miwv_trainer.embeddings.nearest import find_nearest_exemplars
 from miwv_trainer.rounds.exemplars import find_exemplars
 from miwv_trainer.rounds.identity import TrainingPoint
 from miwv_trainer.rounds.round import run_round
-from miwv_trainer.scoring.isolation import no_trace
+from miwv_trainer.scoring.isolation import leave_no_trace
 from miwv_trainer.scoring.layout import choose_layout
 from miwv_trainer.scoring.refine import score_refined
 from miwv_trainer.scoring.scorer import prepare_scorer
@@ -120,7 +120,7 @@ def scored(model: Any, pool: Pool, exemplars: np.ndarray) -> dict[str, Any]:
     world = World.current(torch.device("cpu"), model)
     before = live_bytes()
     found: dict[str, Any] = {"sharded": world.sharded}
-    with no_trace(model):
+    with leave_no_trace(model):
         found["layout"] = choose_layout(prepare_scorer(model, pool, CONFIG, world), exemplars)
         for layout in ("tree", "padded"):
             refined = score_refined(
@@ -157,7 +157,7 @@ def trajectory(model: Any, pool: Pool, exemplars: np.ndarray, optimizer: str, sc
     for step in range(STEPS):
         if step == scored_step:
             world = World.current(torch.device("cpu"), model)
-            with use_evaluation_weights(SimpleNamespace(optimizer=inner, **of_wrapper(inner))), no_trace(model):
+            with use_evaluation_weights(SimpleNamespace(optimizer=inner, **of_wrapper(inner))), leave_no_trace(model):
                 score_refined(prepare_scorer(model, pool, CONFIG, world), exemplars, "tree", ranking_by_miwv(SELECTED))
         if optimizer == "schedule_free":
             inner.train()

@@ -20,10 +20,10 @@ from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.build import render
 from miwv_trainer.data.pool import NO_EXEMPLAR, Pool
 from miwv_trainer.distributed.world import World
-from miwv_trainer.scoring.attention import _mask
-from miwv_trainer.scoring.isolation import no_trace
+from miwv_trainer.scoring.attention import _make_mask
+from miwv_trainer.scoring.isolation import leave_no_trace
 from miwv_trainer.scoring.losses import Losses
-from miwv_trainer.scoring.trees import tree_row
+from miwv_trainer.scoring.trees import make_tree_row
 from tests.helpers.tiny import instruction_rows, save_tiny, tiny_config, tiny_model
 
 SAMPLES = 8
@@ -115,7 +115,7 @@ def test_row_tokens_are_those_of_both_sequences_counted_by_hand() -> None:
     lengths = np.arange(9, 17)
     zero_shot = (PREAMBLE + lengths).sum()
     one_shot = zero_shot + lengths[0] * 7 + lengths[5]
-    with no_trace(case.model):
+    with leave_no_trace(case.model):
         losses, padded = prepare("row_unpadded", case)(), prepare("row", case)()
     assert losses is not None and padded is not None
     assert losses.tokens_forwarded == count_work("row_unpadded", case).tokens == zero_shot + one_shot
@@ -127,7 +127,7 @@ def test_row_tokens_are_those_of_both_sequences_counted_by_hand() -> None:
 @pytest.mark.parametrize("layout", ["padded_full", "padded", "tree"])
 def test_planned_tokens_are_forwarded_tokens_and_losses_are_those_of_single_rows(layout: str) -> None:
     case = crowded_case()
-    with no_trace(case.model):
+    with leave_no_trace(case.model):
         expected, losses = prepare("row", case)(), prepare(layout, case)()
     assert expected is not None and losses is not None
     assert losses.tokens_forwarded == count_work(layout, case).tokens
@@ -138,7 +138,7 @@ def test_planned_tokens_are_forwarded_tokens_and_losses_are_those_of_single_rows
 
 def test_row_losses_are_the_mean_negative_log_likelihood_of_the_response() -> None:
     case = crowded_case()
-    with no_trace(case.model):
+    with leave_no_trace(case.model):
         losses = prepare("row", case)()
         # Sample 2 has 11 tokens, of which the last 6 are response; its exemplar is sample 0.
         ids = np.concatenate([case.pool.preamble, case.pool.sample(0), case.pool.sample(2)])
@@ -154,7 +154,7 @@ def test_operations_of_the_weights_are_those_that_torch_counts(layout: str) -> N
     run = prepare(layout, case)
     forwards: list[int] = []
     case.model.register_forward_hook(lambda *_: forwards.append(1))
-    with no_trace(case.model), FlopCounterMode(display=False) as counter:
+    with leave_no_trace(case.model), FlopCounterMode(display=False) as counter:
         run()
     planned = count_work(layout, case)
     if layout in ("padded", "tree"):
@@ -169,10 +169,10 @@ def test_operations_of_the_weights_are_those_that_torch_counts(layout: str) -> N
 
 def test_pairs_are_those_that_the_masks_leave() -> None:
     case = crowded_case()
-    rows = [tree_row(row, case.pool) for row in plan_case_trees(case)]
+    rows = [make_tree_row(row, case.pool) for row in plan_case_trees(case)]
     assert len(rows) > 1
     assert count_work("tree", case).pairs == sum(
-        int(_mask(case.model, [row], torch.device("cpu")).sum()) for row in rows
+        int(_make_mask(case.model, [row], torch.device("cpu")).sum()) for row in rows
     )
     lengths = np.arange(9, 17) + PREAMBLE
     exemplars = np.asarray([14, *[9] * 7])
@@ -195,7 +195,7 @@ def test_the_ceiling_forwards_as_many_tokens_and_positions_as_it_is_given(
         lambda module, args, kwargs: seen.append((tuple(kwargs["input_ids"].shape), kwargs.get("attention_mask"))),
         with_kwargs=True,
     )
-    with no_trace(case.model):
+    with leave_no_trace(case.model):
         forward_plain_rows(case, tokens=250, positions=101)
     hook.remove()
     inner.remove()

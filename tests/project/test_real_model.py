@@ -27,8 +27,8 @@ from miwv_trainer.data.files import load_rows
 from miwv_trainer.distributed.world import World
 from miwv_trainer.embeddings.embedders import embed_texts
 from miwv_trainer.embeddings.nearest import find_nearest_exemplars
-from miwv_trainer.scoring.attention import tree_attention
-from miwv_trainer.scoring.isolation import no_trace
+from miwv_trainer.scoring.attention import choose_tree_attention
+from miwv_trainer.scoring.isolation import leave_no_trace
 from miwv_trainer.scoring.layout import choose_layout, score_pool
 from miwv_trainer.scoring.memory import estimate_memory, measure_memory, size_batches
 from miwv_trainer.scoring.scorer import prepare_scorer
@@ -113,7 +113,7 @@ def test_trees_have_the_losses_of_padded_rows(smollm2: Path, shared_data: Path) 
     pool = pool_from_rows(load_rows(shared_data / "alpaca_gpt4_1k.jsonl.gz").select(range(100, 140)), tokenizer)
     exemplars, _ = find_nearest_exemplars(embed_texts("tfidf", pool.texts), pool, 8192)
     world = World(0, 1, torch.device("cpu"))
-    with no_trace(model):
+    with leave_no_trace(model):
         assert choose_layout(prepare_scorer(model, pool, MIWVConfig(), world), exemplars) == "tree"
         tree = score_pool(prepare_scorer(model, pool, MIWVConfig(), world), exemplars, "tree")
         padded = score_pool(prepare_scorer(model, pool, MIWVConfig(), world), exemplars, "padded")
@@ -131,13 +131,13 @@ def forward_memory(dtype: torch.dtype, smollm2: Path, shared_data: Path) -> tupl
     world = World(0, 1, torch.device("cpu"))
     budget = size_batches(model, MIWVConfig(), measure_memory(model, world))
     assert budget.tokens_per_batch == 4096
-    with no_trace(model):
+    with leave_no_trace(model):
         model(torch.tensor([[1, 2]]))  # weights are mapped from their file, and count once they are touched
         measured = measure(
             lambda: score_pool(prepare_scorer(model, pool, MIWVConfig(), world), exemplars, "tree"), world.device
         )
     tokens = measured.result.tokens_forwarded
-    return measured.peak_bytes, estimate_memory(model, budget.tokens_per_row, tokens, 256, tree_attention(model))
+    return measured.peak_bytes, estimate_memory(model, budget.tokens_per_row, tokens, 256, choose_tree_attention(model))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

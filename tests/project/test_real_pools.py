@@ -20,7 +20,7 @@ from miwv_trainer.embeddings.embedders import embed_texts
 from miwv_trainer.embeddings.nearest import find_nearest_exemplars
 from miwv_trainer.scoring.attention import Attention
 from miwv_trainer.scoring.memory import measure_memory, size_batches
-from miwv_trainer.scoring.trees import plan_trees, row_tokens, tree_batches
+from miwv_trainer.scoring.trees import count_row_tokens, make_tree_batches, plan_trees
 from tests.helpers.launch import ROOT
 from tests.helpers.trees import SMALL, random_model
 
@@ -44,14 +44,14 @@ def test_trees_forward_hardly_more_than_twice_the_pools_own_tokens(pool_and_exem
     pool, exemplars = pool_and_exemplars
     own = sum(len(pool.preamble) + len(pool.sample(index)) for index in range(len(pool)))
     rows = plan_trees(pool, exemplars, CONTEXT, 2048)
-    assert sum(row_tokens(row, pool) for row in rows) <= 2.1 * own
+    assert sum(count_row_tokens(row, pool) for row in rows) <= 2.1 * own
 
     attentions: tuple[Attention, ...] = ("segments", "mask")
     for attention in attentions:
         model = random_model("Llama", SMALL, "eager" if attention == "mask" else "sdpa")
         budget = size_batches(model, MIWVConfig(), measure_memory(model, World(0, 1, torch.device("cpu"))))
         rows = plan_trees(pool, exemplars, CONTEXT, budget.tokens_per_row)
-        batches = tree_batches(rows, pool, budget.tokens_per_batch, is_padded=attention == "mask")
+        batches = make_tree_batches(rows, pool, budget.tokens_per_batch, is_padded=attention == "mask")
         assert sum(batch.tokens for batch in batches) <= 2.3 * own
 
 

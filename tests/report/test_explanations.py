@@ -8,7 +8,7 @@ import pytest
 
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.report.explanations import explain_selection
-from miwv_trainer.rounds.inputs import measured_of
+from miwv_trainer.rounds.inputs import read_measured
 from miwv_trainer.selection.choose import choose
 from miwv_trainer.selection.scores import get_draw_seed
 from tests.helpers.rounds import made_columns, write_round
@@ -97,7 +97,7 @@ def test_ranks_are_in_the_order_in_which_a_round_chooses(config: dict[str, Any],
     """Whatever was ranked by: the selected stand before all others, and counts agree with the round's own."""
     wanted = MIWVConfig(fraction=0.1, **config)
     columns = made_columns(300)
-    measured = measured_of(write_round(tmp_path / "before", columns, [0]), get_draw_seed(wanted, 0))
+    measured = read_measured(write_round(tmp_path / "before", columns, [0]), get_draw_seed(wanted, 0))
     choice = choose(measured, np.ones(300, dtype=bool), wanted)
     found = explain_selection(write_round(tmp_path, columns, choice.selection, **config))
     count = len(choice.selection)

@@ -20,8 +20,8 @@ from miwv_trainer.distributed.world import World
 from miwv_trainer.report.tables import format_scores
 from miwv_trainer.rounds import exemplars
 from miwv_trainer.rounds.exemplars import find_exemplars
-from miwv_trainer.rounds.identity import TrainingPoint, exemplar_fingerprint, model_fingerprint, run_fingerprint
-from miwv_trainer.rounds.messages import cost_line, round_line
+from miwv_trainer.rounds.identity import TrainingPoint, fingerprint_exemplars, fingerprint_model, fingerprint_run
+from miwv_trainer.rounds.messages import describe_cost, describe_round
 from miwv_trainer.rounds.round import run_round
 from miwv_trainer.scoring.context import find_context_length
 from miwv_trainer.scoring.model_checks import check_model
@@ -79,7 +79,7 @@ def no_embedding(*_, **__):
 
 
 def refuse_to_embed(monkeypatch):
-    for name in ("embed_texts", "prompt_embeddings", "validate_embeddings"):
+    for name in ("embed_texts", "embed_prompts", "validate_embeddings"):
         monkeypatch.setattr(exemplars, name, no_embedding)
 
 
@@ -131,7 +131,7 @@ def test_the_summary_says_what_the_design_lists(model, pool, store):
     assert len(told) == 4
     for sample, loss in told.items():
         assert loss == pytest.approx(finished.column("zero_shot_loss")[int(sample)], abs=1e-5)
-    assert store.read_round(2, run_fingerprint(pool, CONFIG, find_context_length(model, CONFIG))).number == 2
+    assert store.read_round(2, fingerprint_run(pool, CONFIG, find_context_length(model, CONFIG))).number == 2
 
 
 @pytest.mark.parametrize("refine", [True, False])
@@ -143,7 +143,7 @@ def test_a_model_in_bfloat16_is_scored_again_near_the_threshold_unless_switched_
     assert wide.summary["refined_samples"] == 0
     assert (low.summary["refined_samples"] > 0) == (low.summary["refined_tokens"] > 0) == refine
     assert exact.sum() >= low.summary["refined_samples"]
-    assert ("near the threshold scored again in float32" in round_line(low)) == refine
+    assert ("near the threshold scored again in float32" in describe_round(low)) == refine
 
 
 def test_scores_do_not_depend_on_the_batch_size(model, pool, tmp_path):
@@ -377,8 +377,8 @@ def test_fractions_and_seeds_are_no_part_of_what_exemplars_depend_on(model, pool
     refuse_to_embed(monkeypatch)
     other = MIWVConfig(embedder="tfidf", fraction=0.5, sampler_seed=3, tokens_per_batch=64, logits_chunk=8)
     assert exemplars_of(model, pool, store, other).indices.tolist() == found.indices.tolist()
-    assert exemplar_fingerprint(pool, other, 512) == exemplar_fingerprint(pool, CONFIG, 512)
-    assert run_fingerprint(pool, other, 512) != run_fingerprint(pool, CONFIG, 512)
+    assert fingerprint_exemplars(pool, other, 512) == fingerprint_exemplars(pool, CONFIG, 512)
+    assert fingerprint_run(pool, other, 512) != fingerprint_run(pool, CONFIG, 512)
 
 
 def test_a_given_array_decides_the_exemplars(model, pool, store):
@@ -387,7 +387,9 @@ def test_a_given_array_decides_the_exemplars(model, pool, store):
     unit = array / np.linalg.norm(array, axis=1, keepdims=True)
     expected = [max((j for j in range(COUNT) if j != i), key=lambda j: unit[i] @ unit[j]) for i in range(COUNT)]
     assert found.indices.tolist() == expected
-    assert store.read_embeddings(exemplar_fingerprint(pool, MIWVConfig(embedder=array), 512)).tolist() == array.tolist()
+    assert (
+        store.read_embeddings(fingerprint_exemplars(pool, MIWVConfig(embedder=array), 512)).tolist() == array.tolist()
+    )
 
 
 def test_a_given_array_of_the_wrong_length_is_refused_and_nothing_is_stored(model, pool, store):
@@ -401,7 +403,7 @@ def test_the_model_embedder_is_the_mean_of_the_last_hidden_states_over_the_promp
     config = MIWVConfig(embedder="model", tokens_per_batch=100)
     model.train()
     found = exemplars_of(model, pool, store, config)
-    embeddings = store.read_embeddings(exemplar_fingerprint(pool, config, 512))
+    embeddings = store.read_embeddings(fingerprint_exemplars(pool, config, 512))
     by_hand = []
     for index in range(COUNT):
         prompt = pool.sample(index)[~pool.response_mask(index)]
@@ -431,7 +433,7 @@ def test_a_failed_search_is_not_kept(model, pool, store, monkeypatch):
     monkeypatch.setattr(Store, "write_embeddings", fail)
     with pytest.raises(OSError, match="the disk is full"):
         exemplars_of(model, pool, store)
-    assert store.read_exemplars(exemplar_fingerprint(pool, CONFIG, 512)) is None
+    assert store.read_exemplars(fingerprint_exemplars(pool, CONFIG, 512)) is None
 
 
 @pytest.mark.parametrize(("scoring_max_length", "expected"), [(None, 512), (100, 100), (512, 512), (9_000, 512)])
@@ -469,15 +471,15 @@ def test_an_encoder_decoder_model_is_refused_by_its_name(pool):
 
 def test_a_models_fingerprint_holds_its_configuration_and_four_losses_spread_over_the_pool(model):
     losses = np.array([np.nan, *range(1, 12), np.inf], dtype=np.float32)
-    fingerprint = model_fingerprint(model, losses)
+    fingerprint = fingerprint_model(model, losses)
     assert fingerprint["zero_shot_losses"] == {"1": 1.0, "4": 4.0, "7": 7.0, "11": 11.0}
-    assert fingerprint == model_fingerprint(tiny_model(seed=1), losses)
-    other = model_fingerprint(tiny_model(tiny_config(num_hidden_layers=1)), losses)
+    assert fingerprint == fingerprint_model(tiny_model(seed=1), losses)
+    other = fingerprint_model(tiny_model(tiny_config(num_hidden_layers=1)), losses)
     assert other["config"] != fingerprint["config"]
 
 
 def test_a_models_fingerprint_names_as_many_losses_as_there_are(model):
-    assert model_fingerprint(model, np.array([np.nan, 2.0], dtype=np.float32))["zero_shot_losses"] == {"1": 2.0}
+    assert fingerprint_model(model, np.array([np.nan, 2.0], dtype=np.float32))["zero_shot_losses"] == {"1": 2.0}
 
 
 def test_a_line_about_a_round_says_what_was_scored_and_selected_and_how_much_stayed(model, pool, store):
@@ -487,11 +489,11 @@ def test_a_line_about_a_round_says_what_was_scored_and_selected_and_how_much_sta
     second = run_round(prepare_scorer(tiny_model(seed=1), pool, CONFIG, WORLD), exemplars, store, TrainingPoint(1))
     kept = len(set(first.selection.tolist()) & set(second.selection.tolist()))
     assert 0 < kept < 6
-    assert round_line(first).startswith(f"Round 0: scored {COUNT - 1} of {COUNT} samples in ")
-    assert round_line(first).endswith(" a second), selected 6.")
-    assert round_line(second, first).endswith(f", selected 6, {round(100 * kept / 6)}% of them as in round 0.")
+    assert describe_round(first).startswith(f"Round 0: scored {COUNT - 1} of {COUNT} samples in ")
+    assert describe_round(first).endswith(" a second), selected 6.")
+    assert describe_round(second, first).endswith(f", selected 6, {round(100 * kept / 6)}% of them as in round 0.")
     again = run_round(prepare_scorer(tiny_model(seed=1), pool, CONFIG, WORLD), exemplars, store, TrainingPoint(1))
-    assert round_line(again, first) == round_line(second, first).replace("Round 1:", "Round 1, read from disk:")
+    assert describe_round(again, first) == describe_round(second, first).replace("Round 1:", "Round 1, read from disk:")
 
 
 def test_what_a_round_will_cost_is_told_by_the_samples_that_it_scores() -> None:
@@ -501,7 +503,7 @@ def test_what_a_round_will_cost_is_told_by_the_samples_that_it_scores() -> None:
         is_response=np.ones(1_030, dtype=bool),
         offsets=np.array([0, 10, 30, 1_030]),
     )
-    line = cost_line(0, np.array([True, True, False]), 96, pool, MIWVConfig(fraction=0.5), None)
+    line = describe_cost(0, np.array([True, True, False]), 96, pool, MIWVConfig(fraction=0.5), None)
     # One sample of 1 + (10 + 20) / 2 tokens is trained on, which takes three forwards: 96 / (3 x 16).
     assert (
         line == "Round 0 scores 2 of 3 samples: 96 tokens, no rate yet, 2 times the compute of an epoch over 1 samples."
@@ -536,7 +538,7 @@ def test_a_fresh_run_moves_what_does_not_fit_aside_and_keeps_what_does(model, po
     assert "of an earlier run" in caplog.text
     assert sorted(path.name for path in aside.iterdir()) == ["embeddings.safetensors", "exemplars.parquet", "round-000"]
     assert pq.read_table(aside / "round-000" / "scores.parquet").equals(finished.scores)
-    assert store.read_exemplars(exemplar_fingerprint(pool, config, find_context_length(model, config))) is not None
+    assert store.read_exemplars(fingerprint_exemplars(pool, config, find_context_length(model, config))) is not None
 
 
 def test_exemplars_that_are_damaged_are_found_again_by_a_fresh_run(model, pool, store):

@@ -11,14 +11,14 @@ from miwv_trainer.scoring.attention import (
     SEGMENTS,
     TOKENS_PER_CALL,
     Attention,
-    _block_mask,
-    _mask,
-    _segments,
-    _spans,
-    attending,
-    tree_attention,
+    _find_spans,
+    _make_block_mask,
+    _make_mask,
+    _make_segments,
+    choose_tree_attention,
+    use_tree_attention,
 )
-from miwv_trainer.scoring.trees import Tree, TreeRow, plan_trees, tree_row
+from miwv_trainer.scoring.trees import Tree, TreeRow, make_tree_row, plan_trees
 from tests.helpers.trees import CONTEXT, FULL_ATTENTION, SMALL, random_case, random_model, synthetic_pool
 
 CPU = torch.device("cpu")
@@ -37,14 +37,14 @@ def sees(row: TreeRow) -> np.ndarray:
 
 def a_row(seed: int, budget: int = 600) -> TreeRow:
     pool, exemplars, context, _ = random_case(seed)
-    return tree_row(plan_trees(pool, exemplars, context, budget)[0], pool)
+    return make_tree_row(plan_trees(pool, exemplars, context, budget)[0], pool)
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_the_mask_is_what_a_branch_and_its_trunk_mean(seed: int) -> None:
     rows = [a_row(seed), a_row(seed + 1)]
     for implementation in ("sdpa", "eager"):
-        mask = _mask(random_model("Llama", SMALL, implementation), rows, CPU)
+        mask = _make_mask(random_model("Llama", SMALL, implementation), rows, CPU)
         shown = mask if implementation == "sdpa" else mask == 0
         for number, row in enumerate(rows):
             length = len(row.ids)
@@ -58,7 +58,7 @@ def test_the_block_mask_shows_and_looks_at_the_same(seed: int) -> None:
 
     row = a_row(seed)
     length = len(row.ids)
-    mask = _block_mask(row, CPU)
+    mask = _make_block_mask(row, CPU)
     dense = create_mask(mask.mask_mod, 1, 1, length, length, device="cpu")[0, 0]
     assert np.array_equal(dense.numpy(), sees(row))
     assert length > 300
@@ -69,8 +69,8 @@ def test_the_block_mask_shows_and_looks_at_the_same(seed: int) -> None:
 
 def test_distant_trees_cost_flex_attention_nothing() -> None:
     pool = synthetic_pool([40] * 100)
-    row = tree_row([Tree(i, (i + 1,), True, CONTEXT) for i in range(0, 100, 2)], pool)
-    looked_at = _block_mask(row, CPU).to_dense()[0, 0]
+    row = make_tree_row([Tree(i, (i + 1,), True, CONTEXT) for i in range(0, 100, 2)], pool)
+    looked_at = _make_block_mask(row, CPU).to_dense()[0, 0]
     assert len(row.ids) > 4000
     assert looked_at.sum() <= 2 * len(looked_at)
 
@@ -81,7 +81,7 @@ def test_segments_cover_the_row_once_and_show_the_same(seed: int) -> None:
     expected = sees(row)
     shown = np.zeros_like(expected)
     end = 0
-    for segment in _segments(row, CPU):
+    for segment in _make_segments(row, CPU):
         assert segment.own.start == end
         end = segment.own.stop
         if segment.trunk is None:
@@ -97,8 +97,8 @@ def test_segments_cover_the_row_once_and_show_the_same(seed: int) -> None:
 
 def test_short_branches_share_a_call_and_long_ones_do_not() -> None:
     pool = synthetic_pool([50, *[10] * 40, *[200] * 3])
-    row = tree_row([Tree(0, tuple(range(1, 44)), True, 10_000)], pool)
-    lengths = [own.stop - own.start for own, trunk in _spans(row) if trunk is not None]
+    row = make_tree_row([Tree(0, tuple(range(1, 44)), True, 10_000)], pool)
+    lengths = [own.stop - own.start for own, trunk in _find_spans(row) if trunk is not None]
     assert all(length <= TOKENS_PER_CALL for length in lengths)
     assert len(lengths) == 2 + 3
 
@@ -108,12 +108,12 @@ def test_no_branch_sees_another(attention: Attention) -> None:
     """Other tokens in one branch change its own losses and no other."""
     pool = synthetic_pool([12, 9, 7, 11])
     model = random_model("Llama", SMALL).eval()
-    row = tree_row([Tree(0, (1, 2, 3), True, CONTEXT)], pool)
-    changed = tree_row([Tree(0, (1, 2, 3), True, CONTEXT)], pool)
+    row = make_tree_row([Tree(0, (1, 2, 3), True, CONTEXT)], pool)
+    changed = make_tree_row([Tree(0, (1, 2, 3), True, CONTEXT)], pool)
     changed.ids[changed.branch == 2] = 77
-    with torch.no_grad(), attending(model, attention):
+    with torch.no_grad(), use_tree_attention(model, attention):
         (_, samples, before), (_, _, after) = (
-            scoring.tree_losses(model, [each], attention, 256, "chunked") for each in (row, changed)
+            scoring.compute_tree_losses(model, [each], attention, 256, "chunked") for each in (row, changed)
         )
     moved = np.abs(before - after) > 1e-6
     assert samples[moved].tolist() == [2]
@@ -122,13 +122,13 @@ def test_no_branch_sees_another(attention: Attention) -> None:
 @pytest.mark.parametrize("family", FULL_ATTENTION)
 def test_segments_and_masks_give_the_same_losses(family: str) -> None:
     model = random_model(family, FULL_ATTENTION[family], "sdpa").eval()
-    assert tree_attention(model) == "segments"
+    assert choose_tree_attention(model) == "segments"
     pool, exemplars, context, budget = random_case(11)
-    rows = [tree_row(row, pool) for row in plan_trees(pool, exemplars, context, budget)]
+    rows = [make_tree_row(row, pool) for row in plan_trees(pool, exemplars, context, budget)]
     with torch.no_grad():
-        with attending(model, "segments"):
-            by_segment = [scoring.tree_losses(model, [row], "segments", 256, "chunked") for row in rows]
-        by_mask = scoring.tree_losses(model, rows, "mask", 256, "chunked")
+        with use_tree_attention(model, "segments"):
+            by_segment = [scoring.compute_tree_losses(model, [row], "segments", 256, "chunked") for row in rows]
+        by_mask = scoring.compute_tree_losses(model, rows, "mask", 256, "chunked")
     found = {
         (kind, sample): loss
         for kinds, samples, losses in by_segment
@@ -141,12 +141,12 @@ def test_segments_and_masks_give_the_same_losses(family: str) -> None:
 
 def test_the_models_own_attention_comes_back(monkeypatch: Any) -> None:
     model = random_model("Llama", SMALL, "sdpa")
-    with pytest.raises(RuntimeError, match="in between"), attending(model, "segments"):
+    with pytest.raises(RuntimeError, match="in between"), use_tree_attention(model, "segments"):
         assert model.config._attn_implementation == SEGMENTS
         raise RuntimeError("in between")
     assert model.config._attn_implementation == "sdpa"
-    assert tree_attention(random_model("Llama", SMALL, "eager")) == "mask"
-    assert tree_attention(random_model("Llama", SMALL, "flex_attention")) == "blocks"
+    assert choose_tree_attention(random_model("Llama", SMALL, "eager")) == "mask"
+    assert choose_tree_attention(random_model("Llama", SMALL, "flex_attention")) == "blocks"
 
 
 @pytest.mark.slow
@@ -163,5 +163,8 @@ def test_flex_attention_has_the_same_losses_as_masks() -> None:
 def scoring_of(model: Any, rows: list[list[Tree]], pool: Any, attention: Attention) -> np.ndarray:
     with torch.no_grad():
         return np.concatenate(
-            [scoring.tree_losses(model.eval(), [tree_row(row, pool)], attention, 256, "chunked")[2] for row in rows]
+            [
+                scoring.compute_tree_losses(model.eval(), [make_tree_row(row, pool)], attention, 256, "chunked")[2]
+                for row in rows
+            ]
         )

@@ -15,11 +15,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.pool import Pool
 from miwv_trainer.distributed.world import World
-from miwv_trainer.scoring.attention import _block_mask
-from miwv_trainer.scoring.isolation import no_trace
+from miwv_trainer.scoring.attention import _make_block_mask
+from miwv_trainer.scoring.isolation import leave_no_trace
 from miwv_trainer.scoring.layout import choose_layout, score_pool
 from miwv_trainer.scoring.scorer import prepare_scorer
-from miwv_trainer.scoring.trees import Tree, tree_row
+from miwv_trainer.scoring.trees import Tree, make_tree_row
 from tests.helpers.launch import CONFIGS, ROOT, run
 from tests.helpers.tiny import instruction_rows, save_tiny
 from tests.helpers.trees import (
@@ -40,7 +40,7 @@ def test_trees_have_the_losses_of_padded_rows(attention: str, case: tuple[Pool, 
     values: dict[str, Any] = {**SMALL, "hidden_size": 64}
     model = random_model("Llama", values, attention).cuda()
     reference = random_model("Llama", values, "sdpa").cuda()
-    with no_trace(model), no_trace(reference):
+    with leave_no_trace(model), leave_no_trace(reference):
         assert choose_layout(prepare_scorer(model, case[0], MIWVConfig(), world()), case[1]) == "tree"
         tree = score_pool(prepare_scorer(model, case[0], MIWVConfig(tokens_per_row=256), world()), case[1], "tree")
         padded = score_pool(prepare_scorer(reference, case[0], MIWVConfig(), world()), case[1], "padded")
@@ -53,7 +53,7 @@ def test_a_block_mask_costs_less_than_a_tenth_of_the_forward_it_is_for() -> None
     with torch.device("cuda"):
         model = LlamaForCausalLM(config).bfloat16().eval()
     pool = synthetic_pool([200] * 40)
-    row = tree_row([Tree(i, (i + 1, i + 2, i + 3), True, 8192) for i in range(0, 40, 4)], pool)
+    row = make_tree_row([Tree(i, (i + 1, i + 2, i + 3), True, 8192) for i in range(0, 40, 4)], pool)
     ids = torch.as_tensor(row.ids % config.vocab_size, device="cuda").long()[None]
 
     def seconds(run: Any) -> float:
@@ -67,7 +67,7 @@ def test_a_block_mask_costs_less_than_a_tenth_of_the_forward_it_is_for() -> None
 
     with torch.no_grad():
         forward = seconds(lambda: model(ids, logits_to_keep=1, use_cache=False))
-    assert seconds(lambda: _block_mask(row, torch.device("cuda"))) < forward / 10
+    assert seconds(lambda: _make_block_mask(row, torch.device("cuda"))) < forward / 10
 
 
 def test_a_gpu_that_runs_out_of_memory_goes_on_with_half(caplog: pytest.LogCaptureFixture) -> None:
@@ -75,7 +75,7 @@ def test_a_gpu_that_runs_out_of_memory_goes_on_with_half(caplog: pytest.LogCaptu
     pool = Pool(pool.preamble, pool.tokens % SMALL["vocab_size"], pool.is_response, pool.offsets)
     exemplars = (np.arange(200) + 1) % 200
     model = random_model("Llama", {**SMALL, "hidden_size": 256, "intermediate_size": 16384}, "sdpa").cuda()
-    with no_trace(model):
+    with leave_no_trace(model):
         expected = score_pool(
             prepare_scorer(model, pool, MIWVConfig(tokens_per_batch=1024), world()), exemplars, "tree"
         )

@@ -15,9 +15,9 @@ from transformers import LlamaForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
 from miwv_trainer.data.pool import Pool
-from miwv_trainer.scoring.attention import _mask
-from miwv_trainer.scoring.head import Head, Targets, answer_losses, choose_head, forward_one_position
-from miwv_trainer.scoring.trees import Tree, tree_row
+from miwv_trainer.scoring.attention import _make_mask
+from miwv_trainer.scoring.head import Head, Targets, choose_head, compute_answer_losses, forward_one_position
+from miwv_trainer.scoring.trees import Tree, make_tree_row
 from tests.helpers.tiny import tiny_config, tiny_model
 
 VOCABULARY = 509  # no other size in any of these models
@@ -113,7 +113,9 @@ def without_balancing(model: Any) -> dict[str, bool]:
 
 def losses(model: nn.Module, logits_chunk: int = 256, head: Head | None = None) -> np.ndarray:
     inputs, rows, predicting, answers = batch()
-    return answer_losses(model, inputs, Targets.of(rows, predicting, answers), logits_chunk, head or choose_head(model))
+    return compute_answer_losses(
+        model, inputs, Targets.from_arrays(rows, predicting, answers), logits_chunk, head or choose_head(model)
+    )
 
 
 class WidestVocabulary(TorchDispatchMode):
@@ -247,14 +249,14 @@ def test_rows_of_trees_of_a_mixture_of_experts_that_balances_its_load() -> None:
     """The loss for that is made of the mask, which has four dimensions here."""
     model = family_model("Mixtral")
     pool = Pool(np.arange(3), np.arange(3, 13, dtype=np.int32), np.arange(10) % 5 > 2, np.array([0, 5, 10]))
-    row = tree_row([Tree(0, (1,), True, 64)], pool)
+    row = make_tree_row([Tree(0, (1,), True, 64)], pool)
     inputs = {
         "input_ids": torch.as_tensor(row.ids.astype(np.int64))[None],
         "position_ids": torch.as_tensor(row.positions)[None],
-        "attention_mask": _mask(model, [row], torch.device("cpu")),
+        "attention_mask": _make_mask(model, [row], torch.device("cpu")),
     }
-    targets = Targets.of(np.zeros_like(row.targets), row.targets - 1, row.ids[row.targets])
-    found = answer_losses(model, inputs, targets, 2, "chunked")
+    targets = Targets.from_arrays(np.zeros_like(row.targets), row.targets - 1, row.ids[row.targets])
+    found = compute_answer_losses(model, inputs, targets, 2, "chunked")
     logits = model(torch.arange(13)[None], output_router_logits=False).logits[0]
     expected = torch.nn.functional.cross_entropy(logits[[5, 6, 10, 11]], torch.tensor([6, 7, 11, 12]), reduction="none")
     np.testing.assert_allclose(found, expected.numpy(), atol=2e-5, rtol=0)

@@ -88,5 +88,5 @@ def test_selecting_everything_ends_in_the_same_bits_as_a_plain_sampler(tmp_path:
 def test_without_the_guard_the_bits_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = final_weights(tmp_path / "plain", 0, attached=False)
     for module in (miwv_trainer.scoring.isolation, miwv_trainer.training.callback):
-        monkeypatch.setattr(module, "preserved_rng", contextlib.nullcontext)
+        monkeypatch.setattr(module, "preserve_rng", contextlib.nullcontext)
     assert not same(plain, final_weights(tmp_path / "scored", 0, attached=True))

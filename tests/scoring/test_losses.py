@@ -20,8 +20,8 @@ from transformers.modeling_outputs import CausalLMOutput
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.distributed.world import World
 from miwv_trainer.scoring import losses as scoring
-from miwv_trainer.scoring.isolation import no_trace, preserved_rng
-from miwv_trainer.scoring.losses import Losses, prompt_embeddings, response_losses, score_batches
+from miwv_trainer.scoring.isolation import leave_no_trace, preserve_rng
+from miwv_trainer.scoring.losses import Losses, compute_response_losses, embed_prompts, score_batches
 from miwv_trainer.scoring.rows import Row, plan_padded, plan_prompts, plan_zero_shot
 from miwv_trainer.scoring.scorer import Scorer, prepare_scorer
 from tests.helpers.losses import CONTEXT, EXEMPLARS, PREAMBLE, SAMPLES, losses_by_hand, pool_of
@@ -223,7 +223,7 @@ def test_logits_are_turned_into_float32_before_the_logarithm():
 
     ids = np.array([5, 9, 300, 17, 40])
     with torch.no_grad():
-        (loss,) = response_losses(Bigram(), [Row(ids, np.array([2, 3, 4]))], logits_chunk=2, head="own")
+        (loss,) = compute_response_losses(Bigram(), [Row(ids, np.array([2, 3, 4]))], logits_chunk=2, head="own")
     log_p = table.double().log_softmax(dim=-1)
     assert loss == pytest.approx(-(log_p[9, 300] + log_p[300, 17] + log_p[17, 40]).item() / 3, abs=1e-5)
 
@@ -263,7 +263,7 @@ def test_model_embeddings_equal_the_mean_of_the_last_hidden_states_over_the_prom
     model = model_named(family)
     batches = plan_prompts(POOL, CONTEXT, tokens_per_batch)
     with torch.no_grad():
-        embeddings = prompt_embeddings(scorer_of(model), batches)
+        embeddings = embed_prompts(scorer_of(model), batches)
     base = model.get_base_model() if family == "lora" else model
     for index, sample in enumerate(SAMPLES):
         flags = [is_response for _, is_response in sample]
@@ -276,7 +276,7 @@ def test_model_embeddings_equal_the_mean_of_the_last_hidden_states_over_the_prom
 
 def test_model_embeddings_of_different_prompts_differ(model):
     with torch.no_grad():
-        embeddings = prompt_embeddings(scorer_of(model), plan_prompts(POOL, CONTEXT, 60))
+        embeddings = embed_prompts(scorer_of(model), plan_prompts(POOL, CONTEXT, 60))
     unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
     assert (unit @ unit.T - 2 * np.eye(len(SAMPLES))).max() < 0.99
 
@@ -297,7 +297,9 @@ def random_states() -> tuple:
     return random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()
 
 
-@pytest.mark.parametrize("guard", [preserved_rng, lambda: no_trace(nn.Dropout())], ids=["preserved_rng", "no_trace"])
+@pytest.mark.parametrize(
+    "guard", [preserve_rng, lambda: leave_no_trace(nn.Dropout())], ids=["preserve_rng", "leave_no_trace"]
+)
 @pytest.mark.parametrize("raising", [False, True])
 def test_random_states_come_back_although_the_block_draws_from_all_of_them(guard, raising):
     before = random_states()
@@ -326,7 +328,7 @@ def test_every_module_gets_its_own_training_flag_back(model, raising):
     before = {name: module.training for name, module in model.named_modules()}
     assert len(set(before.values())) == 2
     context = pytest.raises(RuntimeError, match="in the block") if raising else contextlib.nullcontext()
-    with context, no_trace(model):
+    with context, leave_no_trace(model):
         assert not any(module.training for module in model.modules())
         assert not torch.is_grad_enabled()
         if raising:
@@ -340,14 +342,14 @@ def test_a_model_with_dropout_in_training_mode_gives_the_losses_of_evaluation_mo
     in_evaluation = as_array(score(model))
     model.train()
     assert not np.array_equal(as_array(score(model)), in_evaluation)
-    with no_trace(model):
+    with leave_no_trace(model):
         assert np.array_equal(as_array(score(model)), in_evaluation)
     assert model.training
 
 
 def test_scoring_leaves_weights_and_gradients_alone(model):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with no_trace(model):
+    with leave_no_trace(model):
         score(model)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -368,8 +370,10 @@ def test_trls_fused_head_gives_the_same_losses_and_embeddings(adapter: bool) -> 
     fused.lm_head.register_forward_hook(lambda *_: calls.append(1))  # the fused way does not call the module
     if adapter:
         fused = get_peft_model(fused, LoraConfig(target_modules=["q_proj"]))  # starts as the identity
-    with no_trace(plain), no_trace(fused):
-        expected = response_losses(plain, rows)
-        np.testing.assert_allclose(response_losses(fused, rows), expected, atol=1e-6, rtol=0)
-        np.testing.assert_allclose(scoring._prompt_means(fused, rows), scoring._prompt_means(plain, rows), atol=1e-6)
+    with leave_no_trace(plain), leave_no_trace(fused):
+        expected = compute_response_losses(plain, rows)
+        np.testing.assert_allclose(compute_response_losses(fused, rows), expected, atol=1e-6, rtol=0)
+        np.testing.assert_allclose(
+            scoring._average_prompt_states(fused, rows), scoring._average_prompt_states(plain, rows), atol=1e-6
+        )
     assert not calls

@@ -15,13 +15,13 @@ from miwv_trainer.data.pool import Pool
 from miwv_trainer.distributed.world import World
 from miwv_trainer.scoring import memory
 from miwv_trainer.scoring.attention import Attention
-from miwv_trainer.scoring.isolation import no_trace
+from miwv_trainer.scoring.isolation import leave_no_trace
 from miwv_trainer.scoring.layout import score_pool
-from miwv_trainer.scoring.losses import prompt_embeddings
+from miwv_trainer.scoring.losses import embed_prompts
 from miwv_trainer.scoring.memory import BatchSize, estimate_memory, find_least_free_memory, measure_memory, size_batches
 from miwv_trainer.scoring.rows import plan_prompts
 from miwv_trainer.scoring.scorer import prepare_scorer
-from miwv_trainer.scoring.trees import plan_trees, tree_batches
+from miwv_trainer.scoring.trees import make_tree_batches, plan_trees
 from tests.helpers.trees import SMALL, random_case, random_model
 
 CPU = torch.device("cpu")
@@ -68,7 +68,9 @@ def test_ranks_carry_about_equal_work_whatever_their_number(count: int, monkeypa
     pool = Pool(np.arange(3, dtype=np.int32), np.zeros(offsets[-1], dtype=np.int32), is_response, offsets)
     exemplars = (np.arange(count) + generator.integers(1, count, count)) % count
     found = chosen(monkeypatch, 2**40, "mask", work=2 * int(pool.lengths.sum()))
-    batches = tree_batches(plan_trees(pool, exemplars, 4096, found.tokens_per_row), pool, found.tokens_per_batch, True)
+    batches = make_tree_batches(
+        plan_trees(pool, exemplars, 4096, found.tokens_per_row), pool, found.tokens_per_batch, True
+    )
     sizes = sorted((batch.tokens for batch in batches), reverse=True)
     for ranks, most in ((2, 1.03), (3, 1.05), (8, 1.1), (64, 1.6)):
         shares = [World(rank, ranks, CPU).split_between_ranks(sizes) for rank in range(ranks)]
@@ -134,7 +136,7 @@ def out_of_memory_above(most: int, model: Any, monkeypatch: pytest.MonkeyPatch) 
 
 
 def losses(model: Any, layout: str, world: World = WORLD, **values: Any) -> tuple[np.ndarray, int]:
-    with no_trace(model):
+    with leave_no_trace(model):
         found = score_pool(prepare_scorer(model, POOL, MIWVConfig(**values), world), EXEMPLARS, layout)
     return np.stack([found.zero_shot, found.one_shot]), found.tokens_forwarded
 
@@ -181,9 +183,9 @@ def test_the_models_own_embeddings_survive_it_too(monkeypatch: pytest.MonkeyPatc
     batches = plan_prompts(POOL, 512, 4096)
     scorer = prepare_scorer(model, POOL, MIWVConfig(scoring_max_length=512), WORLD)
     with torch.no_grad():
-        whole = prompt_embeddings(scorer, batches)
+        whole = embed_prompts(scorer, batches)
         _, failed = out_of_memory_above(150, model, monkeypatch)
-        found = prompt_embeddings(scorer, batches)
+        found = embed_prompts(scorer, batches)
     assert failed
     np.testing.assert_allclose(found, whole, atol=1e-5)
 

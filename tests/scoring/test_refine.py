@@ -25,11 +25,11 @@ from miwv_trainer.embeddings.embedders import embed_texts
 from miwv_trainer.embeddings.nearest import find_nearest_exemplars
 from miwv_trainer.report.tables import format_rounds
 from miwv_trainer.rounds.identity import Exemplars, TrainingPoint
-from miwv_trainer.rounds.messages import round_line
+from miwv_trainer.rounds.messages import describe_round
 from miwv_trainer.rounds.round import run_round
 from miwv_trainer.scoring import refine as precision
-from miwv_trainer.scoring.float32 import float32_arithmetic
-from miwv_trainer.scoring.isolation import no_trace
+from miwv_trainer.scoring.float32 import use_float32
+from miwv_trainer.scoring.isolation import leave_no_trace
 from miwv_trainer.scoring.layout import score_pool
 from miwv_trainer.scoring.losses import Losses
 from miwv_trainer.scoring.memory import MemoryBudget
@@ -107,7 +107,7 @@ def test_inside_the_forward_is_that_of_the_same_weights_in_float32(family: str) 
     model = bfloat16_model(FAMILIES[family])
     exact, rounded = logits(copy.deepcopy(model).float()), logits(model)
     before = state(model)
-    with float32_arithmetic(model):
+    with use_float32(model):
         inside = logits(model)
     assert inside.dtype == torch.float32 and rounded.dtype == torch.bfloat16
     torch.testing.assert_close(inside, exact, atol=1e-6, rtol=1e-6)
@@ -122,7 +122,7 @@ def test_lora_on_low_precision_weights(adapter_in_float32: bool) -> None:
     if not adapter_in_float32:
         model.to(torch.bfloat16)
     exact, before = logits(copy.deepcopy(model).float()), state(model)
-    with float32_arithmetic(model):
+    with use_float32(model):
         torch.testing.assert_close(logits(model), exact, atol=1e-6, rtol=1e-6)
     assert state(model) == before
     assert (logits(model) - exact).abs().max() > 1e-3
@@ -133,7 +133,7 @@ def test_autocast_put_around_the_forward_by_accelerate_is_off_inside(bf16_accele
     plain = with_lora(tiny_model()) if peft else tiny_model()
     model = bf16_accelerator.prepare(copy.deepcopy(plain))
     rounded, before = logits(model), state(model)
-    with float32_arithmetic(model):
+    with use_float32(model):
         torch.testing.assert_close(logits(model), logits(plain), atol=1e-6, rtol=1e-6)
     assert (rounded - logits(plain)).abs().max() > 1e-3
     assert state(model) == before
@@ -144,7 +144,7 @@ def test_autocast_around_everything_is_off_inside_and_on_again_outside() -> None
     model = tiny_model()
     exact = logits(model)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        with float32_arithmetic(model):
+        with use_float32(model):
             torch.testing.assert_close(logits(model), exact, atol=1e-6, rtol=1e-6)
         assert torch.is_autocast_enabled("cpu")
         assert (logits(model) - exact).abs().max() > 1e-3
@@ -160,7 +160,7 @@ def test_trls_fused_head_which_reads_the_heads_weight_itself() -> None:
     model = bfloat16_model()
     exact_model = copy.deepcopy(model).float()
     add_fused_lm_head(model), add_fused_lm_head(exact_model)
-    with float32_arithmetic(model):
+    with use_float32(model):
         torch.testing.assert_close(log_probs(model), log_probs(exact_model), atol=1e-5, rtol=1e-5)
     assert (log_probs(model) - log_probs(exact_model)).abs().max() > 1e-3
 
@@ -174,7 +174,7 @@ def test_a_hook_that_calls_the_head_itself_finds_it_in_float32() -> None:
         seen.append(module.forward(args[0]))
         return (args[0][:, :1],)
 
-    with float32_arithmetic(model), torch.no_grad():
+    with use_float32(model), torch.no_grad():
         hook = model.get_output_embeddings().register_forward_pre_hook(one_position)
         assert model(input_ids=IDS).logits.shape[1] == 1
         hook.remove()
@@ -189,7 +189,7 @@ def test_no_trace_after_an_error_inside_a_layer() -> None:
         raise KeyError("in the layer")
 
     before = state(model)
-    with pytest.raises(KeyError, match="in the layer"), float32_arithmetic(model):
+    with pytest.raises(KeyError, match="in the layer"), use_float32(model):
         hook = model.model.layers[1].mlp.register_forward_pre_hook(fail)
         try:
             logits(model)
@@ -208,7 +208,7 @@ def test_a_gradient_and_what_others_hooked_to_its_accumulation_stay() -> None:
     gradient, before = weight.grad.clone(), state(model)
     counted: list[int] = []
     accumulator.register_hook(lambda *_: counted.append(1))  # as DistributedDataParallel does
-    with no_trace(model), float32_arithmetic(model):
+    with leave_no_trace(model), use_float32(model):
         logits(model)
     assert state(model) == before and torch.equal(weight.grad, gradient)
     assert weight.expand_as(weight).grad_fn.next_functions[0][0] is accumulator
@@ -222,7 +222,7 @@ def test_one_layer_at_a_time_is_held_in_float32() -> None:
     note = lambda *_: seen.append([layer.mlp.up_proj.weight.dtype for layer in model.model.layers])  # noqa: E731
     for layer in model.model.layers:
         layer.mlp.register_forward_hook(note)
-    with float32_arithmetic(model):
+    with use_float32(model):
         logits(model)
     low, high = torch.bfloat16, torch.float32
     assert seen == [[high, low], [low, high]]
@@ -253,7 +253,7 @@ def test_what_layers_share_is_float32_in_all_of_them() -> None:
     before = state(model)
     with torch.no_grad():
         exact = copy.deepcopy(model).float()(x)
-        with float32_arithmetic(model):
+        with use_float32(model):
             torch.testing.assert_close(model(x), exact, atol=1e-7, rtol=1e-7)
     assert state(model) == before
 
@@ -277,7 +277,7 @@ def test_near_threshold_by_hand(number: int, width: float, expected: list[int]) 
 
 
 def scored(model: Any, case: tuple[Pool, np.ndarray], config: MIWVConfig = CONFIG) -> Losses:
-    with no_trace(model):
+    with leave_no_trace(model):
         return score_pool(prepare_scorer(model, case[0], config, WORLD), case[1], "tree")
 
 
@@ -300,7 +300,7 @@ def test_the_selection_is_float32s_where_bfloat16_alone_flips_it(case: tuple[Poo
 
 def score_with(model: Any, case: tuple[Pool, np.ndarray], world: World = WORLD, **settings: Any) -> Refined:
     config = MIWVConfig(fraction=0.1, embedder="tfidf", **settings)
-    with no_trace(model):
+    with leave_no_trace(model):
         return score_refined(
             prepare_scorer(model, case[0], config, world), case[1], "tree", ranking_by_miwv(COUNT // 10)
         )
@@ -450,10 +450,10 @@ def test_a_round_writes_and_logs_what_it_cost(case: tuple[Pool, np.ndarray], tmp
     summary = json.loads((current.folder / "round.json").read_text(encoding="utf-8"))
     samples, tokens, seconds = (summary[f"refined_{what}"] for what in ("samples", "tokens", "seconds"))
     assert samples > 0 and 0 < tokens < summary["tokens_forwarded"] and 0 < seconds < summary["seconds"]
-    assert f", {samples} near the threshold scored again in float32 in " in round_line(current)
+    assert f", {samples} near the threshold scored again in float32 in " in describe_round(current)
     assert f" ({samples} near the threshold again in float32: " in format_rounds([current])
     nothing = [exact.summary[f"refined_{what}"] for what in ("samples", "tokens", "seconds")]
-    assert nothing == [0, 0, 0] and "float32" not in round_line(exact) + format_rounds([exact])
+    assert nothing == [0, 0, 0] and "float32" not in describe_round(exact) + format_rounds([exact])
 
 
 def test_a_trainer_with_bf16_selects_as_in_float32(tmp_path: Path) -> None:

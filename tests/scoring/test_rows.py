@@ -8,14 +8,14 @@ from miwv_trainer.scoring.rows import (
     ONE_SHOT,
     ZERO_SHOT,
     PaddedBatch,
-    batch_rows,
-    one_shot_row,
+    find_scorable,
+    make_one_shot_row,
+    make_prompt_row,
+    make_rows,
+    make_zero_shot_row,
     plan_padded,
     plan_prompts,
     plan_zero_shot,
-    prompt_row,
-    scorable,
-    zero_shot_row,
 )
 
 PREAMBLE = [900, 901]
@@ -46,36 +46,36 @@ def planned(batches: list[PaddedBatch]) -> list[tuple[int, int]]:
 
 
 def test_a_zero_shot_row_is_preamble_prompt_response():
-    row = zero_shot_row(pool_of("pppr", "pprr"), 1)
+    row = make_zero_shot_row(pool_of("pppr", "pprr"), 1)
     assert row.ids.tolist() == [900, 901, 4, 5, 6, 7]
     assert row.targets.tolist() == [4, 5]
 
 
 def test_a_one_shot_row_shows_the_preamble_once_and_scores_the_sample_alone():
-    row = one_shot_row(pool_of("pppr", "pprr"), 1, 0, context=100)
+    row = make_one_shot_row(pool_of("pppr", "pprr"), 1, 0, context=100)
     assert row.ids.tolist() == [900, 901, 0, 1, 2, 3, 4, 5, 6, 7]
     assert row.targets.tolist() == [8, 9]
 
 
 def test_several_response_spans_are_all_scored():
     pool = pool_of("pr", "pprpprr", preamble=[])
-    assert zero_shot_row(pool, 1).targets.tolist() == [2, 5, 6]
-    assert one_shot_row(pool, 1, 0, context=100).targets.tolist() == [4, 7, 8]
+    assert make_zero_shot_row(pool, 1).targets.tolist() == [2, 5, 6]
+    assert make_one_shot_row(pool, 1, 0, context=100).targets.tolist() == [4, 7, 8]
 
 
 def test_both_rows_score_the_same_tokens_whatever_is_cut():
     pool = pool_of("ppppprrrrr", "pprr")
     for context in range(7, 20):
-        alone, behind = zero_shot_row(pool, 1), one_shot_row(pool, 1, 0, context)
+        alone, behind = make_zero_shot_row(pool, 1), make_one_shot_row(pool, 1, 0, context)
         assert alone.ids[alone.targets].tolist() == behind.ids[behind.targets].tolist() == [12, 13]
 
 
 def test_an_exemplar_that_does_not_fit_loses_its_beginning_and_the_sample_loses_nothing():
     pool = pool_of("ppprrr", "pprr")
     whole = [900, 901, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
-    assert one_shot_row(pool, 1, 0, context=12).ids.tolist() == whole
+    assert make_one_shot_row(pool, 1, 0, context=12).ids.tolist() == whole
     for cut in range(1, 6):
-        row = one_shot_row(pool, 1, 0, context=12 - cut)
+        row = make_one_shot_row(pool, 1, 0, context=12 - cut)
         assert row.ids.tolist() == [900, 901, *whole[2 + cut :]]
         assert row.ids[row.targets].tolist() == [8, 9]
 
@@ -83,7 +83,7 @@ def test_an_exemplar_that_does_not_fit_loses_its_beginning_and_the_sample_loses_
 def test_the_rows_of_a_batch_follow_its_order_and_kinds():
     pool = pool_of("pppr", "pprr")
     batch = PaddedBatch(np.array([1, 0, 1]), np.array([ONE_SHOT, ZERO_SHOT, ZERO_SHOT]), np.array([10, 6, 6]))
-    rows = batch_rows(batch, pool, np.array([1, 0]), context=100)
+    rows = make_rows(batch, pool, np.array([1, 0]), context=100)
     assert [row.ids.tolist() for row in rows] == [
         [900, 901, 0, 1, 2, 3, 4, 5, 6, 7],
         [900, 901, 0, 1, 2, 3],
@@ -94,8 +94,8 @@ def test_the_rows_of_a_batch_follow_its_order_and_kinds():
 def test_a_sample_is_scorable_with_prompt_response_exemplar_and_room_for_one_exemplar_token():
     pool = pool_of("pr", "rr", "pp", "pprr", "pprrr", "pr")
     exemplars = np.array([3, 0, 0, 0, 0, NO_EXEMPLAR])
-    assert scorable(pool, exemplars, context=7).tolist() == [True, False, False, True, False, False]
-    assert scorable(pool, exemplars, context=8).tolist() == [True, False, False, True, True, False]
+    assert find_scorable(pool, exemplars, context=7).tolist() == [True, False, False, True, False, False]
+    assert find_scorable(pool, exemplars, context=8).tolist() == [True, False, False, True, True, False]
 
 
 @pytest.mark.parametrize("tokens_per_batch", [1, 40, 100, 10_000])
@@ -111,7 +111,7 @@ def test_a_batch_stays_within_the_budget_unless_it_is_a_single_row(tokens_per_ba
     pool, exemplars = random_pool()
     batches = plan_padded(pool, exemplars, context=40, tokens_per_batch=tokens_per_batch)
     for batch in batches:
-        longest = max(len(row.ids) for row in batch_rows(batch, pool, exemplars, context=40))
+        longest = max(len(row.ids) for row in make_rows(batch, pool, exemplars, context=40))
         assert batch.padded_length == longest
         assert batch.tokens == len(batch.samples) * longest
         assert batch.tokens <= tokens_per_batch or len(batch.samples) == 1
@@ -126,7 +126,7 @@ def test_a_batch_is_filled_as_far_as_the_budget_allows():
 def test_rows_come_longest_first():
     pool, exemplars = random_pool()
     batches = plan_padded(pool, exemplars, context=40, tokens_per_batch=100)
-    lengths = [len(row.ids) for batch in batches for row in batch_rows(batch, pool, exemplars, context=40)]
+    lengths = [len(row.ids) for batch in batches for row in make_rows(batch, pool, exemplars, context=40)]
     assert lengths == sorted(lengths, reverse=True)
     assert len(set(lengths)) > 10
 
@@ -136,7 +136,7 @@ def test_no_row_is_longer_than_the_context():
     uncut = [2 + len(pool.sample(i)) + len(pool.sample(exemplars[i])) for i in range(60) if exemplars[i] >= 0]
     assert max(uncut) > 30
     for batch in plan_padded(pool, exemplars, context=30, tokens_per_batch=100):
-        assert all(len(row.ids) <= 30 for row in batch_rows(batch, pool, exemplars, context=30))
+        assert all(len(row.ids) <= 30 for row in make_rows(batch, pool, exemplars, context=30))
 
 
 def test_nothing_scorable_plans_no_batch():
@@ -163,7 +163,7 @@ def test_every_prompt_is_planned_once_for_the_model_embedder_whether_scorable_or
     batches = plan_prompts(pool, context=40, tokens_per_batch=50)
     assert sorted(sample for sample, _ in planned(batches)) == list(range(60))
     for batch in batches:
-        assert batch.padded_length == max(len(prompt_row(pool, s, 40).ids) for s in batch.samples.tolist())
+        assert batch.padded_length == max(len(make_prompt_row(pool, s, 40).ids) for s in batch.samples.tolist())
         assert batch.tokens <= 50
 
 
@@ -173,12 +173,12 @@ def test_a_sample_without_a_single_prompt_token_is_not_planned_for_the_model_emb
 
 
 def test_a_prompt_row_is_preamble_and_prompt_without_response():
-    row = prompt_row(pool_of("pppr", "ppprpr"), 1, context=100)
+    row = make_prompt_row(pool_of("pppr", "ppprpr"), 1, context=100)
     assert row.ids.tolist() == [900, 901, 4, 5, 6]
     assert row.ids[row.targets].tolist() == [4, 5, 6]
 
 
 def test_a_prompt_longer_than_the_context_keeps_its_beginning():
-    row = prompt_row(pool_of("pppr", "ppppr"), 1, context=4)
+    row = make_prompt_row(pool_of("pppr", "ppppr"), 1, context=4)
     assert row.ids.tolist() == [900, 901, 4, 5]
     assert row.ids[row.targets].tolist() == [4, 5]

@@ -17,11 +17,11 @@ from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.pool import Pool
 from miwv_trainer.distributed.world import World
 from miwv_trainer.scoring import layout as layout_module
-from miwv_trainer.scoring.isolation import no_trace
+from miwv_trainer.scoring.isolation import leave_no_trace
 from miwv_trainer.scoring.layout import check_layout, choose_layout, score_pool
 from miwv_trainer.scoring.losses import Losses
 from miwv_trainer.scoring.scorer import prepare_scorer
-from miwv_trainer.scoring.trees import Tree, TreeBatch, plan_trees, tree_batches, tree_row
+from miwv_trainer.scoring.trees import Tree, TreeBatch, make_tree_batches, make_tree_row, plan_trees
 from tests.helpers.tiny import tiny_model
 from tests.helpers.trees import (
     CONTEXT,
@@ -57,8 +57,8 @@ def test_each_sample_is_scored_once_as_a_trunk_and_once_as_a_branch(seed: int) -
 def test_no_row_is_over_budget_unless_a_single_sample_behind_its_exemplar_is(seed: int) -> None:
     pool, exemplars, context, budget = random_case(seed)
     for row in plan_trees(pool, exemplars, context, budget):
-        tokens = len(tree_row(row, pool).ids)
-        assert tokens == sum(tree.tokens(pool) for tree in row)
+        tokens = len(make_tree_row(row, pool).ids)
+        assert tokens == sum(tree.count_tokens(pool) for tree in row)
         if tokens > budget:
             (tree,) = row
             longest = max((int(pool.lengths[i]) for i in np.flatnonzero(exemplars == tree.trunk)), default=0)
@@ -69,7 +69,7 @@ def test_no_row_is_over_budget_unless_a_single_sample_behind_its_exemplar_is(see
 def test_every_branch_reads_as_its_one_shot_sequence_and_every_trunk_as_its_zero_shot_one(seed: int) -> None:
     pool, exemplars, context, budget = random_case(seed)
     for trees in plan_trees(pool, exemplars, context, budget):
-        row = tree_row(trees, pool)
+        row = make_tree_row(trees, pool)
         for number, tree in enumerate(trees):
             trunk = row.ids[(row.tree == number) & (row.branch == 0)]
             if tree.scores_trunk:
@@ -100,7 +100,7 @@ def test_rows_are_the_same_in_another_process_and_for_any_number_of_ranks() -> N
     )
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert other.stdout.strip() == str(rows)
-    batches = tree_batches(rows, pool, 2 * budget, is_padded=False)
+    batches = make_tree_batches(rows, pool, 2 * budget, is_padded=False)
     for size in (1, 2, 4, 8):
         shares = [World(rank, size, torch.device("cpu")).split_between_ranks(batches) for rank in range(size)]
         assert sorted(map(str, chain(*shares))) == sorted(map(str, batches))
@@ -111,12 +111,12 @@ def test_rows_are_the_same_in_another_process_and_for_any_number_of_ranks() -> N
 def test_halves_of_a_batch_score_what_it_scores(seed: int, is_padded: bool) -> None:
     pool, exemplars, context, budget = random_case(seed)
     rows = plan_trees(pool, exemplars, context, budget)
-    batches = tree_batches(rows, pool, 3 * budget, is_padded)
+    batches = make_tree_batches(rows, pool, 3 * budget, is_padded)
     assert [row for batch in batches for row in batch.rows] == rows
     scored = sorted(losses_of(batches, pool))
     smaller = 0
-    while any(batch.halves() for batch in batches):
-        halves = [batch.halves() for batch in batches]
+    while any(batch.halve() for batch in batches):
+        halves = [batch.halve() for batch in batches]
         batches = [part for batch, two in zip(batches, halves, strict=True) for part in two or [batch]]
         smaller += 1
     assert smaller
@@ -125,14 +125,14 @@ def test_halves_of_a_batch_score_what_it_scores(seed: int, is_padded: bool) -> N
 
 
 def losses_of(batches: list[TreeBatch], pool: Pool) -> list[tuple[int, int]]:
-    rows = [tree_row(row, pool) for batch in batches for row in batch.rows]
+    rows = [make_tree_row(row, pool) for batch in batches for row in batch.rows]
     assert [len(row.ids) for row in rows] == [length for batch in batches for length in batch.lengths]
     return [loss for row in rows for loss in set(zip(row.kinds.tolist(), row.samples.tolist(), strict=True))]
 
 
 def test_targets_are_the_response_tokens_of_a_hand_worked_row() -> None:
     pool = synthetic_pool([6, 3, 4])  # tokens 3..8, 9..11, 12..15; responses 7 8, 11, 15
-    row = tree_row([Tree(0, (1, 2), True, CONTEXT), Tree(2, (), True, CONTEXT)], pool)
+    row = make_tree_row([Tree(0, (1, 2), True, CONTEXT), Tree(2, (), True, CONTEXT)], pool)
     assert row.ids.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 12, 13, 14, 15]
     assert row.positions.tolist() == [*range(9), 9, 10, 11, 9, 10, 11, 12, *range(7)]
     assert row.ids[row.targets].tolist() == [7, 8, 11, 15, 15]
@@ -144,7 +144,7 @@ def test_long_rows_forward_hardly_more_than_twice_the_pool() -> None:
     pool = synthetic_pool(generator.integers(20, 200, 2000).tolist())
     exemplars = (np.arange(2000) + 1 + generator.integers(0, 5, 2000)) % 2000
     rows = plan_trees(pool, exemplars, 4096, 2048)
-    tokens = sum(tree.tokens(pool) for row in rows for tree in row)
+    tokens = sum(tree.count_tokens(pool) for row in rows for tree in row)
     assert tokens <= 2.1 * (pool.lengths.sum() + PREAMBLE * len(pool))
     assert len(rows) <= 1.05 * tokens / 2048 + 1  # filled to the brim
 
@@ -173,7 +173,7 @@ OTHERS = {
 
 
 def both_layouts(model: Any, case: tuple[Pool, np.ndarray], **overrides: Any) -> tuple[np.ndarray, np.ndarray]:
-    with no_trace(model):
+    with leave_no_trace(model):
         found = (
             score_pool(prepare_scorer(model, case[0], MIWVConfig(**overrides), WORLD), case[1], layout)
             for layout in ("tree", "padded")
@@ -188,7 +188,7 @@ def test_families_with_full_attention_have_the_same_losses_by_tree(
     family: str, attention: str, case: tuple[Pool, np.ndarray]
 ) -> None:
     model = random_model(family, FULL_ATTENTION[family], attention)
-    with no_trace(model):
+    with leave_no_trace(model):
         assert choose_layout(prepare_scorer(model, case[0], MIWVConfig(), WORLD), case[1]) == "tree"
     tree, padded = both_layouts(model, case, tokens_per_row=200)
     np.testing.assert_allclose(tree, padded, atol=2e-5, rtol=0)
@@ -203,7 +203,7 @@ def test_a_window_that_hides_nothing_is_no_obstacle(family: str, attention: str,
     longest = 96
     model = random_model(family, {**SMALL, "head_dim": 8, "sliding_window": longest}, attention)
     config = MIWVConfig(scoring_max_length=longest, tokens_per_row=400)
-    with no_trace(model):
+    with leave_no_trace(model):
         assert choose_layout(prepare_scorer(model, case[0], config, WORLD), case[1]) == "tree"
     tree, padded = both_layouts(model, case, scoring_max_length=longest, tokens_per_row=400)
     np.testing.assert_allclose(tree, padded, atol=2e-5, rtol=0)
@@ -221,7 +221,7 @@ class OfTwo(World):
 
 def test_ranks_choose_the_same_layout_where_trees_fail_on_one_alone(case: tuple[Pool, np.ndarray], caplog: Any) -> None:
     model = tiny_model()
-    with no_trace(model):
+    with leave_no_trace(model):
         assert choose_layout(prepare_scorer(model, case[0], MIWVConfig(), WORLD), case[1]) == "tree"
         assert (
             choose_layout(prepare_scorer(model, case[0], MIWVConfig(), OfTwo(0, 2, torch.device("cpu"))), case[1])
@@ -236,7 +236,7 @@ def test_other_families_fall_back_with_a_warning_that_says_why(
 ) -> None:
     values, reason = OTHERS[family]
     model = random_model(family, values)
-    with no_trace(model), caplog.at_level(logging.WARNING, logger="miwv_trainer"):
+    with leave_no_trace(model), caplog.at_level(logging.WARNING, logger="miwv_trainer"):
         assert choose_layout(prepare_scorer(model, case[0], MIWVConfig(), WORLD), case[1]) == "padded"
         (warning,) = caplog.messages
         assert type(model).__name__ in warning and reason in warning and '`layout="padded"` silences' in warning
@@ -256,7 +256,7 @@ def test_other_families_fall_back_with_a_warning_that_says_why(
 def test_attention_that_takes_no_mask_falls_back(case: tuple[Pool, np.ndarray], caplog: Any) -> None:
     model = tiny_model()
     model.config._attn_implementation = "flash_attention_2"
-    with no_trace(model):
+    with leave_no_trace(model):
         assert choose_layout(prepare_scorer(model, case[0], MIWVConfig(), WORLD), case[1]) == "padded"
     assert "its attention is 'flash_attention_2', which takes no mask of its own" in caplog.text
 
@@ -274,7 +274,7 @@ def test_a_mask_that_does_not_reach_every_layer_is_noticed(
         return original(*args, attention_mask=causal, **kwargs)
 
     monkeypatch.setattr(model.model.layers[1], "forward", forward_without_a_tree_mask)
-    with no_trace(model):
+    with leave_no_trace(model):
         assert choose_layout(prepare_scorer(model, case[0], MIWVConfig(), WORLD), case[1]) == "padded"
     assert "differ by" in caplog.text
 
@@ -291,7 +291,7 @@ def test_a_forward_that_refuses_the_mask_falls_back(
         return original(*args, attention_mask=attention_mask, **kwargs)
 
     monkeypatch.setattr(model.model, "forward", forward)
-    with no_trace(model):
+    with leave_no_trace(model):
         assert choose_layout(prepare_scorer(model, case[0], MIWVConfig(), WORLD), case[1]) == "padded"
     assert "a forward of trees fails (ValueError: two dimensions, please)" in caplog.text
 
@@ -310,7 +310,7 @@ def test_a_difference_of_a_hundredth_is_rounding_under_the_autocast_of_accelerat
         return Losses(losses, losses, 0)
 
     monkeypatch.setattr(layout_module, "score_pool", score)
-    with no_trace(model):
+    with leave_no_trace(model):
         assert choose_layout(prepare_scorer(model, case[0], MIWVConfig(), WORLD), case[1]) == expected
 
 
