@@ -84,13 +84,14 @@ def test_an_embedding_of_zeros_is_similar_to_nothing_and_disturbs_nobody():
 
 
 @pytest.mark.parametrize("approximate_above", [10_000, 0], ids=["exact", "FAISS"])
-def test_an_embedding_that_is_not_finite_has_and_is_no_exemplar(monkeypatch, approximate_above):
+def test_an_embedding_that_is_not_finite_has_and_is_no_exemplar(monkeypatch, recwarn, approximate_above):
     pytest.importorskip("faiss")
     monkeypatch.setattr(nearest, "APPROXIMATE_ABOVE", approximate_above)
     vectors = np.array([[1, 0], [np.nan, 0], [1, 1], [np.inf, 1]], dtype=np.float32)
     found, similarities = find_nearest_exemplars(vectors, pool_of(distinct(4)), FAR)
     assert found.tolist() == [2, -1, 0, -1]
     assert np.isnan(similarities).tolist() == [False, True, False, True]
+    assert not [warning for warning in recwarn if warning.category is RuntimeWarning]
     found, _ = find_nearest_exemplars(np.full_like(vectors, np.nan), pool_of(distinct(4)), FAR)
     assert found.tolist() == [-1] * 4
 
