@@ -25,7 +25,8 @@ from miwv_trainer.data.pool import Pool
 from miwv_trainer.rounds.inputs import read_measured
 from miwv_trainer.selection.choose import choose
 from miwv_trainer.selection.scores import get_score
-from miwv_trainer.storage.store import Store, StoredRound
+from miwv_trainer.storage.store import Store
+from miwv_trainer.storage.stored_round import StoredRound
 
 SHARE = 0.05
 WORDS = ("Yes", "No", "Apple", "Blue", "Four")

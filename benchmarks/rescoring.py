@@ -36,7 +36,8 @@ from miwv_trainer.scoring.trees import count_row_tokens, plan_trees
 from miwv_trainer.selection.choose import Choice, choose, compute_overlap
 from miwv_trainer.selection.rescoring import choose_samples_to_score, update_ages
 from miwv_trainer.selection.scores import Measured
-from miwv_trainer.storage.store import Store, StoredRound
+from miwv_trainer.storage.store import Store
+from miwv_trainer.storage.stored_round import StoredRound
 
 BUDGETS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.75, 1.0)
 

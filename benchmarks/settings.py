@@ -38,7 +38,8 @@ from miwv_trainer.rounds.inputs import read_measured
 from miwv_trainer.rounds.round import run_round
 from miwv_trainer.scoring.scorer import prepare_scorer
 from miwv_trainer.selection.choose import choose
-from miwv_trainer.storage.store import Store, StoredRound
+from miwv_trainer.storage.store import Store
+from miwv_trainer.storage.stored_round import StoredRound
 
 UNTRAINED = "untrained"
 BUDGETS = ("samples", "tokens")

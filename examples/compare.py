@@ -45,7 +45,8 @@ from miwv_trainer.scoring.scorer import prepare_scorer
 from miwv_trainer.selection.budget import count_selected
 from miwv_trainer.selection.choose import choose
 from miwv_trainer.storage.atomic import write_text
-from miwv_trainer.storage.store import Store, StoredRound
+from miwv_trainer.storage.store import Store
+from miwv_trainer.storage.stored_round import StoredRound
 
 ARMS: dict[str, dict[str, Any]] = {
     "full set": {},

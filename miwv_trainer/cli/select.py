@@ -21,7 +21,8 @@ from miwv_trainer.rounds.messages import describe_threshold, explain_no_candidat
 from miwv_trainer.rounds.stored_config import restore_config
 from miwv_trainer.selection.choose import Choice, choose
 from miwv_trainer.selection.scores import Measured, get_draw_seed
-from miwv_trainer.storage.store import Store, StoredRound, read_rounds
+from miwv_trainer.storage.store import Store, read_rounds
+from miwv_trainer.storage.stored_round import StoredRound
 
 
 def select(options: SelectOptions) -> None:

@@ -6,7 +6,7 @@ import json
 import datasets
 
 from miwv_trainer.data.files import load_rows
-from miwv_trainer.storage.store import StoredRound
+from miwv_trainer.storage.stored_round import StoredRound
 
 
 def fingerprint_rows(rows: datasets.Dataset, count: int) -> str:

@@ -1,7 +1,5 @@
 """Models and their tokenizers, from a folder, the hub or a GGUF file."""
 
-import os
-import shutil
 from pathlib import Path
 
 import torch
@@ -40,23 +38,6 @@ def load_model(name: str, dtype: str | None = None) -> tuple[PreTrainedModel, Pr
     if gguf:
         _make_saveable(model)
     return model, tokenizer
-
-
-def cache_as_safetensors(gguf_folder: Path, cache: Path) -> Path:
-    """
-    Converts the model of a GGUF folder to safetensors in the folder `cache`, if it is not there, and returns that.
-
-    Loading a 135M model from GGUF takes 20 s, loading the copy less than 1 s.
-    """
-    if (cache / "config.json").is_file():
-        return cache
-    model, tokenizer = load_model(str(gguf_folder), "float32")
-    partial = cache.with_name(f".{cache.name}.{os.getpid()}.partial")
-    model.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    shutil.rmtree(cache, ignore_errors=True)
-    os.replace(partial, cache)
-    return cache
 
 
 def _make_saveable(model: PreTrainedModel) -> None:

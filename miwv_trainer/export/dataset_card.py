@@ -12,7 +12,7 @@ from miwv_trainer.config import SELECTION_FIELDS, MIWVConfig
 from miwv_trainer.rounds.messages import describe_threshold
 from miwv_trainer.selection.choose import Choice
 from miwv_trainer.selection.scores import get_score
-from miwv_trainer.storage.store import StoredRound
+from miwv_trainer.storage.stored_round import StoredRound
 from miwv_trainer.version import __version__
 
 CARD_FILE = "README.md"

@@ -1,8 +1,6 @@
 """Writes a selection for others to load: JSON Lines, Parquet, or a folder for `load_dataset`."""
 
 import json
-import os
-import shutil
 from math import ceil
 from pathlib import Path
 
@@ -10,8 +8,8 @@ import datasets
 import numpy as np
 
 from miwv_trainer.export.dataset_card import CARD_FILE, Origin, build_card
-from miwv_trainer.storage.atomic import atomic_path, write_text
-from miwv_trainer.storage.store import StoredRound
+from miwv_trainer.storage.atomic import atomic_folder, atomic_path, write_text
+from miwv_trainer.storage.stored_round import StoredRound
 
 SELECTED = "selected.jsonl"
 SHARD_BYTES = 500_000_000  # the default of `datasets` itself
@@ -70,20 +68,9 @@ def write_folder(target: Path, rows: datasets.Dataset, origin: Origin, loaded_as
     Raises:
         OSError: it could not be written; what stood at `target` before is unchanged.
     """
-    partial, old = (target.with_name(f".{target.name}.{os.getpid()}.{kind}") for kind in ("partial", "old"))
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    with atomic_folder(target) as partial:
         _write_shards(partial / "data", rows, origin.choice.selection)
         write_text(partial / CARD_FILE, build_card(origin, loaded_as or target.name))
-        # A folder that is not empty cannot be replaced in one step: the old one is moved aside first.
-        if target.exists():
-            os.replace(target, old)
-        os.replace(partial, target)
-    finally:
-        if old.exists() and not target.exists():
-            os.replace(old, target)
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
     return target
 
 

@@ -15,7 +15,7 @@ from miwv_trainer.report.round_facts import (
 from miwv_trainer.report.scatter import add_samples, describe_outliers, find_range
 from miwv_trainer.rounds.stored_config import restore_config
 from miwv_trainer.selection.choose import compute_overlap
-from miwv_trainer.storage.store import StoredRound
+from miwv_trainer.storage.stored_round import StoredRound
 
 # All charts that there may be, in their order on the page. `write_pngs` deletes earlier files by these names.
 NAMES = ("distribution", "losses", "length", "similarity", "overlap", "movement", "between-rounds", "cost")

@@ -16,7 +16,7 @@ from miwv_trainer.selection.guards import iterate_guards
 from miwv_trainer.selection.ranking import assign_length_bands, rank_samples
 from miwv_trainer.selection.rescoring import NEVER_SCORED
 from miwv_trainer.selection.scores import get_draw_seed, get_score, needs_exemplars, score_samples
-from miwv_trainer.storage.store import StoredRound
+from miwv_trainer.storage.stored_round import StoredRound
 
 SELECTED = "selected"
 Reason = tuple[str, np.ndarray]  # a phrase, and `(N,)` bool: the samples to which it applies

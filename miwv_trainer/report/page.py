@@ -21,7 +21,7 @@ from miwv_trainer.rounds.messages import format_duration
 from miwv_trainer.rounds.stored_config import restore_config
 from miwv_trainer.selection.choose import compute_overlap
 from miwv_trainer.storage.atomic import write_text
-from miwv_trainer.storage.store import StoredRound
+from miwv_trainer.storage.stored_round import StoredRound
 
 FOLDER, PAGE = "report", "index.html"
 # Of what is put into the template: the page as a whole stays below 10 MB.

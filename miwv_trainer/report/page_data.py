@@ -16,7 +16,7 @@ from miwv_trainer.report.shortening import CUT, measure_texts, replace_surrogate
 from miwv_trainer.report.texts import PoolTexts
 from miwv_trainer.rounds.stored_config import restore_config
 from miwv_trainer.selection.scores import get_score
-from miwv_trainer.storage.store import StoredRound
+from miwv_trainer.storage.stored_round import StoredRound
 
 MOST_ROWS = 60_000
 MOST_BYTES_OF_ROUNDS = 12_000_000  # before compression

@@ -9,7 +9,7 @@ import numpy as np
 from miwv_trainer.report.charts import NAMES
 from miwv_trainer.report.layers import Bars, Cells, Chart, Layer, Line, Points, Tone
 from miwv_trainer.report.scales import SHADES, grade_counts, place_ticks
-from miwv_trainer.storage.atomic import atomic_path
+from miwv_trainer.storage.atomic import atomic_path, delete
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,7 +37,7 @@ def write_pngs(charts: Iterable[Chart], folder: Path) -> list[Path]:
     from matplotlib.figure import Figure
 
     for name in NAMES:
-        (folder / f"{name}.png").unlink(missing_ok=True)
+        delete(folder / f"{name}.png")
     paths = []
     for chart in charts:
         figure = Figure(figsize=(7.2, 5), dpi=150, layout="constrained")

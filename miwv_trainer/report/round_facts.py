@@ -6,7 +6,7 @@ import numpy as np
 
 from miwv_trainer.rounds.stored_config import restore_config
 from miwv_trainer.selection.scores import get_score
-from miwv_trainer.storage.store import StoredRound
+from miwv_trainer.storage.stored_round import StoredRound
 
 
 class Moves(NamedTuple):

@@ -6,7 +6,7 @@ import numpy as np
 
 from miwv_trainer.report.round_facts import explain_missing_miwv
 from miwv_trainer.selection.choose import compute_overlap
-from miwv_trainer.storage.store import StoredRound
+from miwv_trainer.storage.stored_round import StoredRound
 
 HIGHEST, LOWEST = 5, 2
 PROMPT_WIDTH = 44

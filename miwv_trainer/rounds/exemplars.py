@@ -44,12 +44,12 @@ def find_exemplars(scorer: Scorer, store: Store, reuse: bool) -> Exemplars:
     stored = earlier_run = None
     with world.run_together("reading the exemplars"):
         if world.is_main:
-            earlier_run = None if reuse else store.set_stale_aside(None if is_from_model else fingerprint)
+            earlier_run = None if reuse else store.archive_stale(None if is_from_model else fingerprint)
             stored = store.read_exemplars(fingerprint) if needs_exemplars(config) else None
     try:
         return _find_or_read(scorer, store, fingerprint, world.broadcast_from_main(stored))
     except BaseException:
-        if earlier_run is not None and store.bring_back(earlier_run):
+        if earlier_run is not None and store.restore_archived(earlier_run):
             earlier_run = None
         raise
     finally:

@@ -18,7 +18,7 @@ from miwv_trainer.scoring.memory import size_batches
 from miwv_trainer.scoring.rows import find_scorable, plan_zero_shot
 from miwv_trainer.scoring.scorer import Scorer
 from miwv_trainer.selection.scores import get_score
-from miwv_trainer.storage.store import StoredRound
+from miwv_trainer.storage.stored_round import RoundIdentity, StoredRound
 
 PROBES = 4
 # Entries of a model's configuration that say where it came from rather than what it is, or that saving it sets.
@@ -103,7 +103,7 @@ def _choose_probes(allowed: np.ndarray) -> np.ndarray:
 
 def identify_round(
     scorer: Scorer, exemplars: Exemplars, point: TrainingPoint, previous: StoredRound | None = None
-) -> dict[str, Any]:
+) -> RoundIdentity:
     """
     What tells a round from all others: what it is made from, when, and the model by its configuration and its zero-shot
     losses on four samples, because a name or a path says nothing about weights. Where nothing is forwarded, the model
@@ -119,6 +119,5 @@ def identify_round(
         batches = plan_zero_shot(pool, context, size.tokens_per_batch, probes)
         losses = score_batches(scorer.restrict_to_this_rank(), batches)
         fingerprint["model"] = fingerprint_model(scorer.model, losses.zero_shot)
-    return scorer.world.broadcast_from_main(
-        {"fingerprint": fingerprint, "round": point.number, "global_step": point.global_step}
-    )
+    identity = RoundIdentity(fingerprint=fingerprint, round=point.number, global_step=point.global_step)
+    return scorer.world.broadcast_from_main(identity)

@@ -16,7 +16,7 @@ from miwv_trainer.selection.choose import Choice, choose
 from miwv_trainer.selection.guards import apply_guards
 from miwv_trainer.selection.rescoring import choose_samples_to_score
 from miwv_trainer.selection.scores import Measured, get_draw_seed, get_score, score_samples
-from miwv_trainer.storage.store import StoredRound
+from miwv_trainer.storage.stored_round import StoredRound
 
 
 @dataclass(frozen=True)

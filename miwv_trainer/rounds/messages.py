@@ -12,7 +12,7 @@ from miwv_trainer.scoring.rows import find_scorable
 from miwv_trainer.selection.budget import count_selected
 from miwv_trainer.selection.choose import Choice, compute_overlap
 from miwv_trainer.selection.scores import get_score
-from miwv_trainer.storage.store import StoredRound
+from miwv_trainer.storage.stored_round import StoredRound
 
 logger = logging.getLogger(__name__)
 

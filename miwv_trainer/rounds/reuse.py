@@ -1,7 +1,6 @@
 """Rounds and journals that are the same as those of an earlier process, so that nothing is scored twice."""
 
 import logging
-import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,8 +11,9 @@ from miwv_trainer.distributed.world import World
 from miwv_trainer.scoring.layout import choose_layout
 from miwv_trainer.scoring.refine import REFINED
 from miwv_trainer.scoring.scorer import Scorer, ScoringPlan
-from miwv_trainer.storage.journal import Journal
-from miwv_trainer.storage.store import Store, StoredRound
+from miwv_trainer.storage.journal import Journal, JournalHeader
+from miwv_trainer.storage.store import Store
+from miwv_trainer.storage.stored_round import RoundIdentity, StoredRound
 
 logger = logging.getLogger(__name__)
 PROBE_TOLERANCE = 1e-4
@@ -40,7 +40,7 @@ def _is_same_model(found: Mapping[str, Any] | None, other: Mapping[str, Any] | N
 
 
 def find_finished(
-    store: Store, identity: Mapping[str, Any], config: MIWVConfig, rows: str | None, world: World
+    store: Store, identity: RoundIdentity, config: MIWVConfig, rows: str | None, world: World
 ) -> StoredRound | None:
     """
     The very same round, if the store holds it.
@@ -56,12 +56,12 @@ def find_finished(
             is_same = stored.summary.get("rows") == rows and is_same_round(stored.summary, identity)
             found = stored if refines and is_same else None
             if found is not None:  # killed when the round was written and its journal not yet deleted
-                shutil.rmtree(store.journal_folder(found.number), ignore_errors=True)
+                store.delete_journal(found.number)
     return world.broadcast_from_main(found)
 
 
 def open_journal(
-    scorer: Scorer, exemplars: np.ndarray, store: Store, identity: Mapping[str, Any]
+    scorer: Scorer, exemplars: np.ndarray, store: Store, identity: RoundIdentity
 ) -> tuple[Journal, ScoringPlan]:
     """
     The journal of a round on this rank, and the plan that its header holds: those that a killed attempt at the same
@@ -71,10 +71,10 @@ def open_journal(
         exemplars: `(N,)` the exemplars that samples are scored behind.
     """
     world, folder = scorer.world, store.journal_folder(identity["round"])
-    found: dict[str, Any] | None = None
+    found: JournalHeader | None = None
     with world.run_together("reading the journal"):
         if world.is_main:
-            of_this_round = (header for header in Journal.headers(folder) if is_same_round(header, identity))
+            of_this_round = (header for header in Journal.read_headers(folder) if is_same_round(header, identity))
             found = next(of_this_round, None)
     found = world.broadcast_from_main(found)
     if found is not None and scorer.config.layout in ("auto", found["layout"]):

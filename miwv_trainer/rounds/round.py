@@ -1,12 +1,11 @@
 """One round, from pool to selection. Called by the callback and by the command line, on all ranks alike."""
 
 import logging
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -37,7 +36,8 @@ from miwv_trainer.selection.choose import Choice
 from miwv_trainer.selection.rescoring import update_ages
 from miwv_trainer.selection.scores import Measured, compute_difficulty, get_score
 from miwv_trainer.storage.journal import Journal
-from miwv_trainer.storage.store import Store, StoredRound
+from miwv_trainer.storage.store import Store
+from miwv_trainer.storage.stored_round import RoundIdentity, RoundNotes, RoundSummary, StoredRound
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class ScoredRound:
     def forget(self) -> None:
         """Removes the journal of a round that cannot be finished: begun again, it would end the same."""
         if self.journal is not None:
-            shutil.rmtree(self.journal.folder, ignore_errors=True)
+            self.journal.delete_folder()
 
 
 def run_round(
@@ -70,7 +70,7 @@ def run_round(
     exemplars: Exemplars,
     store: Store,
     point: TrainingPoint | None = None,
-    notes: Mapping[str, Any] | None = None,
+    notes: RoundNotes | None = None,
     previous: StoredRound | None = None,
 ) -> StoredRound:
     """
@@ -87,7 +87,7 @@ def run_round(
     Raises:
         ValueError: not one sample could be scored, or the guards leave none.
     """
-    started, notes, point = time.perf_counter(), notes or {}, point or TrainingPoint()
+    started, notes, point = time.perf_counter(), notes or RoundNotes(), point or TrainingPoint()
     config, world = scorer.config, scorer.world
     inputs = prepare_inputs(scorer, exemplars, point, previous)
     with (
@@ -111,7 +111,9 @@ def run_round(
     described = {**identity, **_summarise(inputs, choice), **cost.to_summary(), "processes": world.size, **notes}
     described["model"] = scorer.model.config.name_or_path  # empty where the model was made here
     described["statistics"] = compute_statistics(choice, measured, inputs.is_scored, cost, previous)
-    return _write(scored, store, point.number, _make_columns(inputs, measured, choice), described, world)
+    return _write(
+        scored, store, point.number, _make_columns(inputs, measured, choice), cast(RoundSummary, described), world
+    )
 
 
 def compute_difficulties(current: StoredRound, config: MIWVConfig) -> np.ndarray:
@@ -124,7 +126,7 @@ def _score_nothing(pool: Pool) -> ScoredRound:
     return ScoredRound(Refined(Losses(nothing, nothing, 0)))
 
 
-def _score(scorer: Scorer, inputs: RoundInputs, store: Store, identity: Mapping[str, Any]) -> ScoredRound:
+def _score(scorer: Scorer, inputs: RoundInputs, store: Store, identity: RoundIdentity) -> ScoredRound:
     """The losses of the samples that the round scores, by the plan that its journal holds."""
     journal, plan = open_journal(scorer, inputs.shown, store, identity)
     scorer = scorer.follow(plan)
@@ -182,19 +184,20 @@ def _write(
     store: Store,
     number: int,
     columns: Mapping[str, np.ndarray],
-    summary: Mapping[str, Any],
+    summary: RoundSummary,
     world: World,
 ) -> StoredRound:
     """Writes the round on rank 0, in the place of one of that number, and removes its journal."""
     finished: Any = None
     with world.run_together("writing the round"):
         if world.is_main:
-            store.set_aside(number)
+            store.archive_rounds(number)
             finished = store.write_round(number, columns, summary)
-            shutil.rmtree(store.journal_folder(number), ignore_errors=True)
+            store.delete_journal(number)
     finished = world.broadcast_from_main(finished)
     if scored.journal is not None:
-        scored.journal.path.unlink(missing_ok=True)  # on a machine whose disk rank 0 does not see
+        # Rank 0 has deleted the whole journal, but may not see the disk of this rank's machine.
+        scored.journal.delete_file()
     return finished
 
 

@@ -10,7 +10,7 @@ from miwv_trainer.data.pool import Pool
 from miwv_trainer.scoring.refine import Refined
 from miwv_trainer.selection.choose import Choice, compute_overlap
 from miwv_trainer.selection.scores import Measured
-from miwv_trainer.storage.store import StoredRound
+from miwv_trainer.storage.stored_round import StoredRound
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 # Of a training step, in forwards of the same tokens: the backward takes about two.

@@ -3,7 +3,7 @@
 from typing import Any
 
 from miwv_trainer.config import PRESETS, SELECTION_FIELDS, MIWVConfig
-from miwv_trainer.storage.store import StoredRound
+from miwv_trainer.storage.stored_round import StoredRound
 
 
 def restore_config(current: StoredRound, **changes: Any) -> MIWVConfig:

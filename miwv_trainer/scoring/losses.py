@@ -172,7 +172,7 @@ def _sweep(
     def forward(batch: ScoringBatchT) -> ScoredLosses:
         kinds, samples, values = score(batch, head)
         if journal is not None:
-            line = JournalLine(recording.stage, kinds, samples, values, batch.tokens, journal.seconds())
+            line = JournalLine(recording.stage, kinds, samples, values, batch.tokens, journal.measure_seconds())
             journal.append(line, losses_in_all)
         return kinds, samples, values
 

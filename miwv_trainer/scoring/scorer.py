@@ -4,9 +4,7 @@ Limits are decided once because a round may be killed and go on in another proce
 loss, and free memory differs from minute to minute; a round that measured it again would compose other batches.
 """
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 import numpy as np
 from torch import nn
@@ -19,6 +17,7 @@ from miwv_trainer.distributed.wrappers import unwrap_model
 from miwv_trainer.scoring.context import find_context_length
 from miwv_trainer.scoring.memory import BatchSize, MemoryBudget, measure_memory, size_batches
 from miwv_trainer.scoring.rows import find_scorable
+from miwv_trainer.storage.journal import PlanHeader
 
 
 @dataclass(frozen=True)
@@ -36,12 +35,12 @@ class ScoringPlan:
     layout: str
     memory: MemoryBudget
 
-    def to_header(self) -> dict[str, Any]:
+    def to_header(self) -> PlanHeader:
         """The plan as JSON holds it."""
-        return asdict(self)
+        return PlanHeader(context=self.context, layout=self.layout, memory=asdict(self.memory))
 
     @classmethod
-    def from_header(cls, header: Mapping[str, Any]) -> "ScoringPlan":
+    def from_header(cls, header: PlanHeader) -> "ScoringPlan":
         """The plan that a journal's header holds among other entries."""
         return cls(header["context"], header["layout"], MemoryBudget(**header["memory"]))
 

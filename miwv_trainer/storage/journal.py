@@ -1,8 +1,9 @@
-"""What a running round has scored so far, so that a killed one goes on where it stopped.
+"""
+The journal of a running round: what it has scored so far, so that a killed round continues where it stopped.
 
-One append-only JSON Lines file a rank, in a folder beside the rounds that is deleted when the round is written. Each
-line carries a checksum; one that a crash has cut is left out, and its losses are scored again. The first line says what
-the losses were made from; a file that says otherwise is not read.
+Each rank appends to a JSON Lines file of its own, in a folder beside the rounds that is deleted when the round is
+written. Each line has a checksum; a line that a crash has cut is ignored, and its losses are computed again. The first
+line, the header, says what the losses were made from. A file with another header is ignored.
 """
 
 import json
@@ -10,29 +11,60 @@ import logging
 import os
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TypedDict, cast
 
 import numpy as np
 
+from miwv_trainer.storage.atomic import delete
+from miwv_trainer.storage.provenance import JsonObject
+from miwv_trainer.storage.stored_round import RoundIdentity
+
 logger = logging.getLogger(__name__)
 FORMAT_VERSION = 2
+# A flush to the disk takes as long as a forward of a small model, and on a network disk much longer. So the journal is
+# flushed after so many seconds, or after this share of the losses of a pass.
 SYNC_SECONDS = 30.0
 SYNC_SHARE = 0.01
+
+
+class PlanHeader(TypedDict):
+    """How a round composes its forwards, decided when its journal is begun."""
+
+    context: int
+    layout: str
+    memory: JsonObject
+
+
+class JournalHeader(RoundIdentity, PlanHeader, total=False):
+    """What the losses of a journal were made from."""
+
+    version: int
+
+
+class _StoredLine(TypedDict):
+    """A JournalLine as JSON holds it. A loss that is not finite is null."""
+
+    stage: str
+    kinds: list[int]
+    samples: list[int]
+    losses: list[float | None]
+    tokens: int
+    seconds: float
 
 
 @dataclass(frozen=True)
 class JournalLine:
     """
-    What one forward gave.
+    The result of one forward.
 
     Args:
         stage: The pass over the pool that it belongs to.
-        kinds: `(losses,)` which of the sample's losses, `ZERO_SHOT` or `ONE_SHOT`.
-        samples: `(losses,)` the samples.
-        losses: `(losses,)` float64, NaN where a loss is not finite.
+        kinds: `(losses,)` int64, which of the sample's losses: `ZERO_SHOT` or `ONE_SHOT`.
+        samples: `(losses,)` int64, the samples.
+        losses: `(losses,)` float64, NaN if a loss is not finite.
         tokens: Tokens forwarded, padding included.
         seconds: Time since the line before on this rank.
     """
@@ -49,81 +81,90 @@ class Journal:
     """
     The journal of one round on one rank.
 
-    What a kill of the process leaves is everything written; what a loss of power leaves, everything up to 30 s or 1 %
-    of the work before.
+    After SIGKILL every appended line is on the disk; after a power loss, all but those of the last 30 s or of the last
+    1 % of the pass.
 
     Args:
-        folder: Of the round's journal, the same for all ranks.
-        rank: Whose file is written.
-        header: What the losses depend on, as JSON holds it.
+        folder: The folder of the round's journal, the same for all ranks.
+        rank: The rank whose file is written.
+        header: What the losses were made from.
     """
 
-    def __init__(self, folder: Path, rank: int, header: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, rank: int, header: JournalHeader) -> None:
         self.folder = folder
         self.path = folder / f"rank-{rank:05d}.jsonl"
-        self.header = {"version": FORMAT_VERSION, **header}
+        self.header = cast(JournalHeader, {"version": FORMAT_VERSION, **header})
         self._file: IO[bytes] | None = None
-        self._synced = self._written = time.monotonic()
+        self._last_sync = self._last_line = time.monotonic()
         self._losses_unsynced = 0
 
     def read(self) -> list[list[JournalLine]]:
-        """Of each rank's file that was made from the same, what is whole."""
+        """The whole lines of each rank's file that has the same header."""
         entries = []
         for path in sorted(self.folder.glob("rank-*.jsonl")):
             lines = list(_whole_lines(path))
             if lines and lines[0] == self.header:
-                # Every further attempt repeats the header.
-                entries.append([_entry(line) for line in lines if "stage" in line])
+                # Every attempt at the round has appended a header of its own.
+                entries.append([_decode(cast(_StoredLine, line)) for line in lines if "stage" in line])
         return entries
 
-    def append(self, entry: JournalLine, of_losses: int) -> None:
+    def append(self, entry: JournalLine, losses_in_pass: int) -> None:
         """
-        Writes what one forward gave.
+        Writes the result of one forward.
 
         Args:
-            of_losses: How many losses the whole pass makes.
+            losses_in_pass: Number of losses that the whole pass computes.
 
         Raises:
             OSError: the line could not be written; the message names the file.
         """
         if self._file is None:
             self._file = self._open()
-        self._write(_described(entry))
+        self._write(_encode(entry))
         self._losses_unsynced += len(entry.losses)
-        is_due = time.monotonic() - self._synced >= SYNC_SECONDS
-        if is_due or self._losses_unsynced >= SYNC_SHARE * of_losses:
+        is_due = time.monotonic() - self._last_sync >= SYNC_SECONDS
+        if is_due or self._losses_unsynced >= SYNC_SHARE * losses_in_pass:
             os.fsync(self._file.fileno())
-            self._synced, self._losses_unsynced = time.monotonic(), 0
+            self._last_sync, self._losses_unsynced = time.monotonic(), 0
 
-    def seconds(self) -> float:
-        """Since the last line, or since the journal was opened."""
+    def measure_seconds(self) -> float:
+        """Time since the last call, or since the journal was made."""
         now = time.monotonic()
-        passed, self._written = now - self._written, now
+        passed, self._last_line = now - self._last_line, now
         return passed
 
     def close(self) -> None:
-        """Flushes the file to the disk and lets go of it."""
+        """Flushes the file to the disk and closes it."""
         if self._file is not None:
             os.fsync(self._file.fileno())
             self._file.close()
             self._file = None
 
+    def delete_file(self) -> None:
+        """Deletes this rank's file, which rank 0 cannot do if it is on the disk of another machine."""
+        delete(self.path)
+
+    def delete_folder(self) -> None:
+        """Deletes the journal of all ranks."""
+        delete(self.folder)
+
     @staticmethod
-    def headers(folder: Path) -> list[dict[str, Any]]:
-        """What the files in a journal's folder were made from, as far as they are of this format version."""
+    def read_headers(folder: Path) -> list[JournalHeader]:
+        """The headers of the files in a journal's folder that have this format version."""
         firsts = (next(_whole_lines(path), None) for path in sorted(folder.glob("rank-*.jsonl")))
-        return [first for first in firsts if first is not None and first.get("version") == FORMAT_VERSION]
+        found = [first for first in firsts if first is not None and first.get("version") == FORMAT_VERSION]
+        return cast(list[JournalHeader], found)
 
     def _open(self) -> IO[bytes]:
         self.folder.mkdir(parents=True, exist_ok=True)
         is_own = self.path.is_file() and next(_whole_lines(self.path), None) == self.header
         file = self._file = open(self.path, "ab" if is_own else "wb", buffering=0)  # noqa: SIM115
-        # A line that a crash has cut must not swallow the next one.
+        # If a crash has cut the last line, the next one must not become a part of it.
         file.write(b"\n")
         self._write(self.header)
         return file
 
-    def _write(self, content: Mapping[str, Any]) -> None:
+    def _write(self, content: JsonObject) -> None:
         assert self._file is not None
         line = json.dumps({"crc32": _checksum(content), "content": content}).encode() + b"\n"
         try:
@@ -136,12 +177,12 @@ class Journal:
             )
 
 
-def _checksum(content: Mapping[str, Any]) -> int:
+def _checksum(content: JsonObject) -> int:
     return zlib.crc32(json.dumps(content, sort_keys=True).encode())
 
 
-def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The contents of lines whose checksum is right."""
+def _whole_lines(path: Path) -> Iterator[JsonObject]:
+    """The contents of the lines whose checksum is right."""
     broken = 0
     with open(path, "rb") as file:
         for line in file:
@@ -159,7 +200,7 @@ def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
         logger.info("%d broken line(s) of %s are left out.", broken, path)
 
 
-def _described(entry: JournalLine) -> dict[str, Any]:
+def _encode(entry: JournalLine) -> _StoredLine:
     return {
         "stage": entry.stage,
         "kinds": entry.kinds.tolist(),
@@ -170,7 +211,7 @@ def _described(entry: JournalLine) -> dict[str, Any]:
     }
 
 
-def _entry(line: Mapping[str, Any]) -> JournalLine:
+def _decode(line: _StoredLine) -> JournalLine:
     losses = np.asarray([np.nan if loss is None else loss for loss in line["losses"]], dtype=np.float64)
     kinds, samples = np.asarray(line["kinds"], dtype=np.int64), np.asarray(line["samples"], dtype=np.int64)
     return JournalLine(line["stage"], kinds, samples, losses, int(line["tokens"]), float(line["seconds"]))

@@ -25,7 +25,8 @@ from miwv_trainer.scoring.layout import check_layout
 from miwv_trainer.scoring.model_checks import check_model
 from miwv_trainer.scoring.scorer import prepare_scorer
 from miwv_trainer.selection.scores import needs_exemplars
-from miwv_trainer.storage.store import Store, StoredRound
+from miwv_trainer.storage.store import Store
+from miwv_trainer.storage.stored_round import StoredRound
 from miwv_trainer.training.console import Console
 from miwv_trainer.training.dataloader import check_batches, check_pool_size, read_schedule, warn_of_last_batch
 from miwv_trainer.training.resume import keep_exemplars, read_rounds
@@ -106,7 +107,7 @@ def begin_run(
         # A run that died before its first checkpoint has left round 0, which is read again if the weights are the same.
         with world.run_together("moving rounds aside"):
             if world.is_main:
-                store.set_aside(1)
+                store.archive_rounds(1)
     run = TrainingRun(config, sampler, pool, exemplars, store, world, start.console, start.state, state, rounds)
     run.restore_selections()
     return run

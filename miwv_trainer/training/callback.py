@@ -29,7 +29,7 @@ from miwv_trainer.data.pool import Pool
 from miwv_trainer.distributed.world import World
 from miwv_trainer.distributed.wrappers import check_parallelism, use_evaluation_weights
 from miwv_trainer.scoring.isolation import preserve_rng
-from miwv_trainer.storage.store import StoredRound
+from miwv_trainer.storage.stored_round import StoredRound
 from miwv_trainer.training.begin import TrainingStart, begin_run, check_training, read_pool
 from miwv_trainer.training.console import Console
 from miwv_trainer.training.dataloader import check_sampler

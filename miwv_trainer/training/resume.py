@@ -4,7 +4,8 @@ from collections.abc import Mapping
 
 from transformers import TrainerState, TrainingArguments
 
-from miwv_trainer.storage.store import Store, StoredRound
+from miwv_trainer.storage.store import Store
+from miwv_trainer.storage.stored_round import StoredRound
 from miwv_trainer.training.run_state import AFRESH, RoundEntry, RunState, hash_selection
 
 

@@ -5,7 +5,7 @@ rounds would otherwise keep the memory of both.
 """
 
 import logging
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 from transformers import TrainerState
@@ -17,7 +17,8 @@ from miwv_trainer.rounds.identity import Exemplars, TrainingPoint
 from miwv_trainer.rounds.messages import describe_round
 from miwv_trainer.rounds.round import compute_difficulties, run_round
 from miwv_trainer.scoring.scorer import prepare_scorer
-from miwv_trainer.storage.store import Store, StoredRound
+from miwv_trainer.storage.store import Store
+from miwv_trainer.storage.stored_round import RoundNotes, StoredRound
 from miwv_trainer.training.console import Console
 from miwv_trainer.training.run_state import RoundEntry, RunState, hash_selection
 from miwv_trainer.training.sampler import MIWVDataSampler
@@ -76,7 +77,7 @@ class TrainingRun:
     def end(self) -> None:
         """Moves rounds aside that training has not come to again, and lets other processes use the output folder."""
         if self.world.is_main:
-            self.store.set_aside(len(self.rounds))
+            self.store.archive_rounds(len(self.rounds))
             self.store.release()
 
     def find_due_position(self) -> EpochPosition | None:
@@ -115,7 +116,14 @@ class TrainingRun:
         step, previous = self.trainer_state.global_step, self.rounds[-1] if self.rounds else None
         point = TrainingPoint(len(self.rounds), step, step // self.state.steps_per_epoch)
         steps_after = position.global_step - step
-        notes = {"takes_effect": {**asdict(position), "steps_after_scoring": steps_after}}
+        notes = RoundNotes(
+            takes_effect={
+                "epoch": position.epoch,
+                "position": position.position,
+                "global_step": position.global_step,
+                "steps_after_scoring": steps_after,
+            }
+        )
         scorer = prepare_scorer(model, self.pool, self.config, self.world)
         current = run_round(scorer, self.exemplars, self.store, point, notes, previous)
         if self.world.is_main:

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from miwv_trainer.storage.store import Store, StoredRound
+from miwv_trainer.storage.store import Store
+from miwv_trainer.storage.stored_round import StoredRound
 
 SUMMARY = {
     "fingerprint": {"context": 512, "model": {"dtype": "float32", "config": "c0ffee"}},

@@ -19,7 +19,8 @@ from miwv_trainer.rounds.round import run_round
 from miwv_trainer.scoring import memory
 from miwv_trainer.scoring.scorer import prepare_scorer
 from miwv_trainer.storage.journal import Journal
-from miwv_trainer.storage.store import Store, StoredRound
+from miwv_trainer.storage.store import Store
+from miwv_trainer.storage.stored_round import StoredRound
 from tests.helpers.interrupted import Killed, counted
 from tests.helpers.tiny import tiny_config, tiny_dataset, tiny_model, tiny_tokenizer
 
@@ -99,7 +100,7 @@ def test_a_resumed_round_composes_the_batches_it_had_although_less_memory_is_fre
     largest = max(whole)
     at = whole.index(largest) + 2  # largest first: this forward and the one behind it are done
     killed_at(at, tiny_model(), pool, tmp_path / "killed", config=config)
-    (header,) = Journal.headers(Store(tmp_path / "killed").journal_folder(0))
+    (header,) = Journal.read_headers(Store(tmp_path / "killed").journal_folder(0))
     assert header["context"] == 512 and header["layout"] == layout and header["memory"]["longest_batch"] == 4096
 
     monkeypatch.setattr(memory, "find_least_free_memory", lambda device, world: 2**17)

@@ -18,7 +18,8 @@ from miwv_trainer.rounds.exemplars import find_exemplars
 from miwv_trainer.rounds.identity import TrainingPoint
 from miwv_trainer.rounds.round import run_round
 from miwv_trainer.scoring.scorer import prepare_scorer
-from miwv_trainer.storage.store import Store, StoredRound
+from miwv_trainer.storage.store import Store
+from miwv_trainer.storage.stored_round import StoredRound
 from tests.helpers.interrupted import Killed, counted
 from tests.helpers.resumed import STEPS, Run, config_of, stamps
 from tests.helpers.tiny import tiny_dataset, tiny_model, tiny_tokenizer

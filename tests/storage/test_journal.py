@@ -85,15 +85,15 @@ def test_another_format_version_is_not_read(tmp_path: Path, monkeypatch: pytest.
     write(tmp_path, 0, entry(0))
     monkeypatch.undo()
     assert Journal(tmp_path, 0, HEADER).read() == []
-    assert Journal.headers(tmp_path) == []
+    assert Journal.read_headers(tmp_path) == []
 
 
 def test_headers_say_what_is_there(tmp_path: Path) -> None:
-    assert Journal.headers(tmp_path / "none") == []
+    assert Journal.read_headers(tmp_path / "none") == []
     write(tmp_path, 0, entry(0))
     write(tmp_path, 1, entry(1), header={"round": 5})
     (tmp_path / "rank-00002.jsonl").write_text("torn")
-    assert Journal.headers(tmp_path) == [{"version": 2, **HEADER}, {"version": 2, "round": 5}]
+    assert Journal.read_headers(tmp_path) == [{"version": 2, **HEADER}, {"version": 2, "round": 5}]
 
 
 def test_lines_reach_the_disk_every_hundredth_of_the_work_or_after_half_a_minute(

@@ -1,0 +1,196 @@
+"""A finished round on disk: `scores.parquet`, one line a sample, and `round.json`, which says how it was made."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypedDict, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from miwv_trainer.storage.atomic import atomic_path, write_text
+from miwv_trainer.storage.provenance import (
+    FORMAT_VERSION,
+    JsonObject,
+    check_fingerprint,
+    check_version,
+    explain_read_errors,
+)
+
+SCORES_FILE, SUMMARY_FILE = "scores.parquet", "round.json"
+# Columns of whole numbers in which null stands for -1 ("none", "never") and not for NaN.
+MISSING_BELOW_ZERO = ("exemplar", "age")
+# Other programs read these columns: new ones come at the end.
+SCORES = pa.schema(
+    [
+        ("index", pa.int64()),
+        ("exemplar", pa.int64()),
+        ("similarity", pa.float32()),
+        ("prompt_tokens", pa.int32()),
+        ("response_tokens", pa.int32()),
+        ("zero_shot_loss", pa.float32()),
+        ("one_shot_loss", pa.float32()),
+        ("miwv", pa.float32()),
+        ("selected", pa.bool_()),
+        ("score", pa.float32()),
+        ("age", pa.int32()),
+    ]
+)
+
+
+class RoundIdentity(TypedDict):
+    """
+    What tells a round from all others.
+
+    Args:
+        fingerprint: What it was made from: pool, exemplars, configuration, model.
+        round: Its number, from 0.
+        global_step: Optimizer steps that the model had been trained when it was scored.
+    """
+
+    fingerprint: JsonObject
+    round: int
+    global_step: int
+
+
+class TakesEffect(TypedDict):
+    """From which place of the training on a round's selection is trained."""
+
+    epoch: int
+    position: int
+    global_step: int
+    steps_after_scoring: int
+
+
+class RoundNotes(TypedDict, total=False):
+    """
+    What a caller adds to a round's summary.
+
+    Args:
+        rows: Hash of the raw rows; only `miwv score` knows them.
+        chat_template: Hash of the chat template; only `miwv score` knows it.
+        library: Version of this library.
+        dataset: The file or the name on the hub.
+        takes_effect: Only in a training.
+    """
+
+    rows: str
+    chat_template: str | None
+    library: str
+    dataset: str
+    takes_effect: TakesEffect
+
+
+class RoundSummary(RoundIdentity, RoundNotes, total=False):
+    """
+    What `round.json` holds.
+
+    Args:
+        version: The format version.
+        epoch: Epochs that had begun before the round.
+        left_out: Samples that each guard left out.
+        scored: Samples that were scored in this round; the others keep their scores of the round before.
+        tokens_forwarded: Tokens of all forwards, padding included, without those of the refinement in float32.
+        seconds: Wall-clock time of the round, earlier attempts at it included.
+        epochs: The cost of its forwards, as a multiple of the cost of training an epoch of the selection.
+        statistics: What the Trainer logs.
+        model: The name or folder that the model was loaded from.
+    """
+
+    version: int
+    epoch: int
+    fraction: float
+    number_selected: int
+    samples: int
+    unscorable: int
+    pool_tokens: int
+    left_out: dict[str, int]
+    config: JsonObject
+    scored: int
+    tokens_forwarded: int
+    seconds: float
+    samples_per_second: float
+    tokens_per_second: float
+    epochs: float
+    layout: str
+    refined_samples: int
+    refined_tokens: int
+    refined_seconds: float
+    processes: int
+    statistics: dict[str, float]
+    model: str
+
+
+@dataclass(frozen=True)
+class StoredRound:
+    """
+    A finished round as it lies on disk.
+
+    Args:
+        scores: One line a sample, with the columns of [`SCORES`].
+        was_there: Whether an earlier process finished it, so that it was not scored again.
+    """
+
+    number: int
+    folder: Path
+    scores: pa.Table
+    summary: RoundSummary
+    was_there: bool = False
+
+    def column(self, name: str) -> np.ndarray:
+        """`(N,)` one column of the scores; nulls become NaN, or -1 in `exemplar` and `age`."""
+        column = self.scores[name]
+        if name in MISSING_BELOW_ZERO:
+            column = column.fill_null(-1)
+        return column.to_numpy()
+
+    @property
+    def selection(self) -> np.ndarray:
+        """`(k,)` ascending indices of the selected samples."""
+        return np.flatnonzero(self.column("selected"))
+
+
+def write_round_files(folder: Path, columns: Mapping[str, np.ndarray], summary: RoundSummary) -> pa.Table:
+    """Writes the two files of a round into a folder. Returns the table of scores."""
+    scores = _make_table(columns)
+    with atomic_path(folder / SCORES_FILE) as path:
+        pq.write_table(scores, path)
+    write_text(folder / SUMMARY_FILE, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    return scores
+
+
+def read_round_files(folder: Path, number: int, fingerprint: JsonObject | None) -> StoredRound:
+    """
+    Reads the two files of a round.
+
+    Raises:
+        ValueError: they are damaged, have another format version, or were made from something else than `fingerprint`.
+    """
+    with explain_read_errors(folder / SUMMARY_FILE):
+        summary = cast(RoundSummary, json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8")))
+    check_version(folder, summary.get("version"))
+    if fingerprint is not None:
+        check_fingerprint(folder, summary["fingerprint"], fingerprint)
+    with explain_read_errors(folder / SCORES_FILE):
+        # Without `partitioning=None`, an output folder named `seed=1` would add a column `seed`.
+        scores = pq.read_table(folder / SCORES_FILE, schema=SCORES, partitioning=None)
+    return StoredRound(number, folder, scores, summary)
+
+
+def add_version(summary: RoundSummary) -> RoundSummary:
+    """The summary with the format version in front."""
+    return cast(RoundSummary, {"version": FORMAT_VERSION, **summary})
+
+
+def _make_table(columns: Mapping[str, np.ndarray]) -> pa.Table:
+    """The table of scores; NaN (or -1 in `exemplar` and `age`) becomes null, which every reader of Parquet knows."""
+    arrays = []
+    for entry in SCORES:
+        values = columns[entry.name]
+        missing = np.isnan(values) if values.dtype.kind == "f" else np.zeros(len(values), dtype=bool)
+        if entry.name in MISSING_BELOW_ZERO:
+            missing = values < 0
+        arrays.append(pa.array(values, type=entry.type, mask=missing))
+    return pa.Table.from_arrays(arrays, schema=SCORES)
