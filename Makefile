@@ -55,7 +55,8 @@ test-slow: $(READY)  ## Run the tests that need the real model and pools (25 min
 	$(BIN)/python -m pytest -q -m slow --durations=10
 
 docs: $(READY)  ## Build the documentation into site/
-	$(BIN)/python docs/make_configuration.py
+	$(BIN)/python -m docs.make_configuration
+	$(BIN)/python -m docs.make_python
 	$(BIN)/python -m docs.make_code
 	$(BIN)/python -m benchmarks.measure_code --write docs/code.md >/dev/null
 	$(BIN)/mkdocs build --strict

@@ -1,15 +1,13 @@
-"""Writes configuration.md and the README's table of settings from `MIWVConfig`: python docs/make_configuration.py"""
+"""Writes configuration.md and the README's table of settings from `MIWVConfig`: python -m docs.make_configuration"""
 
 import textwrap
 from dataclasses import MISSING, Field, fields
-from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from benchmarks.measure_code import ROOT, write_between_markers
 from miwv_trainer import MIWVConfig
 
-PAGE = Path(__file__).with_name("configuration.md")
-README = Path(__file__).parents[1] / "README.md"
-BEGIN, END = "<!-- settings: written by docs/make_configuration.py -->", "<!-- end of settings -->"
+PAGE, README = ROOT / "docs" / "configuration.md", ROOT / "README.md"
 HEAD = """# Every setting
 
 `MIWVConfig` is a dataclass that works with `HfArgumentParser`, where each setting is an option of the same name; none
@@ -79,13 +77,10 @@ def make_table() -> str:
     return "\n".join(lines)
 
 
-def make_readme() -> str:
-    """The README with the table as it should be."""
-    before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n\n{make_table()}\n\n{END}{after}"
+def main() -> None:
+    PAGE.write_text(make_page(), encoding="utf-8")
+    write_between_markers(README, "settings", make_table())
 
 
 if __name__ == "__main__":
-    PAGE.write_text(make_page(), encoding="utf-8")
-    README.write_text(make_readme(), encoding="utf-8")
+    main()

@@ -11,13 +11,12 @@ receives comparison.md, comparison.png and every run's numbers.
 """
 
 import argparse
-import json
 import logging
 import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,28 +24,27 @@ import datasets
 import numpy as np
 import torch
 from adapter import adapter_trainer
-from comparison import UNTRAINED, Result, draw, read_results, report, text_tables
+from comparison import UNTRAINED, Result, draw, read_results, report, text_tables, write_results
 from held_out import generation_scores, held_out_loss
 from peft import PeftModel
 from quickstart import default_model, split_rows
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 
-from miwv_trainer import MIWVConfig, attach, tokenize
-from miwv_trainer.data.build import pool_from_rows, pool_from_tokenized
-from miwv_trainer.data.files import load_rows
-from miwv_trainer.data.models import load_model
-from miwv_trainer.data.pool import Pool
-from miwv_trainer.distributed.world import World
-from miwv_trainer.rounds.exemplars import find_exemplars
-from miwv_trainer.rounds.identity import TrainingPoint
-from miwv_trainer.rounds.inputs import read_measured
-from miwv_trainer.rounds.round import run_round
-from miwv_trainer.scoring.scorer import prepare_scorer
-from miwv_trainer.selection.budget import count_selected
-from miwv_trainer.selection.choose import choose
-from miwv_trainer.storage.atomic import write_text
-from miwv_trainer.storage.store import Store
-from miwv_trainer.storage.stored_round import StoredRound
+from miwv_trainer import (
+    MIWVConfig,
+    MIWVDataSampler,
+    Pool,
+    StoredRound,
+    attach,
+    load_model,
+    load_rows,
+    pool_from_rows,
+    pool_from_tokenized,
+    read_rounds,
+    score_and_select,
+    select_again,
+    tokenize,
+)
 
 ARMS: dict[str, dict[str, Any]] = {
     "full set": {},
@@ -101,7 +99,7 @@ def main() -> None:
         result = run(setting, scored, arm, budget, seed)
         results.append(result)
         lines = {"settings": described, "data": data, "results": [vars(each) for each in results]}
-        write_text(output / "results.json", json.dumps(lines, indent=1) + "\n")
+        write_results(output / "results.json", lines)
         minutes = (time.perf_counter() - begun) / number * (len(left) - number) / 60
         print(
             f"[{len(planned) - len(left) + number}/{len(planned)}] {result.name}: held-out loss {result.loss:.4f}, "
@@ -111,7 +109,7 @@ def main() -> None:
     results = [result for result in results if (result.arm, result.budget, result.seed) in set(planned)]
     print("\n" + text_tables(results))
     draw(results, output / "comparison.png")
-    write_text(output / "comparison.md", report(results, facts_of(setting)))
+    (output / "comparison.md").write_text(report(results, facts_of(setting)), encoding="utf-8")
     print(f"\n{output / 'comparison.md'}\n{output / 'comparison.png'}\n{time.perf_counter() - started:.0f} s")
 
 
@@ -166,8 +164,8 @@ def prepare(arguments: argparse.Namespace) -> Setting:
     rows, held_out_rows = parts(arguments, tokenizer)
     samples, held_out = tokenize(rows, tokenizer), tokenize(held_out_rows, tokenizer)
     pool = pool_from_tokenized(samples, tokenizer)
-    selected = count_selected(MIWVConfig(fraction=arguments.fraction).fraction, len(pool))
-    steps = max(1, round(arguments.epochs * selected / arguments.batch_size))
+    sampler = MIWVDataSampler(len(pool), MIWVConfig(fraction=arguments.fraction).fraction)
+    steps = max(1, round(arguments.epochs * len(sampler) / arguments.batch_size))
     return Setting(model.to(device), tokenizer, samples, held_out, pool, steps, arguments)
 
 
@@ -225,15 +223,12 @@ def score_pool(setting: Setting) -> dict[str, StoredRound]:
     Round 0, by the untrained model, once for each budget: the arms select from its losses, and the arm that rescores
     reads it.
     """
-    scored: dict[str, StoredRound] = {}
-    world = World(0, 1, setting.model.device)
-    for budget in BUDGETS:
-        config, store = config_of(setting, "MIWV once", budget), Store(scores_folder(setting, budget))
-        exemplars = find_exemplars(prepare_scorer(setting.model, setting.pool, config, world), store, reuse=True)
-        scored[budget] = run_round(
-            prepare_scorer(setting.model, setting.pool, config, world), exemplars, store, TrainingPoint()
+    return {
+        budget: score_and_select(
+            setting.model, setting.pool, config_of(setting, "MIWV once", budget), scores_folder(setting, budget)
         )
-    return scored
+        for budget in BUDGETS
+    }
 
 
 def scores_folder(setting: Setting, budget: str) -> Path:
@@ -246,9 +241,8 @@ def run(setting: Setting, scored: dict[str, StoredRound], arm: str, budget: str,
     selection = np.arange(len(setting.pool))
     trained: Any = setting.model
     if arm not in (UNTRAINED, "full set"):
-        measured = read_measured(scored[budget], (seed, 0))
-        config = config_of(setting, arm, budget)
-        selection = choose(measured, setting.pool.has_prompt_and_response, config).selection
+        config = replace(config_of(setting, arm, budget), sampler_seed=seed)
+        selection = select_again(scored[budget], config).selection
     if arm != UNTRAINED:
         trained = train(setting, arm, budget, selection, seed)
     loss = held_out_loss(trained, setting.held_out, setting.tokenizer)
@@ -322,8 +316,7 @@ def facts_of(setting: Setting) -> dict[str, str]:
 
 def last_change(setting: Setting) -> int:
     """The step from which on "MIWV rescored" trains on its last selection."""
-    stores = [Store(folder) for folder in setting.output.glob("trained/MIWV-rescored-*")]
-    latest = [store.read_round(max(store.rounds())) for store in stores]
+    latest = [read_rounds(folder)[-1] for folder in setting.output.glob("trained/MIWV-rescored-*")]
     return max((last.summary["takes_effect"]["global_step"] for last in latest if last.number), default=setting.steps)
 
 

@@ -3,6 +3,7 @@
 import datetime
 import json
 import math
+import os
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,6 @@ import torch
 from scipy.stats import t as student
 
 from miwv_trainer import __version__
-from miwv_trainer.storage.atomic import atomic_path
 
 TITLES = {"samples": "Equal numbers of samples", "tokens": "Equal numbers of response tokens"}
 COLUMNS = (
@@ -87,6 +87,14 @@ def read_results(path: Path, described: dict[str, Any], data: dict[str, str]) ->
     if found.get("data") != data:
         raise SystemExit(f"{path} was made with other samples, though of the same name: give another --output.")
     return [Result(**line) for line in found["results"]]
+
+
+def write_results(path: Path, results: dict[str, Any]) -> None:
+    """Replaces the file as a whole, so that a run that is killed while it writes loses nothing that was trained."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = path.with_suffix(".json.new")
+    written.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    os.replace(written, path)
 
 
 def difference(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
@@ -227,5 +235,4 @@ def draw(results: Sequence[Result], path: Path) -> None:
         panel.set_title(title, fontsize=10)
         panel.set_xlabel("held-out loss (nats per response token)")
         panel.spines[["top", "right"]].set_visible(False)
-    with atomic_path(path) as target:
-        figure.savefig(target, dpi=150, format="png")
+    figure.savefig(path, dpi=150)

@@ -8,16 +8,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from miwv_trainer import MIWVConfig
-from miwv_trainer.data.build import pool_from_tokenized
-from miwv_trainer.distributed.world import World
+from miwv_trainer import compute_response_losses, pool_from_tokenized
 from miwv_trainer.metrics import metric_path
-from miwv_trainer.scoring.isolation import leave_no_trace
-from miwv_trainer.scoring.losses import score_batches
-from miwv_trainer.scoring.rows import plan_zero_shot
-from miwv_trainer.scoring.scorer import prepare_scorer
-
-TOKENS_PER_BATCH = 4096
 
 
 def held_out_loss(
@@ -25,11 +17,7 @@ def held_out_loss(
 ) -> float:
     """Mean negative log-likelihood per response token, over all response tokens; of tokenised samples."""
     pool = pool_from_tokenized(held_out, tokenizer, with_texts=False)
-    world = World(0, 1, model.device, quiet=not show_progress)
-    scorer = prepare_scorer(model, pool, MIWVConfig(), world)
-    batches = plan_zero_shot(pool, scorer.context, TOKENS_PER_BATCH)
-    with leave_no_trace(scorer.model):
-        losses = score_batches(scorer, batches).zero_shot
+    losses = compute_response_losses(model, pool, show_progress=show_progress)
     scored = np.isfinite(losses)
     metric = evaluate.load(metric_path("response_loss"))
     return metric.compute(predictions=losses[scored], references=pool.response_tokens[scored])["response_loss"]

@@ -22,13 +22,16 @@ from peft import LoraConfig, get_peft_model
 from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 
 from docstring_pool import Row, docstring_rows
-from miwv_trainer import MIWVConfig, attach, tokenize
-from miwv_trainer.data.build import render
-from miwv_trainer.data.chat_template import find_turn_markers
-from miwv_trainer.data.columns import read_instruction
-from miwv_trainer.data.files import load_rows
-from miwv_trainer.data.models import load_model
-from miwv_trainer.report.tables import format_rounds, format_scores
+from miwv_trainer import (
+    MIWVConfig,
+    attach,
+    format_rounds,
+    format_scores,
+    load_model,
+    load_rows,
+    pool_from_rows,
+    tokenize,
+)
 
 POOL_SIZE, HELD_OUT_SHARE = 120, 0.1
 MOST_TOKENS = 80
@@ -79,7 +82,7 @@ def main() -> None:
     after = held_out_loss(trainer.model, held_out, tokenizer, show_progress=True)
     trainer.save_model()
 
-    texts = [read_instruction(row) or "" for row in pool]
+    texts = pool_from_rows(pool_rows, tokenizer).texts
     print("\nRound 0, the highest and the lowest MIWV:")
     print(format_scores(callback.rounds[0], texts))
     print("\n" + format_rounds(callback.rounds))
@@ -148,11 +151,13 @@ def split_rows(
         return parts["train"], parts["test"]
 
     def is_short(row: Row) -> bool:
-        (sample,) = render([row], tokenizer, markers)
-        return len(sample.ids) <= most_tokens + preamble
+        turns = {"role": "user", "content": row["instruction"]}, {"role": "assistant", "content": row["output"]}
+        return count_tokens(*turns) <= most_tokens + preamble
 
-    markers = find_turn_markers(tokenizer)
-    preamble = len(tokenizer.apply_chat_template([{"role": "user", "content": ""}], return_dict=True)["input_ids"])
+    def count_tokens(*turns: dict[str, str]) -> int:
+        return len(tokenizer.apply_chat_template(list(turns), return_dict=True)["input_ids"])
+
+    preamble = count_tokens({"role": "user", "content": ""})
     rows = docstring_rows(is_short, pool_size)
     modules = sorted({row["module"] for row in rows})
     kept_back = set(modules[:: round(1 / HELD_OUT_SHARE)])

@@ -27,8 +27,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from miwv_trainer import MIWVConfig, attach, tokenize
-from miwv_trainer.data.files import load_rows
+from miwv_trainer import MIWVConfig, attach, load_rows, tokenize
 
 
 @dataclass

@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 from transformers import HfArgumentParser
 from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config
 
-from miwv_trainer import MIWVConfig, attach
-from miwv_trainer.data.files import load_rows
+from miwv_trainer import MIWVConfig, attach, load_rows
 
 
 @dataclass

@@ -3,26 +3,16 @@
 import sys
 from pathlib import Path
 
-import datasets
-import numpy as np
-
 from miwv_trainer.cli.options import SelectOptions, option_of
 from miwv_trainer.cli.shared import read_scored_rows
-from miwv_trainer.config import MIWVConfig
-from miwv_trainer.data.groups import number_groups
-from miwv_trainer.data.pool import find_complete_samples
-from miwv_trainer.embeddings.vectors import Embeddings
 from miwv_trainer.export.dataset_card import Origin
 from miwv_trainer.export.destination import ENDINGS, Format, check_destination, check_hub_name
 from miwv_trainer.export.hub import push_folder
 from miwv_trainer.export.writers import add_scores, write_folder, write_jsonl, write_parquet
-from miwv_trainer.rounds.inputs import read_measured
-from miwv_trainer.rounds.messages import describe_threshold, explain_no_candidate
+from miwv_trainer.rounds.messages import describe_threshold
 from miwv_trainer.rounds.stored_config import restore_config
-from miwv_trainer.selection.choose import Choice, choose
-from miwv_trainer.selection.scores import Measured, get_draw_seed
-from miwv_trainer.storage.store import Store, read_rounds
-from miwv_trainer.storage.stored_round import StoredRound
+from miwv_trainer.rounds.without_training import select_again
+from miwv_trainer.storage.store import read_rounds
 
 
 def select(options: SelectOptions) -> None:
@@ -30,8 +20,13 @@ def select(options: SelectOptions) -> None:
     kind, target = choose_destination(options)
     latest = read_rounds(options.scores)[-1]
     config = restore_config(latest, **options.settings)
+    if config.group_column is not None and options.dataset is None:
+        raise ValueError(
+            f"Samples are selected by groups, as `group_column` {config.group_column!r} says, which is a column of the "
+            "pool: give that as `--dataset`."
+        )
     rows = read_scored_rows(options.dataset, latest) if options.dataset is not None else None
-    choice = choose_samples(config, latest, rows, Store(options.scores))
+    choice = select_again(latest, config, rows)
     if config.allow_identical_exemplars and not latest.summary["config"].get("allow_identical_exemplars"):
         print("These scores were made without copies as exemplars, which --preset paper allows.", file=sys.stderr)
     if rows is None or options.dataset is None:
@@ -78,56 +73,3 @@ def choose_destination(options: SelectOptions) -> tuple[Format, Path]:
     if pushed is not None:
         check_hub_name(pushed)
     return kind, target
-
-
-def choose_samples(config: MIWVConfig, scored: StoredRound, rows: datasets.Dataset | None, store: Store) -> Choice:
-    """
-    Selects from the scores of a round.
-
-    Args:
-        rows: The pool, for the column that `group_column` names.
-        store: Where the round lies, and the embeddings beside it.
-
-    Raises:
-        ValueError: groups are asked for without `rows`, or no sample may be selected.
-        FileNotFoundError: embeddings are needed and not there.
-    """
-    measured = read_measured(scored, get_draw_seed(config, scored.number))
-    groups = None
-    if config.group_column is not None:
-        if rows is None:
-            raise ValueError(
-                f"Samples are selected by groups, as `group_column` {config.group_column!r} says, which is a column of "
-                "the pool: give that as `--dataset`."
-            )
-        groups = number_groups(rows, config.group_column)
-    embeddings = read_embeddings(config, store) if config.needs_embeddings else None
-    is_complete = find_complete_samples(scored.column("prompt_tokens"), measured.response_tokens)
-    choice = choose(measured, is_complete, config, groups, embeddings)
-    if not len(choice.selection):
-        raise ValueError(
-            f"{explain_no_candidate(choice.left_out)} The scores in {scored.folder} are of {describe_losses(measured)}."
-        )
-    return choice
-
-
-def read_embeddings(config: MIWVConfig, store: Store) -> Embeddings:
-    """
-    The embeddings by which a run found its exemplars.
-
-    Raises:
-        FileNotFoundError: the folder holds none; the message names the fields that need them.
-    """
-    embeddings = store.read_embeddings({})
-    if embeddings is not None:
-        return embeddings
-    reason = "by which `diversity` and `max_selected_similarity` choose"
-    if config.diversity == MIWVConfig.diversity and config.is_by_preset("max_selected_similarity"):
-        reason = f"which `max_selected_similarity` needs, set by the `preset` {config.preset!r}"
-    raise FileNotFoundError(f"There are no embeddings in {store.folder}, {reason}. Score the pool again.")
-
-
-def describe_losses(measured: Measured) -> str:
-    """Which losses a round has, in words."""
-    named = {"zero-shot losses": measured.zero_shot_loss, "one-shot losses": measured.one_shot_loss}
-    return " and ".join(name for name, losses in named.items() if np.isfinite(losses).any()) or "no forward"

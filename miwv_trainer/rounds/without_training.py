@@ -1,0 +1,113 @@
+"""Scoring and selecting from Python without a Trainer: what `miwv score` and `miwv select` do, as two functions."""
+
+import os
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from miwv_trainer.config import MIWVConfig
+from miwv_trainer.data.groups import number_groups
+from miwv_trainer.data.map_style import MapStyleDataset
+from miwv_trainer.data.pool import Pool, find_complete_samples
+from miwv_trainer.distributed.world import World
+from miwv_trainer.embeddings.vectors import Embeddings
+from miwv_trainer.rounds.exemplars import find_exemplars
+from miwv_trainer.rounds.inputs import read_measured
+from miwv_trainer.rounds.messages import explain_no_candidate
+from miwv_trainer.rounds.round import run_round
+from miwv_trainer.scoring.layout import check_layout
+from miwv_trainer.scoring.model_checks import check_model
+from miwv_trainer.scoring.scorer import prepare_scorer
+from miwv_trainer.selection.choose import Choice, choose
+from miwv_trainer.selection.scores import Measured, get_draw_seed
+from miwv_trainer.storage.store import Store
+from miwv_trainer.storage.stored_round import StoredRound
+
+
+def score_and_select(
+    model: PreTrainedModel, pool: Pool, config: MIWVConfig | None = None, output: str | os.PathLike[str] = "miwv-output"
+) -> StoredRound:
+    """
+    Scores a pool with a model as it is, selects, and writes round 0: what a Trainer does before its first step.
+
+    What an earlier call on the same pool, model and configuration has scored is read instead of scored again.
+
+    Args:
+        model: A causal language model of transformers, on the device where it is to be scored.
+        pool: From `pool_from_rows` or `pool_from_tokenized`.
+        config: What to select and how to score; by default `MIWVConfig()`.
+        output: Folder that receives `miwv/round-000`.
+
+    Raises:
+        ValueError: MIWV is not defined for the model or the pool; not one sample could be scored; the guards leave
+            none; or a `group_column` is given, which only the pool's dataset has.
+        RuntimeError: another process writes to the folder.
+    """
+    config = config or MIWVConfig()
+    if config.group_column is not None and pool.groups is None:
+        raise ValueError(
+            f"`group_column` is {config.group_column!r}, but the pool has no groups. Score it without, and give the "
+            "dataset to `select_again` as `rows`."
+        )
+    check_model(model, pool)
+    check_layout(model, config)
+    world = World.current(model.device, model)
+    store = Store(output)
+    with world.run_together("claiming the output folder"):
+        if world.is_main:
+            store.claim()
+    try:
+        scorer = prepare_scorer(model, pool, config, world)
+        return run_round(scorer, find_exemplars(scorer, store, reuse=False), store)
+    finally:
+        if world.is_main:
+            store.release()
+
+
+def select_again(scored: StoredRound, config: MIWVConfig, rows: MapStyleDataset | None = None) -> Choice:
+    """
+    Selects from the scores of a round, by another fraction, score or other guards. Nothing is written.
+
+    Args:
+        scored: From `score_and_select`, `read_rounds` or a callback's `rounds`.
+        config: What to select. How to score is not looked at.
+        rows: The pool's dataset, which `group_column` names a column of.
+
+    Raises:
+        ValueError: groups are asked for without `rows`, or no sample may be selected.
+        FileNotFoundError: the configuration needs embeddings, and the run has left none.
+    """
+    measured = read_measured(scored, get_draw_seed(config, scored.number))
+    groups = None
+    if config.group_column is not None:
+        if rows is None:
+            raise ValueError(
+                f"Samples are selected by groups, as `group_column` {config.group_column!r} says, which is a column of "
+                "the pool: give that as `rows`."
+            )
+        groups = number_groups(rows, config.group_column)
+    embeddings = _read_embeddings(scored, config) if config.needs_embeddings else None
+    is_complete = find_complete_samples(scored.column("prompt_tokens"), measured.response_tokens)
+    choice = choose(measured, is_complete, config, groups, embeddings)
+    if not len(choice.selection):
+        reason, losses = explain_no_candidate(choice.left_out), _describe_losses(measured)
+        raise ValueError(f"{reason} The scores in {scored.folder} are of {losses}.")
+    return choice
+
+
+def _read_embeddings(scored: StoredRound, config: MIWVConfig) -> Embeddings:
+    """The embeddings by which the run found its exemplars; they lie beside its rounds."""
+    folder = scored.folder.parent
+    embeddings = Store(folder.parent).read_embeddings({})
+    if embeddings is not None:
+        return embeddings
+    reason = "by which `diversity` and `max_selected_similarity` choose"
+    if config.diversity == MIWVConfig.diversity and config.is_by_preset("max_selected_similarity"):
+        reason = f"which `max_selected_similarity` needs, set by the `preset` {config.preset!r}"
+    raise FileNotFoundError(f"There are no embeddings in {folder}, {reason}. Score the pool again.")
+
+
+def _describe_losses(measured: Measured) -> str:
+    """Which losses a round has, in words."""
+    named = {"zero-shot losses": measured.zero_shot_loss, "one-shot losses": measured.one_shot_loss}
+    return " and ".join(name for name, losses in named.items() if np.isfinite(losses).any()) or "no forward"

@@ -1,0 +1,135 @@
+"""Scoring and selecting from Python: the same round as the command line makes, and selections from stored columns."""
+
+import json
+import re
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from filelock import FileLock, Timeout
+
+from miwv_trainer import MIWVConfig, StoredRound, pool_from_rows, read_rounds, score_and_select, select_again
+from miwv_trainer.cli.main import main
+from tests.helpers.tiny import instruction_rows, save_tiny, tiny_model, tiny_tokenizer
+
+ROWS = datasets.Dataset.from_list([{**row, "task": "ab"[index % 2]} for index, row in enumerate(instruction_rows(24))])
+CONFIG = MIWVConfig(fraction=0.25, embedder="tfidf")
+
+
+def is_free(output: Path) -> bool:
+    """Whether another object could claim the folder; a second lock on the file shuts out the first."""
+    lock = FileLock(output / "miwv" / "in-use.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return False
+    lock.release()
+    return True
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("scored")
+
+
+@pytest.fixture(scope="module")
+def scored(output: Path) -> StoredRound:
+    return score_and_select(tiny_model(), pool_from_rows(ROWS, tiny_tokenizer()), CONFIG, output)
+
+
+def test_a_pool_is_scored_as_the_command_line_scores_it(scored: StoredRound, output: Path, tmp_path: Path) -> None:
+    model = save_tiny(tmp_path / "model")
+    (tmp_path / "pool.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    typed = f"score --model {model} --dataset {tmp_path / 'pool.jsonl'} --output {tmp_path / 'out'} --fraction 0.25"
+    assert main([*typed.split(), "--embedder", "tfidf"]) == 0
+    (other,) = read_rounds(tmp_path / "out")
+    assert other.scores.equals(scored.scores)
+    assert other.summary["fingerprint"] == scored.summary["fingerprint"]
+    assert [each.scores for each in read_rounds(output)] == [scored.scores]
+    assert is_free(output)
+
+
+def test_the_same_call_reads_what_it_has_scored(scored: StoredRound, output: Path) -> None:
+    again = score_and_select(tiny_model(), pool_from_rows(ROWS, tiny_tokenizer()), CONFIG, str(output))
+    assert again.was_there and not scored.was_there
+    assert again.scores == scored.scores
+
+
+def test_a_call_that_fails_leaves_the_folder_free(tmp_path: Path) -> None:
+    config = MIWVConfig(embedder="tfidf", min_response_tokens=999)
+    with pytest.raises(ValueError, match="min_response_tokens=999 leaves out 24"):
+        score_and_select(tiny_model(), pool_from_rows(ROWS, tiny_tokenizer()), config, tmp_path)
+    assert is_free(tmp_path)
+
+
+def test_a_folder_that_is_in_use_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "miwv").mkdir()
+    with FileLock(tmp_path / "miwv" / "in-use.lock"):
+        assert not is_free(tmp_path)
+        with pytest.raises(RuntimeError, match="Another run is writing to"):
+            score_and_select(tiny_model(), pool_from_rows(ROWS, tiny_tokenizer()), CONFIG, tmp_path)
+
+
+def test_groups_of_a_pool_that_has_none_are_refused(tmp_path: Path) -> None:
+    pool, config = pool_from_rows(ROWS, tiny_tokenizer()), MIWVConfig(embedder="tfidf", group_column="task")
+    with pytest.raises(ValueError, match="`group_column` is 'task', but the pool has no groups. Score it without"):
+        score_and_select(tiny_model(), pool, config, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_selection_of_the_same_scores(scored: StoredRound) -> None:
+    miwv, tokens = scored.column("miwv"), scored.column("response_tokens")
+    by_miwv = np.argsort(-miwv, kind="stable")
+    assert select_again(scored, CONFIG).selection.tolist() == scored.selection.tolist() == sorted(by_miwv[:6].tolist())
+    assert select_again(scored, MIWVConfig(fraction=0.5)).selection.tolist() == sorted(by_miwv[:12].tolist())
+    lowest = select_again(scored, MIWVConfig(fraction=0.25, score="low_miwv", min_response_tokens=4))
+    enough = [index for index in by_miwv[::-1] if tokens[index] >= 4]
+    assert lowest.selection.tolist() == sorted(enough[:6])
+    assert lowest.left_out == {"min_response_tokens=4": int((tokens < 4).sum())}
+
+
+def test_random_draws_follow_the_seed(scored: StoredRound) -> None:
+    drawn = [
+        select_again(scored, MIWVConfig(score="random", fraction=0.25, sampler_seed=seed)).selection.tolist()
+        for seed in (1, 1, 2)
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_groups_are_those_of_the_rows(scored: StoredRound) -> None:
+    config = MIWVConfig(fraction=0.25, group_column="task")
+    chosen = select_again(scored, config, ROWS).selection
+    assert [ROWS[int(index)]["task"] for index in chosen].count("a") == 3
+    with pytest.raises(ValueError, match="as `group_column` 'task' says, .* of the pool: give that as `rows`"):
+        select_again(scored, config)
+
+
+def test_embeddings_that_are_gone_are_named_with_what_needs_them(scored: StoredRound, tmp_path: Path) -> None:
+    found = select_again(scored, MIWVConfig(fraction=0.25, diversity="facility_location"))
+    assert len(found.selection) == 6
+    alone = score_and_select(
+        tiny_model(), pool_from_rows(ROWS, tiny_tokenizer()), MIWVConfig(score="longest"), tmp_path
+    )
+    for config, words in (
+        (
+            MIWVConfig(diversity="mmr"),
+            "by which `diversity` and `max_selected_similarity` choose. Score the pool again",
+        ),
+        (
+            MIWVConfig(preset="guarded"),
+            "which `max_selected_similarity` needs, set by the `preset` 'guarded'. Score the pool again",
+        ),
+        (MIWVConfig(preset="guarded", diversity="mmr"), "by which `diversity` and `max_selected_similarity` choose"),
+    ):
+        with pytest.raises(
+            FileNotFoundError, match=re.escape(f"There are no embeddings in {tmp_path / 'miwv'}, {words}")
+        ):
+            select_again(alone, config)
+    with pytest.raises(ValueError, match="not one has a score.* are of no forward"):
+        select_again(alone, MIWVConfig())
+
+
+def test_a_folder_without_rounds_is_told(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=f"There are no scores in {tmp_path / 'miwv'}. Give the folder that"):
+        read_rounds(tmp_path)
