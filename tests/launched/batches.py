@@ -20,9 +20,17 @@ EFFECTIVE_BATCH = 12
 
 
 def main() -> None:
-    folder, output = Path(sys.argv[1]), Path(sys.argv[2])
+    output = Path(sys.argv[2])
+    # The first Trainer's arguments set the process group up.
+    seen = train_cases(Path(sys.argv[1]), output, processes=int(os.environ["WORLD_SIZE"]))
+    (output / f"rank-{seen['rank']}.json").write_text(json.dumps(seen))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def train_cases(folder: Path, output: Path, processes: int) -> dict[str, Any]:
+    """What this rank has seen in each case."""
     seen: dict[str, Any] = {"wrappers": []}
-    processes = int(os.environ.get("WORLD_SIZE", 1))  # the first Trainer's arguments set the process group up
 
     def train(case: str, count: int = 24, accumulation: int = 1, split: bool = False, **options: Any) -> Trainer:
         batch = EFFECTIVE_BATCH // accumulation // (1 if split else processes)
@@ -62,10 +70,7 @@ def main() -> None:
         train("uneven", count=26, accelerator_config={"even_batches": False})
     except ValueError as error:
         seen["uneven"] = str(error)
-    (output / f"rank-{seen['rank']}.json").write_text(json.dumps(seen))
-    if dist.is_initialized():
-        dist.barrier()
-        dist.destroy_process_group()
+    return seen
 
 
 if __name__ == "__main__":

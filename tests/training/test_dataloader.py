@@ -2,7 +2,8 @@
 
 import itertools
 import json
-import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from transformers import TrainingArguments
 from miwv_trainer import MIWVConfig, MIWVDataSampler, attach
 from miwv_trainer.training.dataloader import check_batches, count_batch_samples, count_step_samples
 from tests.helpers.batches import POOL_SIZE, drawn, steps
-from tests.helpers.launch import ROOT, run, torchrun
+from tests.helpers.launch import ROOT, torchrun
 from tests.helpers.tiny import save_tiny
 from tests.helpers.trainers import by_epoch, noting_trainer, trained
+from tests.launched.batches import train_cases
 
 EFFECTIVE_BATCH = 12
 PROCESSES = (1, 2, 3, 4, 6)
@@ -176,21 +178,29 @@ def test_a_trainer_follows_its_strategy_within_the_selection(tmp_path: Path, str
 
 
 @pytest.fixture(scope="module")
-def launched(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
-    """What batches.py saw, by number of processes and rank."""
+def ranks_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], list[dict[str, Any]]]:
+    """By the number of processes, what each of them has seen in the cases of batches.py."""
     folder = save_tiny(tmp_path_factory.mktemp("model"))
-    script, found = ROOT / "tests" / "launched" / "batches.py", {}
-    for processes in (1, 2, 3):
+
+    @cache
+    def train(processes: int) -> list[dict[str, Any]]:
         output = tmp_path_factory.mktemp(f"on-{processes}")
-        options = [str(script), str(folder), str(output)]
-        done = run([sys.executable, *options]) if processes == 1 else torchrun(processes, *options)
+        if processes == 1:
+            return [train_cases(folder, output, processes)]
+        done = torchrun(processes, str(ROOT / "tests" / "launched" / "batches.py"), str(folder), str(output))
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-        found[processes] = [json.loads((output / f"rank-{rank}.json").read_text()) for rank in range(processes)]
-        assert [seen["rank"] for seen in found[processes]] == list(range(processes))
-        assert {seen["world_size"] for seen in found[processes]} == {processes}
-        wrapper = "LlamaForCausalLM" if processes == 1 else "DistributedDataParallel"
-        assert {name for seen in found[processes] for name in seen["wrappers"]} == {wrapper}
-    return found
+        ranks = [json.loads((output / f"rank-{rank}.json").read_text()) for rank in range(processes)]
+        assert [(seen["rank"], seen["world_size"]) for seen in ranks] == [
+            (rank, processes) for rank in range(processes)
+        ]
+        assert {name for seen in ranks for name in seen["wrappers"]} == {"DistributedDataParallel"}
+        return ranks
+
+    return train
+
+
+# Three processes prove the same once more: `drawn` deals the batches of any number of them as accelerate does.
+on_several_processes = pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
 
 
 def trained_steps(ranks: list[dict[str, Any]], case: str) -> list[list[int]]:
@@ -199,41 +209,42 @@ def trained_steps(ranks: list[dict[str, Any]], case: str) -> list[list[int]]:
     return steps([seen[case]["batches"] for seen in ranks], ranks[0][case]["accumulation"])
 
 
+@on_several_processes
 @pytest.mark.parametrize("case", ["plain", "accumulated", "split", "grouped", "sequential", "uneven but full"])
-def test_launched_trainers_make_the_same_steps_on_one_two_and_three_processes(
-    launched: dict[int, list[dict[str, Any]]], case: str
+def test_launched_trainers_make_the_same_steps_as_one_process(
+    ranks_of: Callable[[int], list[dict[str, Any]]], case: str, processes: int
 ) -> None:
-    alone = trained_steps(launched[1], case)
+    alone = trained_steps(ranks_of(1), case)
     assert [len(step) for step in alone] == [EFFECTIVE_BATCH] * 4  # two epochs of 24 samples
     for epoch in (alone[:2], alone[2:]):
-        assert sorted(itertools.chain(*epoch)) == launched[1][0][case]["selection"]
-    for processes in (2, 3):
-        assert trained_steps(launched[processes], case) == alone
+        assert sorted(itertools.chain(*epoch)) == ranks_of(1)[0][case]["selection"]
     assert (alone[:2] == alone[2:]) == (case == "sequential")
+    assert trained_steps(ranks_of(processes), case) == alone
 
 
-def test_launched_trainers_fill_or_drop_a_last_batch(launched: dict[int, list[dict[str, Any]]]) -> None:
-    for processes in (2, 3):
-        ranks = launched[processes]
-        selection = ranks[0]["filled"]["selection"]
-        assert len(selection) == 20
-        for epoch in (trained_steps(ranks, "filled")[:2], trained_steps(ranks, "filled")[2:]):
-            order = list(itertools.chain(*epoch))
-            assert sorted(order[:20]) == selection
-            assert order[20:] == order[:4]
-        for step in trained_steps(ranks, "dropped"):
-            assert len(set(step)) == EFFECTIVE_BATCH
-            assert set(step) < set(selection)
-        assert len(trained_steps(ranks, "dropped")) == 2  # one an epoch
-        assert all(seen[case]["steps"] == seen[case]["max_steps"] for seen in ranks for case in ("filled", "dropped"))
-
-
-def test_a_launched_trainer_refuses_batches_that_not_all_processes_get(
-    launched: dict[int, list[dict[str, Any]]],
+@on_several_processes
+def test_launched_trainers_fill_or_drop_a_last_batch(
+    ranks_of: Callable[[int], list[dict[str, Any]]], processes: int
 ) -> None:
-    for processes in (2, 3):
-        for seen in launched[processes]:
-            assert "`even_batches=False` leaves" in seen["uneven"]
+    ranks = ranks_of(processes)
+    selection = ranks[0]["filled"]["selection"]
+    assert len(selection) == 20
+    for epoch in (trained_steps(ranks, "filled")[:2], trained_steps(ranks, "filled")[2:]):
+        order = list(itertools.chain(*epoch))
+        assert sorted(order[:20]) == selection
+        assert order[20:] == order[:4]
+    for step in trained_steps(ranks, "dropped"):
+        assert len(set(step)) == EFFECTIVE_BATCH
+        assert set(step) < set(selection)
+    assert len(trained_steps(ranks, "dropped")) == 2  # one an epoch
+    assert all(seen[case]["steps"] == seen[case]["max_steps"] for seen in ranks for case in ("filled", "dropped"))
+
+
+@on_several_processes
+def test_a_launched_trainer_refuses_batches_that_not_all_processes_get(
+    ranks_of: Callable[[int], list[dict[str, Any]]], processes: int
+) -> None:
+    assert all("`even_batches=False` leaves" in seen["uneven"] for seen in ranks_of(processes))
 
 
 def test_a_run_resumed_in_the_middle_of_an_epoch_goes_on_in_groups_of_like_length(tmp_path: Path) -> None:

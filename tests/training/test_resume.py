@@ -101,8 +101,7 @@ def test_another_seed_gives_another_order(whole_run: Callable[..., Run], tmp_pat
     assert order != other
 
 
-@pytest.mark.parametrize("accumulation", [1, 2, 3])
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("accumulation", "workers"), [(1, 0), (3, 0), (1, 2), (2, 2)])
 def test_a_round_takes_effect_at_the_first_step_that_no_loader_can_have_drawn(
     tmp_path: Path, accumulation: int, workers: int
 ) -> None:
