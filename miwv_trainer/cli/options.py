@@ -132,18 +132,18 @@ def add_score_options(parser: argparse.ArgumentParser) -> None:
         help=f"Sets `refine_near_threshold` to False: {describe('refine_near_threshold')}",
     )
     for name in ("fraction", "scoring_max_length", "tokens_per_batch", "tokens_per_row", "logits_chunk", "layout"):
-        add_setting(parser, name, shows_default=True)
-    add_setting(parser, "embedder", shows_default=True, more="Here an array is the name of a `.npy` file.")
-    add_setting(parser, "sampler_seed")
+        add_setting(parser.add_argument, name, shows_default=True)
+    add_setting(parser.add_argument, "embedder", shows_default=True, more="Here an array is the name of a `.npy` file.")
+    add_setting(parser.add_argument, "sampler_seed")
     group = parser.add_argument_group("what is selected, and how it is guarded")
     for name in list_selection_fields():
-        add_setting(group, name, shows_default=True)
+        add_setting(group.add_argument, name, shows_default=True)
 
 
 def add_select_options(parser: argparse.ArgumentParser) -> None:
     """The options of `miwv select`."""
     parser.add_argument("--scores", required=True, metavar="OUTPUT", help="the folder `miwv score` wrote to")
-    add_setting(parser, "fraction", is_required=True)
+    add_setting(parser.add_argument, "fraction", is_required=True)
     parser.add_argument("--dataset", help="the pool that was scored; without it, indices are printed")
     group = parser.add_argument_group("what is written")
     group.add_argument(
@@ -162,7 +162,7 @@ def add_select_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--private", action="store_true", help="a dataset that --push-to-hub makes is private")
     group = parser.add_argument_group("what is selected, and how it is guarded")
     for name in list_selection_fields():
-        add_setting(group, name)
+        add_setting(group.add_argument, name)
 
 
 def add_report_options(parser: argparse.ArgumentParser) -> None:
@@ -177,7 +177,7 @@ def list_selection_fields() -> list[str]:
 
 
 def add_setting(
-    parser: argparse._ActionsContainer,
+    add_argument: Callable[..., argparse.Action],
     name: str,
     shows_default: bool = False,
     is_required: bool = False,
@@ -187,6 +187,7 @@ def add_setting(
     Adds the option that sets a field of `MIWVConfig`.
 
     Args:
+        add_argument: The method of the parser, or of the group of options, that the option is added to.
         shows_default: Whether the field's default is in force where the option is not typed.
         more: What the help says after the field's description.
     """
@@ -198,7 +199,7 @@ def add_setting(
         parts.append(f"(default: {default})")
     option = OPTIONS.get(name, option_of(name))
     shown = None if name in CHOICES else option.lstrip("-").replace("-", "_").upper()
-    parser.add_argument(
+    add_argument(
         option,
         dest=name,
         default=argparse.SUPPRESS,

@@ -8,9 +8,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
-import torch
 import transformers
-from accelerate import PartialState
 
 from miwv_trainer.cli.options import ScoreOptions
 from miwv_trainer.cli.shared import fingerprint_rows, fingerprint_template
@@ -19,6 +17,7 @@ from miwv_trainer.data.build import pool_from_rows
 from miwv_trainer.data.files import load_rows
 from miwv_trainer.data.groups import add_groups
 from miwv_trainer.data.models import load_model
+from miwv_trainer.distributed.launched import join_launched, leave_launched
 from miwv_trainer.distributed.world import World
 from miwv_trainer.export.writers import SELECTED, write_jsonl
 from miwv_trainer.report.tables import format_rounds, format_scores
@@ -34,8 +33,7 @@ from miwv_trainer.version import __version__
 
 def score(options: ScoreOptions) -> None:
     """Scores a pool with a model as it is and writes round 0; on each process that a launcher started."""
-    state = PartialState(cpu=not torch.cuda.is_available())
-    world = World.current(state.device)
+    world = join_launched()
     if not world.is_main:
         silence()
     with tell_errors_once(world, "reading the model and the pool"):
@@ -43,7 +41,7 @@ def score(options: ScoreOptions) -> None:
         config = make_config(options)
         rows = load_rows(options.dataset, options.max_samples)
         model, tokenizer = load_model(options.model, options.dtype)
-        model.to(state.device)
+        model.to(world.device)
         pool = pool_from_rows(rows, tokenizer, show_progress=world.is_main)
         pool = add_groups(pool, rows, config.group_column)
         check_model(model, pool)
@@ -67,7 +65,7 @@ def score(options: ScoreOptions) -> None:
         print(format_rounds([finished]))
         print(f"scores: {finished.folder / 'scores.parquet'}\nselected samples: {selected}")
         store.release()
-    state.destroy_process_group()
+    leave_launched()
 
 
 def check_output(output: Path) -> None:

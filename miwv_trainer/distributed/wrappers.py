@@ -8,14 +8,14 @@ numbers of forwards would hang; `torch.compile` compiles once for every new leng
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeGuard, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeGuard, cast
 
 import torch
-from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.parallelism_config import ParallelismConfig
 from accelerate.state import AcceleratorState, DistributedType
 from accelerate.utils import extract_model_from_parallel, is_compiled_module
 from torch import nn
-from transformers import PreTrainedModel, TrainingArguments
+from transformers import PreTrainedModel
 from transformers.utils import is_peft_available
 
 from miwv_trainer.distributed.sharding import unwrap_fsdp1
@@ -30,30 +30,47 @@ PARALLELISMS = {
 }
 
 
-def check_parallelism(args: TrainingArguments, model: nn.Module) -> None:
+class WrappedOptimizer(Protocol):
+    """An optimizer as accelerate wraps it and the Trainer gives it to callbacks."""
+
+    optimizer: torch.optim.Optimizer
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]: ...
+
+    def eval(self) -> None: ...
+
+    def train(self) -> None: ...
+
+
+def check_parallelism(requested: ParallelismConfig | None, fsdp: object, model: nn.Module) -> None:
     """
-    Checks that each rank can take rows of its own, and that the model is sharded as the arguments say.
+    Checks that each rank can take rows of its own, and that the model is sharded as the training's arguments say.
+
+    Args:
+        requested: The arguments' `parallelism_config`.
+        fsdp: The arguments' `fsdp`.
 
     Raises:
         ValueError: tensor, context or sequence parallelism, whose ranks share rows; or FSDP that is not active.
     """
     state = AcceleratorState()
-    for name, degree in _read_degrees(args, state, model).items():
+    for name, degree in _read_degrees(requested, state, model).items():
         if degree > 1:
             what, why = PARALLELISMS[name]
             raise ValueError(
                 f"The training uses {what} ({name}={degree}): {why}, but scoring deals each rank rows of its own. Use "
                 f"data parallelism (DDP, ZeRO or FSDP2; {name}=1), or score before training with `miwv score`."
             )
-    if args.fsdp and state.distributed_type != DistributedType.FSDP:
+    if fsdp and state.distributed_type != DistributedType.FSDP:
         raise ValueError(
-            f"FSDP was asked for (`fsdp={args.fsdp!r}`), but is not active: accelerate runs as "
+            f"FSDP was asked for (`fsdp={fsdp!r}`), but is not active: accelerate runs as "
             f"{state.distributed_type.value}. It needs GPUs and a launcher (`accelerate launch --use_fsdp`, or "
             "torchrun); leave `fsdp` out to train without it."
         )
 
 
-def _read_degrees(args: TrainingArguments, state: AcceleratorState, model: nn.Module) -> dict[str, int]:
+def _read_degrees(requested: ParallelismConfig | None, state: AcceleratorState, model: nn.Module) -> dict[str, int]:
     """
     The number of ranks in a group of each kind of parallelism: the largest that any of five places says.
 
@@ -61,7 +78,7 @@ def _read_degrees(args: TrainingArguments, state: AcceleratorState, model: nn.Mo
     in the model; DeepSpeed has configuration keys of its own.
     """
     degrees = dict.fromkeys(PARALLELISMS, 1)
-    for config in (args.parallelism_config, state.parallelism_config):
+    for config in (requested, state.parallelism_config):
         if config is not None:
             for name in degrees:
                 degrees[name] = max(degrees[name], getattr(config, name) or 1)
@@ -103,7 +120,7 @@ def disable_compilation(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def use_evaluation_weights(optimizer: AcceleratedOptimizer | None) -> Iterator[None]:
+def use_evaluation_weights(optimizer: WrappedOptimizer | None) -> Iterator[None]:
     """
     Inside, the model has the weights that its optimizer keeps for evaluation (a schedule-free one: their average).
 
@@ -112,7 +129,7 @@ def use_evaluation_weights(optimizer: AcceleratedOptimizer | None) -> Iterator[N
     from copies, which take as much memory as the trained parameters during the pass.
 
     Args:
-        optimizer: accelerate's wrapper, as the Trainer gives it to callbacks; None if there is no optimizer.
+        optimizer: None if there is no optimizer.
     """
     if optimizer is None or not callable(getattr(optimizer.optimizer, "eval", None)):
         yield
@@ -133,7 +150,7 @@ def use_evaluation_weights(optimizer: AcceleratedOptimizer | None) -> Iterator[N
                     parameter.copy_(value)
 
 
-def _read_settings(optimizer: AcceleratedOptimizer) -> list[dict[str, object]]:
+def _read_settings(optimizer: WrappedOptimizer) -> list[dict[str, object]]:
     """The settings of each parameter group. A schedule-free optimizer keeps its mode there (`train_mode`)."""
     return [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
 

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import cast
 
-from accelerate.optimizer import AcceleratedOptimizer
 from torch.utils.data import DataLoader
 from transformers import (
     PreTrainedModel,
@@ -27,7 +26,7 @@ from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.map_style import MapStyleDataset
 from miwv_trainer.data.pool import Pool
 from miwv_trainer.distributed.world import World
-from miwv_trainer.distributed.wrappers import check_parallelism, use_evaluation_weights
+from miwv_trainer.distributed.wrappers import WrappedOptimizer, check_parallelism, use_evaluation_weights
 from miwv_trainer.scoring.isolation import preserve_rng
 from miwv_trainer.storage.stored_round import StoredRound
 from miwv_trainer.training.begin import TrainingStart, begin_run, check_training, read_pool
@@ -101,13 +100,13 @@ class MIWVCallback(TrainerCallback, ExportableState):
         *,
         model: PreTrainedModel,
         train_dataloader: DataLoader,
-        optimizer: AcceleratedOptimizer | None = None,
+        optimizer: WrappedOptimizer | None = None,
         processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
         **kwargs: object,
     ) -> None:
         if args.restore_callback_states_from_checkpoint:
             raise ValueError(NOT_REBUILT)
-        check_parallelism(args, model)
+        check_parallelism(args.parallelism_config, args.fsdp, model)
         world = World.current(args.device, model, args.disable_tqdm)
         start = TrainingStart(args, state, model, train_dataloader, processing_class, world, Console.of(args))
         check_sampler(train_dataloader, self.sampler)
@@ -130,7 +129,7 @@ class MIWVCallback(TrainerCallback, ExportableState):
         control: TrainerControl,
         *,
         model: PreTrainedModel,
-        optimizer: AcceleratedOptimizer | None = None,
+        optimizer: WrappedOptimizer | None = None,
         **kwargs: object,
     ) -> None:
         run = self._begun_run()
@@ -147,7 +146,7 @@ class MIWVCallback(TrainerCallback, ExportableState):
         control: TrainerControl,
         *,
         model: PreTrainedModel,
-        optimizer: AcceleratedOptimizer | None = None,
+        optimizer: WrappedOptimizer | None = None,
         **kwargs: object,
     ) -> None:
         # Where training is told to stop, a checkpoint may have been saved and a grace period be running.
@@ -167,7 +166,7 @@ class MIWVCallback(TrainerCallback, ExportableState):
     ) -> None:
         self._begun_run().end()
 
-    def _score_if_due(self, run: TrainingRun, model: PreTrainedModel, optimizer: AcceleratedOptimizer | None) -> None:
+    def _score_if_due(self, run: TrainingRun, model: PreTrainedModel, optimizer: WrappedOptimizer | None) -> None:
         position = run.find_due_position()
         if position is None:
             return

@@ -219,14 +219,14 @@ def test_ranks_that_share_rows_are_refused_by_name(
     name: str, words: str, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     args, model = state_of(tmp_path)
-    check_parallelism(args, model)
+    check_parallelism(args.parallelism_config, args.fsdp, model)
     config = ParallelismConfig(**{name: 2})
     if where == "arguments":
         args.parallelism_config = config
     else:
         monkeypatch.setattr(AcceleratorState(), "parallelism_config", config)
     with pytest.raises(ValueError, match=words):
-        check_parallelism(args, model)
+        check_parallelism(args.parallelism_config, args.fsdp, model)
 
 
 def test_a_model_that_was_loaded_in_parts_is_refused(tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ def test_a_model_that_was_loaded_in_parts_is_refused(tmp_path: Path) -> None:
     model._tp_size = 4  # what `from_pretrained(tp_plan="auto")` sets
     assert model.tp_size == 4
     with pytest.raises(ValueError, match=r"tensor parallelism \(tp_size=4\)"):
-        check_parallelism(args, model)
+        check_parallelism(args.parallelism_config, args.fsdp, model)
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def test_deepspeeds_own_parallelisms_are_refused(
     )
     monkeypatch.setattr("miwv_trainer.distributed.wrappers.AcceleratorState", lambda: state)
     with pytest.raises(ValueError, match=words):
-        check_parallelism(args, model)
+        check_parallelism(args.parallelism_config, args.fsdp, model)
 
 
 def test_fsdp_that_was_asked_for_and_is_not_active_is_refused(tmp_path: Path) -> None:
@@ -261,7 +261,7 @@ def test_fsdp_that_was_asked_for_and_is_not_active_is_refused(tmp_path: Path) ->
     with pytest.raises(
         ValueError, match=r"FSDP was asked for \(`fsdp=True`\), but is not active: accelerate runs as NO"
     ):
-        check_parallelism(args, model)
+        check_parallelism(args.parallelism_config, args.fsdp, model)
 
 
 def test_rounds_leave_no_tensors_and_no_memory_behind(tmp_path: Path) -> None:
