@@ -13,8 +13,8 @@ from miwv_trainer.embeddings.nearest import find_nearest_exemplars
 from miwv_trainer.embeddings.vectors import Embeddings
 from miwv_trainer.rounds.identity import Exemplars, fingerprint_exemplars
 from miwv_trainer.scoring.isolation import leave_no_trace
-from miwv_trainer.scoring.losses import embed_prompts
 from miwv_trainer.scoring.memory import size_batches
+from miwv_trainer.scoring.prompt_embeddings import embed_prompts
 from miwv_trainer.scoring.rows import plan_prompts
 from miwv_trainer.scoring.scorer import Scorer
 from miwv_trainer.selection.scores import needs_exemplars

@@ -1,9 +1,10 @@
-"""What a token in a row of trees attends to: its own branch, and the trunk of its tree.
+"""
+What a token in a row of trees attends to: its own branch, and the trunk of its tree.
 
-Three ways lead to the same losses. Where the model runs torch's scaled dot product attention on a CPU, it is called
-once for each trunk and each group of branches, so that no masked pair costs anything, however long the row. Where it
-runs flex attention, a `BlockMask` says which blocks to skip. Everywhere else (eager attention; sdpa on a GPU, where
-many small calls cost more than masked pairs) each row has a mask of its own.
+Three ways give the same losses. On a CPU, a model with torch's scaled dot product attention calls it once for each
+trunk and each group of branches, so that no masked pair costs anything, however long the row. With flex attention, a
+`BlockMask` says which blocks to skip. All others (eager attention; sdpa on a GPU, where many small calls cost more than
+masked pairs) get a mask of `length * length` for each row.
 """
 
 import inspect
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -21,8 +22,11 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from miwv_trainer.distributed.wrappers import attention_implementation, inner_model
-from miwv_trainer.scoring.head import PADDING_ID
+from miwv_trainer.scoring.root_forward import PADDING_ID, ForwardInputs, pad
 from miwv_trainer.scoring.trees import TreeRow
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 Attention = Literal["segments", "blocks", "mask"]
 SEGMENTS = "miwv_segments"
@@ -38,9 +42,9 @@ class Segment:
     Tokens of a row whose attention is one call.
 
     Args:
-        own: Where they stand.
-        trunk: Where the trunk that they see stands; None for a trunk, which sees itself.
-        mask: `(own, trunk + own)`, True where a token is seen; None where all that came before is.
+        own: Their positions in the row.
+        trunk: Positions of the trunk that they see; None for a trunk, which sees only itself.
+        mask: `(1, 1, own, trunk + own)`, True where a token is seen; None if each token sees all earlier ones.
     """
 
     own: slice
@@ -48,28 +52,33 @@ class Segment:
     mask: torch.Tensor | None
 
 
-# What the forward in progress attends to. Not every family hands a forward's further arguments down to its attention.
+# What the forward in progress attends to. It does not travel as an argument of the forward, because not every family
+# hands further arguments down to its attention.
 _SEGMENTS: ContextVar[list[Segment] | None] = ContextVar("segments", default=None)
 
 
 def find_tree_obstacle(model: nn.Module, context: int) -> str | None:
     """
-    Why a model cannot take rows of trees, as far as its configuration tells; None where it may.
+    Why a model cannot take rows of trees, as far as its configuration tells; None if it may.
 
     Args:
-        context: Longest sequence. A window that is no shorter hides nothing.
+        context: Longest sequence, in tokens. A window of at least that length hides nothing.
     """
     inner = inner_model(model)
     config = inner.config.get_text_config()
     attention = attention_implementation(model)
+    # FlashAttention takes two-dimensional masks only (Dao-AILab/flash-attention#1857).
     if attention not in ("sdpa", "eager", "flex_attention"):
         return f"its attention is {attention!r}, which takes no mask of its own for each row"
+    # transformers takes a four-dimensional mask as it is, for layers with a window too: they would see everything.
     window = getattr(config, "sliding_window", None)
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"]) - {"full_attention"}
     if window is not None and context <= window:
         kinds -= {"sliding_attention"}
     elif window is not None:
         return f"its attention slides over a window of {window} tokens, less than the context of {context}"
+    # Recurrent layers ignore such a mask, so that the state of one branch leaks into the next without an error
+    # (transformers#46851, #46093).
     if kinds:
         return f"it has layers of {', '.join(sorted(kinds))}"
     if "position_ids" not in inspect.signature(inner.forward).parameters:
@@ -78,24 +87,24 @@ def find_tree_obstacle(model: nn.Module, context: int) -> str | None:
 
 
 def choose_tree_attention(model: nn.Module) -> Attention:
-    """Which of the three ways a model that has no [`find_tree_obstacle`] takes."""
+    """Which of the three ways a model takes for which [`find_tree_obstacle`] finds nothing."""
     inner = inner_model(model)
     implementation = attention_implementation(model)
     if implementation == "flex_attention":
         return "blocks"
     on_cpu = next(model.parameters()).device.type == "cpu"
-    # Such a model calls the attention function which its configuration names.
+    # A model that is not backend-compatible calls its own attention, whatever function its configuration names.
     return "segments" if implementation == "sdpa" and on_cpu and inner.is_backend_compatible() else "mask"
 
 
 @contextmanager
 def use_tree_attention(model: nn.Module, attention: Attention) -> Iterator[None]:
-    """Inside, the model's attention takes what [`prepare_tree_inputs`] makes for it."""
+    """Inside, the model's attention takes what [`prepare_tree_inputs`] makes for it. Only `"segments"` changes it."""
     if attention != "segments":
         yield
         return
     inner = inner_model(model)
-    # The whole before its parts: setting the whole sets them all.
+    # The whole model comes first in this list: setting it also sets its parts, which may have had other functions.
     before = [(m, attention_implementation(m)) for m in inner.modules() if isinstance(m, PreTrainedModel)]
     inner.set_attn_implementation(SEGMENTS)
     try:
@@ -106,13 +115,15 @@ def use_tree_attention(model: nn.Module, attention: Attention) -> Iterator[None]
 
 
 @contextmanager
-def prepare_tree_inputs(model: nn.Module, rows: list[TreeRow], attention: Attention) -> Iterator[dict[str, Any]]:
+def prepare_tree_inputs(model: nn.Module, rows: list[TreeRow], attention: Attention) -> Iterator[ForwardInputs]:
     """
-    The arguments of a forward, which is to run inside: `(rows, longest)` ids and positions, and the mask if there is
-    one. Only masks take several rows.
+    The inputs of a forward, which must run inside the block.
+
+    Args:
+        rows: One row; several only if `attention` is `"mask"`.
     """
     device = next(model.parameters()).device
-    inputs: dict[str, Any] = {
+    inputs: ForwardInputs = {
         "input_ids": pad([row.ids for row in rows], PADDING_ID, device),
         "position_ids": pad([row.positions for row in rows], 0, device),
     }
@@ -130,22 +141,14 @@ def prepare_tree_inputs(model: nn.Module, rows: list[TreeRow], attention: Attent
         _SEGMENTS.reset(token)
 
 
-def pad(arrays: list[np.ndarray], value: int, device: torch.device) -> torch.Tensor:
-    """`(arrays, longest)` whole numbers, each array followed by `value`."""
-    filled = np.full((len(arrays), max(map(len, arrays))), value, dtype=np.int64)
-    for number, array in enumerate(arrays):
-        filled[number, : len(array)] = array
-    return torch.from_numpy(filled).to(device)
-
-
 def _make_mask(model: nn.Module, rows: list[TreeRow], device: torch.device) -> torch.Tensor:
-    """`(rows, 1, length, length)`: True where a token is seen, or, for eager attention, what is added."""
-    # Padding is a tree by itself, so that it sees something and nobody sees it.
+    """`(rows, 1, length, length)`: True where a token is seen, or, for eager attention, what is added to weights."""
+    # Padding is a tree of its own: no token sees it, and it sees itself, as a softmax over nothing is NaN.
     tree, branch = pad([row.tree for row in rows], -1, device), pad([row.branch for row in rows], 0, device)
     seen = _find_seen(tree[:, :, None], branch[:, :, None], tree[:, None], branch[:, None]).tril()[:, None]
     if attention_implementation(model) == "sdpa":
         return seen
-    # The eager attention of transformers adds its mask.
+    # The eager attention of transformers adds its mask to the weights, in the model's dtype.
     dtype = next(model.parameters()).dtype
     return torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill(~seen, torch.finfo(dtype).min)
 
@@ -157,36 +160,36 @@ def _find_seen(
     return (tree == seen_tree) & ((seen_branch == 0) | (branch == seen_branch))
 
 
-def _make_block_mask(row: TreeRow, device: torch.device) -> Any:
+def _make_block_mask(row: TreeRow, device: torch.device) -> "BlockMask":
     """
-    The same for one row, as flex attention takes it.
+    The mask of one row, as flex attention takes it.
 
-    Which blocks are looked at follows from the row's spans; `create_block_mask` would look at every pair of tokens.
+    The blocks follow from the row's spans. `create_block_mask` would evaluate every pair of tokens to find them.
     """
     from torch.nn.attention.flex_attention import BlockMask
 
     tree, branch = torch.as_tensor(row.tree, device=device), torch.as_tensor(row.branch, device=device)
 
-    def sees(batch: Any, head: Any, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    def sees(batch: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         return (key <= query) & _find_seen(tree[query], branch[query], tree[key], branch[key])
 
     length = len(row.ids)
-    number = -(-length // BLOCK_SIZE)
-    looked_at = np.zeros((number, number), dtype=bool)
+    blocks = -(-length // BLOCK_SIZE)
+    has_pairs = np.zeros((blocks, blocks), dtype=bool)
     for own, trunk in _find_spans(row):
         queries = slice(own.start // BLOCK_SIZE, -(-own.stop // BLOCK_SIZE))
         for keys in (own, trunk or own):
-            looked_at[queries, keys.start // BLOCK_SIZE : -(-keys.stop // BLOCK_SIZE)] = True
-    looked_at = np.tril(looked_at)
-    counts = torch.as_tensor(looked_at.sum(axis=1), dtype=torch.int32, device=device)
-    indices = torch.as_tensor(np.argsort(~looked_at, axis=1, kind="stable"), dtype=torch.int32, device=device)
+            has_pairs[queries, keys.start // BLOCK_SIZE : -(-keys.stop // BLOCK_SIZE)] = True
+    has_pairs = np.tril(has_pairs)
+    counts = torch.as_tensor(has_pairs.sum(axis=1), dtype=torch.int32, device=device)
+    indices = torch.as_tensor(np.argsort(~has_pairs, axis=1, kind="stable"), dtype=torch.int32, device=device)
     return BlockMask.from_kv_blocks(
         counts[None, None], indices[None, None], BLOCK_SIZE=BLOCK_SIZE, mask_mod=sees, seq_lengths=(length, length)
     )
 
 
 def _find_spans(row: TreeRow) -> list[tuple[slice, slice | None]]:
-    """Trunks, and groups of branches each with the trunk that they see, in the order of the row."""
+    """Trunks, and groups of branches with the trunk that they see, in the order of the row."""
     spans: list[tuple[slice, slice | None]] = []
     is_edge = (np.diff(row.tree) != 0) | (np.diff(row.branch) != 0)
     edges = [0, *(np.flatnonzero(is_edge) + 1).tolist(), len(row.ids)]
@@ -212,8 +215,9 @@ def _make_segments(row: TreeRow, device: torch.device) -> list[Segment]:
 def _make_segment_mask(own: slice, trunk: slice | None, branch: torch.Tensor) -> torch.Tensor | None:
     if trunk is None:
         return None
-    behind = (branch[own, None] == branch[None, own]).tril()
-    return torch.cat([behind.new_ones(len(behind), trunk.stop - trunk.start), behind], dim=1)[None, None]
+    same_branch = (branch[own, None] == branch[None, own]).tril()
+    whole_trunk = same_branch.new_ones(len(same_branch), trunk.stop - trunk.start)
+    return torch.cat([whole_trunk, same_branch], dim=1)[None, None]
 
 
 def _attend_by_segment(
@@ -226,7 +230,7 @@ def _attend_by_segment(
 ) -> tuple[torch.Tensor, None]:
     """An attention function of transformers: `(1, heads, length, dim)` to `(1, length, heads, dim)`."""
     segments = _SEGMENTS.get()
-    if segments is None:  # the forward of a rank that ran out of rows
+    if segments is None:  # The dummy forward of a rank that ran out of rows while others forward trees.
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     outputs = []
     for segment in segments:

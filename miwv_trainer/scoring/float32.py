@@ -16,19 +16,18 @@ Slot = tuple[nn.Module, str]
 def use_float32(model: nn.Module) -> Iterator[None]:
     """
     Inside, the model's forward computes in float32 with the values of its low-precision weights, and without autocast.
-    For forwards without gradients. Outside, nothing has happened, also after an error.
+    Afterwards the model is as it was, also after an error. For forwards without gradients.
 
-    A layer's weights are copied to float32 while it runs, so that one layer is held twice at a time; embeddings, head,
-    and whatever several layers share, throughout. Parameters are set aside, not changed: their storage, gradients and
-    the hooks on them (of DistributedDataParallel, for one) stay. Whether matrix products of float32 use TF32 is left as
-    it is set.
+    The float32 weights of one layer exist only while that layer runs; those of embeddings, head and whatever several
+    layers share exist throughout. Parameters are replaced by copies, not changed, so that their storage, gradients and
+    hooks (such as DistributedDataParallel's) stay. The setting for TF32 is left as it is.
     """
     device_type = next(model.parameters()).device.type
     with ExitStack() as stack:
         stack.enter_context(torch.autocast(device_type, enabled=False))
         for module in get_inner_modules(model):
-            # accelerate enters autocast in the root's forward, so it is left in the first module called there; where
-            # the root's forward ends, autocast is again what it was before.
+            # accelerate enters autocast inside the root's forward, so each module in it turns autocast off again. When
+            # the root's forward ends, accelerate restores what was before.
             hook = module.register_forward_pre_hook(lambda *_: torch.set_autocast_enabled(device_type, False))
             stack.callback(hook.remove)
         blocks = list(_find_blocks(model))
@@ -37,14 +36,14 @@ def use_float32(model: nn.Module) -> Iterator[None]:
         for block, slots in zip(blocks, own, strict=True):
             upcast = _Upcast(slots)
             stack.callback(upcast.restore)
-            # First before the layer and last after it, so that hooks of others find the weights that it runs with.
+            # The first hook before the layer and the last one after it: other hooks see the weights that it runs with.
             stack.callback(block.register_forward_pre_hook(lambda *_, u=upcast: u.apply(), prepend=True).remove)
             stack.callback(block.register_forward_hook(lambda *_, u=upcast: u.restore()).remove)
         yield
 
 
 class _Upcast:
-    """Float32 copies in the place of tensors, until they are restored. Slots with one tensor share one copy."""
+    """Puts float32 copies in the place of tensors and restores these. Slots that share a tensor share its copy."""
 
     def __init__(self, slots: list[Slot]) -> None:
         self.slots = slots
@@ -76,7 +75,7 @@ def _copy_to_float32(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _assign_slots(model: nn.Module, blocks: list[nn.Module]) -> tuple[list[Slot], list[list[Slot]]]:
-    """The low-precision tensors of a model: those outside blocks or in several of them, and those of each block."""
+    """The slots of low-precision tensors: those outside blocks or in several blocks, and those of each block alone."""
     in_blocks = {module for block in blocks for module in block.modules()}
     outside = [module for module in model.modules() if module not in in_blocks]
     users: dict[int, set[int]] = {}
@@ -102,7 +101,7 @@ def _find_blocks(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def _list_low_precision(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
-    """The module's own parameters and buffers that are floating-point numbers of less than 32 bits."""
+    """Names and tensors of the module's own low-precision parameters and buffers."""
     held = [
         *module.named_parameters(recurse=False, remove_duplicate=False),
         *module.named_buffers(recurse=False, remove_duplicate=False),
@@ -111,4 +110,5 @@ def _list_low_precision(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
 
 
 def is_low_precision(tensor: torch.Tensor) -> bool:
+    """Whether a tensor holds floating-point numbers of less than 32 bits."""
     return tensor.is_floating_point() and tensor.dtype.itemsize < torch.float32.itemsize

@@ -1,4 +1,4 @@
-"""Batches through the model in turns: one forward a rank, until no rank has more, halved where memory runs out."""
+"""Batches through the model in turns of one forward a rank, until no rank has more; halved if memory runs out."""
 
 import logging
 from collections import deque
@@ -12,13 +12,13 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from miwv_trainer.distributed.world import Turn, World
-from miwv_trainer.scoring.head import PADDING_ID, forward_one_position
+from miwv_trainer.scoring.root_forward import PADDING_ID, forward_one_position
 
 logger = logging.getLogger(__name__)
 
 
 class Batch(Protocol):
-    """What one forward takes. Where memory runs out, it is divided."""
+    """What one forward takes. It is divided if memory runs out."""
 
     @property
     def tokens(self) -> int:
@@ -26,7 +26,7 @@ class Batch(Protocol):
         ...
 
     def halve(self: "BatchT") -> "Sequence[BatchT]":
-        """The same work in two parts; none where it cannot be divided."""
+        """The same work in two parts; none if it cannot be divided."""
         ...
 
 
@@ -41,7 +41,7 @@ def run_forwards(
     Yields each of this rank's batches with what `forward` returned for it.
 
     Ranks agree after every turn of forwards, so that an error on one rank ends all of them. A rank that has no batches
-    left waits for the others; where parameters are sharded, it runs dummy forwards meanwhile. The largest batch comes
+    left waits for the others; if parameters are sharded, it runs dummy forwards meanwhile. The largest batch comes
     first: a batch that does not fit the memory fails at once, and the ranks finish at about the same time.
 
     Args:
@@ -73,8 +73,8 @@ class _Share(Generic[BatchT, ResultT]):
     """
     One rank's batches, in the order in which they are forwarded.
 
-    Where memory runs out, that batch and all larger than half of it are halved, and what is scored is kept. Where
-    parameters are sharded a rank cannot leave a forward alone, and the run ends.
+    If memory runs out, that batch and all larger than half of it are halved, and what is scored is kept. If parameters
+    are sharded, the run ends: a rank that leaves a forward alone leaves the others waiting in a collective.
     """
 
     pending: deque[BatchT]
@@ -87,7 +87,7 @@ class _Share(Generic[BatchT, ResultT]):
         self.tokens = sum(batch.tokens for batch in self.pending)
 
     def forward_next(self) -> tuple[BatchT, ResultT] | None:
-        """The next batch with what `forward` makes of it; None where memory ran out and half of it may fit."""
+        """Forwards the next batch and returns it with the result; None if memory ran out and half of it may fit."""
         batch = self._take()
         while batch.tokens > self.most_tokens and (parts := batch.halve()):
             self._put_back(parts)
@@ -113,7 +113,7 @@ class _Share(Generic[BatchT, ResultT]):
 def _forward_unless_out_of_memory(
     forward: Callable[[BatchT], ResultT], batch: BatchT, is_sharded: bool
 ) -> ResultT | None:
-    """What `forward` makes of a batch; None where memory ran out and half of the batch may fit."""
+    """Returns what `forward` makes of a batch; None if memory ran out and half of the batch may fit."""
     try:
         return forward(batch)
     except Exception as error:
@@ -121,7 +121,7 @@ def _forward_unless_out_of_memory(
             raise
         if is_sharded or not batch.halve():
             raise RuntimeError(_explain_out_of_memory(batch, is_sharded)) from error
-    # Out of the handler, whose traceback held the failed forward's tensors.
+    # Not in the handler: the traceback still holds the failed forward's tensors there, and nothing would be freed.
     clear_device_cache(garbage_collection=True)
     return None
 
@@ -137,6 +137,7 @@ def _explain_out_of_memory(batch: Batch, is_sharded: bool) -> str:
 
 
 def _run_dummy_forward(model: nn.Module) -> None:
-    """A forward for a rank that ran out of work while others, under ZeRO-3, still need its parameters."""
+    """A forward for a rank that ran out of work while others still need its shard of the parameters."""
+    # Without it, the others wait in an all-gather until the timeout of the process group (DeepSpeed#860, #4367).
     ids = torch.full((1, 2), PADDING_ID, dtype=torch.long, device=next(model.parameters()).device)
     forward_one_position(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})

@@ -1,4 +1,4 @@
-"""Scoring leaves no trace: training flags, gradients and random states are afterwards what they were."""
+"""Scoring leaves no trace: training flags, gradients and random states are the same after it as before."""
 
 import random
 from collections.abc import Iterator
@@ -14,15 +14,16 @@ from miwv_trainer.distributed.sharding import reshard_afterwards
 @contextmanager
 def leave_no_trace(model: nn.Module) -> Iterator[None]:
     """
-    Evaluation mode without gradients inside; outside, nothing has happened.
-
-    Each module's own training flag comes back (a frozen submodule may have been in evaluation mode), and so do the
-    global random states, from which dropout and augmentation of the training that follows will draw. FSDP2
-    holds its share only.
+    Inside, the model is in evaluation mode and makes no gradients. Afterwards, the model and the global random states
+    are as they were, also after an error, and FSDP holds only its share of the parameters.
     """
+    # The flag of each module, because a frozen submodule may have been in evaluation mode.
     flags = [(module, module.training) for module in model.modules()]
+    # Evaluation mode also turns off LoRA's dropout, NEFTune's noise, router noise and gradient checkpointing.
     model.eval()
     try:
+        # Not `inference_mode`: under ZeRO-3 the next training step would fail, because "Inference tensors cannot be
+        # saved for backward" (ArcticTraining#265).
         with preserve_rng(), torch.no_grad(), reshard_afterwards(model):
             yield
     finally:
@@ -32,7 +33,12 @@ def leave_no_trace(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def preserve_rng() -> Iterator[None]:
-    """Brings the global random states of Python, NumPy, torch and CUDA back as they were."""
+    """
+    Afterwards, the global random states of Python, NumPy, torch and CUDA are as they were.
+
+    Iterating a DataLoader is enough to change torch's. Without this, dropout and shuffling of the training that follows
+    would depend on whether samples were scored.
+    """
     python_state, numpy_state = random.getstate(), np.random.get_state()
     try:
         # fork_rng restores torch's CPU state and that of every CUDA device.
@@ -45,7 +51,11 @@ def preserve_rng() -> Iterator[None]:
 
 @contextmanager
 def watch_autocast(model: nn.Module) -> Iterator[set[bool]]:
-    """Fills a set with whether the modules inside the model ran under autocast, which no parameter's dtype tells."""
+    """
+    Yields a set that receives, of each forward of a module inside the model, whether it ran under autocast.
+
+    No parameter's dtype tells: accelerate replaces the root's `forward` by one that enters autocast by itself.
+    """
     device_type = get_device(model).type
     noticed: set[bool] = set()
 
@@ -61,9 +71,10 @@ def watch_autocast(model: nn.Module) -> Iterator[set[bool]]:
 
 
 def get_inner_modules(model: nn.Module) -> list[nn.Module]:
-    """All modules but the root, around whose forward accelerate puts autocast."""
+    """All modules but the root. accelerate's autocast begins in the root's forward, after the root's own hooks."""
     return [module for module in model.modules() if module is not model]
 
 
 def get_device(model: nn.Module) -> torch.device:
+    """Where the model's first parameter lies."""
     return next(model.parameters()).device

@@ -1,7 +1,8 @@
-"""How a model's rows are laid out, decided on all ranks alike, and a whole pool scored in that layout.
+"""
+How a model's rows are laid out, decided on all ranks alike, and a whole pool scored in that layout.
 
 Trees forward a third fewer tokens than padded rows. They need a mask of their own in every layer, which not every
-family takes; so before the first row a few samples are scored both ways.
+family takes, and some ignore it without an error. So a few samples are scored both ways before the first row.
 """
 
 import logging
@@ -38,10 +39,7 @@ _warned: WeakSet[nn.Module] = WeakSet()
 
 def score_pool(scorer: Scorer, exemplars: np.ndarray, layout: str, recording: Recording = NOT_RECORDED) -> Losses:
     """
-    Both losses of every scorable sample, on every rank; the zero-shot ones alone with the layout `"zero_shot"`.
-
-    A loss that is not finite would spread over a whole row of trees. Such samples are scored again in padded rows,
-    where it stays with its own sample.
+    Both losses of every scorable sample, on every rank; only the zero-shot ones with the layout `"zero_shot"`.
 
     Args:
         exemplars: `(N,)` index of each sample's exemplar; samples without one are not scored.
@@ -52,13 +50,15 @@ def score_pool(scorer: Scorer, exemplars: np.ndarray, layout: str, recording: Re
         return score_batches(scorer, _plan_batches(scorer, exemplars, layout, size), exemplars, recording)
     rows = plan_trees(pool, exemplars, context, size.tokens_per_row)
     losses = score_trees(scorer, rows, size.tokens_per_batch, recording)
-    doubtful = find_scorable(pool, exemplars, context) & np.isnan(losses.miwv)
-    if not doubtful.any():
+    # One token that overflows makes the losses of a whole row of trees NaN, as a masked NaN times 0 is NaN. In padded
+    # rows it makes only its own sample's.
+    is_nan = find_scorable(pool, exemplars, context) & np.isnan(losses.miwv)
+    if not is_nan.any():
         return losses
-    of_doubtful = restrict_exemplars(doubtful, exemplars)
-    batches = _plan_batches(scorer, of_doubtful, "padded", size)
-    again = score_batches(scorer, batches, of_doubtful, recording.with_stage(f"{recording.stage}, alone"))
-    return losses.replace_samples(again, doubtful)
+    their_exemplars = restrict_exemplars(is_nan, exemplars)
+    batches = _plan_batches(scorer, their_exemplars, "padded", size)
+    again = score_batches(scorer, batches, their_exemplars, recording.with_stage(f"{recording.stage}, alone"))
+    return losses.replace_samples(again, is_nan)
 
 
 def count_planned_tokens(scorer: Scorer, exemplars: np.ndarray, layout: str) -> int:
@@ -81,8 +81,8 @@ def _plan_batches(scorer: Scorer, exemplars: np.ndarray, layout: str, size: Batc
 
 def choose_layout(scorer: Scorer, exemplars: np.ndarray) -> str:
     """
-    `"tree"` where the model's configuration allows it and a few samples have the same losses both ways; else
-    `"padded"`; `"zero_shot"` where the score asks for no other loss.
+    `"zero_shot"` if the score needs no other loss; `"tree"` if the model's configuration allows it and a few samples
+    have the same losses both ways; else `"padded"`.
 
     The model is in evaluation mode.
 
@@ -102,7 +102,7 @@ def choose_layout(scorer: Scorer, exemplars: np.ndarray) -> str:
         return "tree"
     if config.layout == "tree":
         raise ValueError(_explain_no_trees(model, obstacle))
-    if model not in _warned:  # every round chooses anew
+    if model not in _warned:  # Every round chooses anew; one warning is enough.
         _warned.add(model)
         logger.warning(
             '%s is scored in padded rows, which forward half as many tokens again as trees: %s. `layout="padded"` '
@@ -113,9 +113,10 @@ def choose_layout(scorer: Scorer, exemplars: np.ndarray) -> str:
 
 def check_layout(model: nn.Module, config: MIWVConfig) -> None:
     """
-    Raises `ValueError` where `layout="tree"` was asked for and the model's configuration tells that it cannot be had.
+    Checks what the model's configuration tells of the layout. Finding exemplars may take hours, so this comes before.
 
-    Called before there are exemplars, because finding them may take hours.
+    Raises:
+        ValueError: `layout="tree"` was asked for and the model cannot take it.
     """
     obstacle = find_tree_obstacle(model, find_context_length(model, config)) if config.layout == "tree" else None
     if obstacle is not None:
@@ -128,7 +129,7 @@ def _explain_no_trees(model: nn.Module, obstacle: str) -> str:
 
 
 def _compare_layouts(scorer: Scorer, exemplars: np.ndarray) -> str | None:
-    """Scores a few samples both ways on every rank; tells the difference where it is too large on any rank."""
+    """Scores a few samples both ways on every rank; returns the difference if it is too large on any rank."""
     with scorer.world.run_turn("comparing trees with padded rows"):
         found = _compare_layouts_here(scorer.restrict_to_this_rank(), exemplars)
     return next((each for each in scorer.world.all_gather(found) if each is not None), None)
@@ -136,34 +137,35 @@ def _compare_layouts(scorer: Scorer, exemplars: np.ndarray) -> str | None:
 
 def _compare_layouts_here(scorer: Scorer, exemplars: np.ndarray) -> str | None:
     few = _choose_related(scorer.pool, exemplars, scorer.context)
-    of_few = restrict_exemplars(few, exemplars)
+    their_exemplars = restrict_exemplars(few, exemplars)
 
-    def losses(layout: str, scorer: Scorer = scorer) -> np.ndarray:
-        scored = score_pool(scorer, of_few, layout)
-        return np.stack([scored.zero_shot, scored.one_shot])[:, few]
+    def score(layout: str, scorer: Scorer = scorer) -> np.ndarray:
+        losses = score_pool(scorer, their_exemplars, layout)
+        return np.stack([losses.zero_shot, losses.one_shot])[:, few]
 
     with watch_autocast(scorer.model) as noticed:
-        padded = losses("padded")
+        padded = score("padded")
+    # In low precision another batch alone moves a loss (lm-evaluation-harness#1645), which is no fault of trees.
     one_by_one = replace(scorer, config=replace(scorer.config, tokens_per_batch=1))
-    noise = np.abs(padded - losses("padded", one_by_one)).mean()
+    noise = np.abs(padded - score("padded", one_by_one)).mean()
     try:
-        difference = np.abs(padded - losses("tree")).mean()
+        difference = np.abs(padded - score("tree")).mean()
     except (RuntimeError, ValueError, TypeError) as error:
         return f"a forward of trees fails ({type(error).__name__}: {str(error).strip().partition(chr(10))[0]})"
     least = find_least_tolerance(scorer.model, any(noticed))
-    # NaN compares as false: where the loss itself is NaN, in both layouts alike, the round will say so.
+    # NaN compares as false: if the loss itself is NaN, in both layouts alike, the round will say so.
     too_much = difference > max(least, 10 * noise)
     return f"the losses of {len(few)} samples differ by {difference:.2g} on average" if too_much else None
 
 
 def find_least_tolerance(model: nn.Module, is_autocast: bool) -> float:
-    """How far a loss may move, computed in another way by the same weights, without meaning anything."""
+    """The difference between two ways to compute a loss with the same weights that rounding explains, in nats."""
     dtype = torch.bfloat16 if is_autocast else next(model.parameters()).dtype
     return LEAST_TOLERANCE.get(dtype, LEAST_TOLERANCE_LOW_PRECISION)
 
 
 def _choose_related(pool: Pool, exemplars: np.ndarray, context: int) -> np.ndarray:
-    """The shortest exemplar of two samples or more, with these, so that a row holds branches that could be confused."""
+    """The shortest exemplar of two samples or more, and a few of these: a row with branches that could be confused."""
     can_score = np.flatnonzero(find_scorable(pool, exemplars, context))
     shared = np.bincount(exemplars[can_score], minlength=len(pool))
     crowded = np.flatnonzero(shared >= min(2, shared.max()))

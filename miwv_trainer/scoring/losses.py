@@ -1,9 +1,9 @@
-"""Rows through the model to losses.
+"""
+A pass over the pool: every batch through the model, on some rank, to the losses of its samples.
 
 For sample i with response tokens y_1..y_n, exemplar k and context c, the loss is the mean over the response of
--log p(y_t | c, y_<t): zero-shot with c = x_i, one-shot with c = x_k, y_k, x_i (equations 2 and 3 of the paper, MIWV
-being their difference). Logits are made only where a response token is predicted, a few positions at a time. The
-forward is the root module's, which ZeRO-3 needs. The padded layout is the reference; rows of trees must give the same
+-log p(y_t | c, y_<t): zero-shot with c = x_i, one-shot with c = (x_k, y_k, x_i). These are equations 2 and 3 of the
+paper (arXiv 2511.07074); MIWV is their difference. The padded layout is the reference: rows of trees must give the same
 losses.
 """
 
@@ -13,36 +13,17 @@ from itertools import chain
 from typing import Protocol, TypeVar
 
 import numpy as np
-import torch
-from torch import nn
 
 from miwv_trainer.distributed.world import World
-from miwv_trainer.distributed.wrappers import inner_model
-from miwv_trainer.scoring.attention import (
-    Attention,
-    choose_tree_attention,
-    pad,
-    prepare_tree_inputs,
-    use_tree_attention,
-)
+from miwv_trainer.scoring.attention import choose_tree_attention, use_tree_attention
 from miwv_trainer.scoring.forwards import Batch, run_forwards
-from miwv_trainer.scoring.head import (
-    PADDING_ID,
-    Head,
-    Targets,
-    choose_head,
-    compute_answer_losses,
-    forward_one_position,
-)
-from miwv_trainer.scoring.isolation import get_device
-from miwv_trainer.scoring.rows import PaddedBatch, Row, make_prompt_row, make_rows
+from miwv_trainer.scoring.head import Head, choose_head
+from miwv_trainer.scoring.row_losses import ScoredLosses, compute_row_losses, compute_tree_losses
+from miwv_trainer.scoring.rows import PaddedBatch, make_rows
 from miwv_trainer.scoring.scorer import Scorer
-from miwv_trainer.scoring.trees import Tree, TreeBatch, TreeRow, make_tree_batches, make_tree_row
+from miwv_trainer.scoring.trees import Tree, TreeBatch, make_tree_batches, make_tree_row
 from miwv_trainer.selection.scores import compute_miwv
 from miwv_trainer.storage.journal import Journal, JournalLine
-
-# Kinds, samples and losses of one forward, `(losses,)` each.
-ScoredLosses = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -52,7 +33,7 @@ class Losses:
 
     Args:
         zero_shot: `(N,)` float32, NaN where a sample was not scored.
-        one_shot: `(N,)` float32, likewise.
+        one_shot: `(N,)` float32, NaN where a sample was not scored.
         tokens_forwarded: Tokens of all rows, padding included.
     """
 
@@ -62,10 +43,11 @@ class Losses:
 
     @property
     def miwv(self) -> np.ndarray:
+        """`(N,)` one-shot minus zero-shot loss."""
         return compute_miwv(self.one_shot, self.zero_shot)
 
     def replace_samples(self, others: "Losses", samples: np.ndarray) -> "Losses":
-        """These losses, those of `samples` (indices, or a mask) taken from `others`; tokens of both."""
+        """These losses with those of `samples` (indices or a mask) taken from `others`. Tokens are added up."""
         zero_shot, one_shot = self.zero_shot.copy(), self.one_shot.copy()
         zero_shot[samples], one_shot[samples] = others.zero_shot[samples], others.one_shot[samples]
         return Losses(zero_shot, one_shot, self.tokens_forwarded + others.tokens_forwarded)
@@ -77,7 +59,7 @@ class Recording:
     Where a pass over the pool is recorded.
 
     Args:
-        journal: Receives what each forward gave. What it holds of this stage already is not forwarded again.
+        journal: Receives the losses of each forward. Those that it already holds of this stage are not computed again.
         stage: Name of the pass within the round.
     """
 
@@ -124,7 +106,7 @@ def score_batches(
 
     def score(batch: PaddedBatch, head: Head) -> ScoredLosses:
         rows = make_rows(batch, scorer.pool, exemplars, scorer.context)
-        return batch.kinds, batch.samples, compute_response_losses(scorer.model, rows, scorer.config.logits_chunk, head)
+        return batch.kinds, batch.samples, compute_row_losses(scorer.model, rows, scorer.config.logits_chunk, head)
 
     return _sweep(scorer, batches, score, recording)
 
@@ -141,7 +123,7 @@ def score_trees(
     batches = make_tree_batches(rows, pool, tokens_per_batch, is_padded=attention == "mask")
 
     def score(batch: TreeBatch, head: Head) -> ScoredLosses:
-        # Only masks are padded. The other ways compute nothing between trees, so that rows are joined.
+        # Only masks need rows of one length. The other ways compute nothing between trees, so rows become one.
         joined = batch.rows if batch.is_padded else [list(chain(*batch.rows))]
         laid_out = [make_tree_row(row, pool) for row in joined]
         return compute_tree_losses(model, laid_out, attention, scorer.config.logits_chunk, head)
@@ -156,12 +138,18 @@ def _sweep(
     score: Callable[[ScoringBatchT, Head], ScoredLosses],
     recording: Recording,
 ) -> Losses:
-    """Scores each batch on one rank, writes results into slots of their own, and sums the slots over ranks once."""
+    """
+    Scores each batch on one rank and returns all losses on every rank.
+
+    Each rank fills its own slots of arrays of zeros, and one sum over ranks puts them together: exact, whatever the
+    order.
+    """
     world, journal, size = scorer.world, recording.journal, len(scorer.pool)
     losses_in_all = sum(len(batch.samples) for batch in batches)
     recorded = _read_recorded(recording, size, world)
-    # Batches were composed before what is recorded is left out, so that losses do not depend on where a round stopped.
-    batches = [batch for batch in batches if not recorded.is_known[batch.kinds, batch.samples].all()]
+    # Only whole batches are left out. Batches composed anew of what is missing would change the last bits of losses, so
+    # scores would depend on where a round was interrupted.
+    batches = [batch for batch in batches if not recorded.is_recorded[batch.kinds, batch.samples].all()]
     losses = np.zeros((2, size))
     is_scored = np.zeros((2, size))
     tokens = np.zeros(1, dtype=np.int64)
@@ -181,122 +169,39 @@ def _sweep(
         is_scored[kinds, samples] = 1
         tokens += batch.tokens
     losses, is_scored = world.all_reduce_sum(losses), world.all_reduce_sum(is_scored)
-    losses = np.where(is_scored > 0, losses, np.where(recorded.is_known, recorded.losses, np.nan))
+    losses = np.where(is_scored > 0, losses, np.where(recorded.is_recorded, recorded.losses, np.nan))
     zero_shot, one_shot = losses.astype(np.float32)
     return Losses(zero_shot, one_shot, int(world.all_reduce_sum(tokens)[0]) + recorded.tokens)
 
 
 @dataclass(frozen=True)
 class _Recorded:
-    """What the journals of all ranks hold of a pass: `(2, N)` losses, which are known, tokens forwarded for them."""
+    """
+    What the journals of all ranks hold of a pass.
+
+    Args:
+        losses: `(2, N)` zero-shot and one-shot losses.
+        is_recorded: `(2, N)` whether a loss is recorded.
+        tokens: Tokens forwarded for them.
+    """
 
     losses: np.ndarray
-    is_known: np.ndarray
+    is_recorded: np.ndarray
     tokens: int
 
 
 def _read_recorded(recording: Recording, size: int, world: World) -> _Recorded:
-    """The same on every rank, although a rank may see the files of its own machine only."""
-    losses, is_known = np.zeros((2, size)), np.zeros((2, size))
+    """Reads the journals, the same on every rank, although a rank may see only the files of its own machine."""
+    losses, readers = np.zeros((2, size)), np.zeros((2, size))
     if recording.journal is None:
-        return _Recorded(losses, is_known > 0, 0)
+        return _Recorded(losses, readers > 0, 0)
     tokens = np.zeros(world.size, dtype=np.int64)
     with world.run_together("reading the journal"):
         for line in chain(*recording.journal.read()):
             if line.stage == recording.stage:
                 losses[line.kinds, line.samples] = line.losses
-                is_known[line.kinds, line.samples] = 1
+                readers[line.kinds, line.samples] = 1
                 tokens[world.rank] += line.tokens
     # A loss is float32, so that neither the sum over the ranks that read it nor the division rounds.
-    losses, is_known = world.all_reduce_sum(losses), world.all_reduce_sum(is_known)
-    return _Recorded(losses / np.maximum(is_known, 1), is_known > 0, int(world.all_reduce_sum(tokens).max()))
-
-
-def compute_response_losses(
-    model: nn.Module, rows: list[Row], logits_chunk: int = 256, head: Head | None = None
-) -> np.ndarray:
-    """
-    `(rows,)` mean negative log-likelihood of each row's response tokens, from one forward.
-
-    A token at position t is predicted at t - 1. Without a head, [`~miwv_trainer.scoring.head.choose_head`] finds it by
-    another forward.
-    """
-    row_numbers = np.repeat(np.arange(len(rows)), [len(row.targets) for row in rows])
-    predicting = np.concatenate([row.targets - 1 for row in rows])
-    answers = np.concatenate([row.ids[row.targets] for row in rows])
-    head = choose_head(model) if head is None else head
-    targets = Targets.from_arrays(row_numbers, predicting, answers)
-    nll = compute_answer_losses(model, _pad_rows(rows, get_device(model)), targets, logits_chunk, head)
-    return np.bincount(row_numbers, weights=nll) / np.bincount(row_numbers)
-
-
-def compute_tree_losses(
-    model: nn.Module, rows: list[TreeRow], attention: Attention, logits_chunk: int, head: Head
-) -> ScoredLosses:
-    """
-    Kinds, samples and mean negative log-likelihoods, `(losses,)` each, of what rows of trees score, from one forward.
-
-    A response token stands right behind the one that predicts it, since its sample's prompt comes first.
-    """
-    numbers = np.repeat(np.arange(len(rows)), [len(row.targets) for row in rows])
-    targets, samples, kinds = (
-        np.concatenate([getattr(row, name) for row in rows]) for name in ("targets", "samples", "kinds")
-    )
-    answers = np.concatenate([row.ids[row.targets] for row in rows])
-    with prepare_tree_inputs(model, rows, attention) as inputs:
-        nll = compute_answer_losses(
-            model, inputs, Targets.from_arrays(numbers, targets - 1, answers), logits_chunk, head
-        )
-    slots, slot = np.unique(np.stack([kinds, samples]), axis=1, return_inverse=True)
-    return slots[0], slots[1], np.bincount(slot, weights=nll) / np.bincount(slot)
-
-
-def embed_prompts(scorer: Scorer, batches: list[PaddedBatch]) -> np.ndarray:
-    """
-    `(N, hidden)` mean of the last hidden states over each prompt's tokens: the `"model"` embedder.
-
-    Args:
-        batches: From [`~miwv_trainer.scoring.rows.plan_prompts`].
-    """
-    model, pool, world = scorer.model, scorer.pool, scorer.world
-
-    def embed(batch: PaddedBatch) -> np.ndarray:
-        return _average_prompt_states(
-            model, [make_prompt_row(pool, sample, scorer.context) for sample in batch.samples.tolist()]
-        )
-
-    sums: np.ndarray | None = None
-    for batch, means in run_forwards(model, batches, embed, world, "embedding the prompts with the model"):
-        if sums is None:
-            sums = np.zeros((len(pool), means.shape[1]), dtype=np.float32)
-        sums[batch.samples] = means
-    # Rank 0 always has a batch; a rank without one learns the width from it.
-    width = world.broadcast_from_main(0 if sums is None else sums.shape[1])
-    return world.all_reduce_sum(sums if sums is not None else np.zeros((len(pool), width), dtype=np.float32))
-
-
-def _average_prompt_states(model: nn.Module, rows: list[Row]) -> np.ndarray:
-    """`(rows, hidden)` means over each row's targets of what the backbone puts out during a root forward."""
-    inputs = _pad_rows(rows, get_device(model))
-    outputs: list[torch.Tensor] = []
-    hook = inner_model(model).base_model.register_forward_hook(
-        lambda module, args, output: outputs.append(output.last_hidden_state)
-    )
-    try:
-        forward_one_position(model, inputs)
-    finally:
-        hook.remove()
-    (hidden,) = outputs
-    is_prompt = torch.zeros(hidden.shape[:2], device=hidden.device)
-    for number, row in enumerate(rows):
-        is_prompt[number, torch.as_tensor(row.targets, device=hidden.device)] = 1
-    means = torch.einsum("bth,bt->bh", hidden.float(), is_prompt) / is_prompt.sum(dim=1, keepdim=True)
-    return means.cpu().numpy()
-
-
-def _pad_rows(rows: list[Row], device: torch.device) -> dict[str, torch.Tensor]:
-    """Right-padded `(rows, length)` ids and mask: correct for every causal family, recurrent ones too."""
-    return {
-        "input_ids": pad([row.ids for row in rows], PADDING_ID, device),
-        "attention_mask": pad([np.ones(len(row.ids)) for row in rows], 0, device),
-    }
+    losses, readers = world.all_reduce_sum(losses), world.all_reduce_sum(readers)
+    return _Recorded(losses / np.maximum(readers, 1), readers > 0, int(world.all_reduce_sum(tokens).max()))

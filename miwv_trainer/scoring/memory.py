@@ -1,15 +1,15 @@
-"""How many tokens one scoring forward takes: what pays on the device, as far as its memory is free.
+"""
+How many tokens one scoring forward takes: as many as make it faster on the device, as far as memory is free.
 
-Extra memory of a forward without gradients over the loaded model, with b bytes a number of the model's dtype:
+Extra memory of a forward without gradients, in bytes over the loaded model, with b bytes a number of the model's dtype:
 
     tokens * b * (4 * intermediate size + 8 * hidden size)      one layer's activations, the widest moment
-    + rows * tokens_per_row**2 * (1 + b)                        masks, where rows have them
-    + rows * tokens_per_row**2 * heads * (4 + 2 * b)            eager attention's weights, instead
+    + rows * tokens_per_row**2 * (1 + b)                        masks, if rows have them
+    + rows * tokens_per_row**2 * heads * (4 + 2 * b)            eager attention's weights, instead of masks
     + logits_chunk * vocabulary * (8 + b)                       the head
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import psutil
@@ -21,14 +21,15 @@ from miwv_trainer.distributed.world import World
 from miwv_trainer.distributed.wrappers import attention_implementation, inner_model
 from miwv_trainer.scoring.attention import Attention, choose_tree_attention
 
+# The formula leaves out fragmentation, kernels' workspaces and what other processes will take.
 SHARE_OF_FREE_MEMORY = 0.5
 LEAST_TOKENS = 256
-# Where memory allows more, a longer forward is no faster.
+# A longer forward is no faster, however much memory is free.
 TOKENS_ON_CPU = 4096
 TOKENS_ON_ACCELERATOR = 32768
 # A forward takes at most 1/256 of the pool's tokens, so that up to 64 ranks get nearly equal work.
 LEAST_FORWARDS = 256
-# Longer rows repeat fewer trunks. Rows that have masks also compute the pairs that are masked.
+# Longer rows repeat fewer trunks. Rows with masks also compute the masked pairs, whose number grows with the square.
 ROW_WITHOUT_MASK = 4096
 ROW_WITH_MASK_ON_CPU = 1024
 ROW_WITH_MASK_ON_ACCELERATOR = 2048
@@ -37,13 +38,15 @@ ROW_WITH_MASK_ON_ACCELERATOR = 2048
 @dataclass(frozen=True)
 class MemoryBudget:
     """
-    What limits the size of forwards. It is measured once for a round and kept in the round's journal, because free
-    memory changes from minute to minute: a round that goes on after a kill must compose the batches that it had.
+    What limits the size of forwards.
+
+    It is measured once for a round and kept in the round's journal, because free memory changes from minute to minute:
+    a round that is resumed after a kill must compose the batches that it had.
 
     Args:
         free_bytes: Memory free on the rank that has least.
-        longest_row: Tokens of a row of trees beyond which longer rows do not pay on this device.
-        longest_batch: Likewise, tokens of a forward.
+        longest_row: Most tokens of a row of trees that still make scoring faster on this device.
+        longest_batch: Most tokens of a forward that still do.
     """
 
     free_bytes: int
@@ -53,7 +56,7 @@ class MemoryBudget:
 
 @dataclass(frozen=True)
 class BatchSize:
-    """Most tokens of one row of trees, and of one forward, padding included. One longer sample goes alone."""
+    """Most tokens of one row of trees, and of one forward, padding included. A longer sample is forwarded alone."""
 
     tokens_per_row: int
     tokens_per_batch: int
@@ -72,11 +75,11 @@ def measure_memory(model: nn.Module, world: World) -> MemoryBudget:
 
 def size_batches(model: nn.Module, config: MIWVConfig, memory: MemoryBudget, work: int | None = None) -> BatchSize:
     """
-    The size of forwards: as configured; else what pays on the device, halved until half of the free memory holds it.
+    The size of forwards: as configured; else the most that is faster, halved until half of the free memory holds it.
 
     Args:
         work: Tokens of all forwards together, about. A forward takes at most a small share of them, or one row. The
-            share does not depend on the number of ranks, so that batches, and with them losses, do not either.
+            share does not depend on the number of ranks, so neither do batches, nor the last bits of losses.
     """
     longest_row, batch = memory.longest_row, config.tokens_per_batch
     if batch is None:
@@ -95,8 +98,8 @@ def size_batches(model: nn.Module, config: MIWVConfig, memory: MemoryBudget, wor
     return BatchSize(config.tokens_per_row or min(longest_row, batch), batch)
 
 
-def estimate_memory(model: Any, tokens_per_row: int, tokens: int, logits_chunk: int, attention: Attention) -> int:
-    """Bytes that a scoring forward of so many tokens takes over the loaded model, by the formula above."""
+def estimate_memory(model: nn.Module, tokens_per_row: int, tokens: int, logits_chunk: int, attention: Attention) -> int:
+    """Bytes that a scoring forward of `tokens` tokens takes over the loaded model, by the formula above."""
     config = inner_model(model).config.get_text_config()
     number = next(model.parameters()).dtype.itemsize
     hidden = config.hidden_size
@@ -112,7 +115,7 @@ def find_least_free_memory(device: torch.device, world: World) -> int:
     """Bytes free on the rank that has least, on every rank. Ranks on a CPU share what is free."""
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
-        # What torch has reserved and not given out is free to it.
+        # Memory that torch has reserved and not given out counts as taken for the driver, and is free to torch.
         free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     else:
         free = psutil.virtual_memory().available // world.size

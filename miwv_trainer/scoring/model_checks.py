@@ -1,17 +1,19 @@
 """Whether MIWV is defined for a model, before anything is computed."""
 
-from typing import Any
-
 import numpy as np
+from transformers import PreTrainedModel
 
 from miwv_trainer.data.pool import Pool
 from miwv_trainer.distributed.wrappers import is_prompt_tuned
 from miwv_trainer.scoring.context import get_text_config
 
 
-def check_model(model: Any, pool: Pool) -> None:
+def check_model(model: PreTrainedModel, pool: Pool) -> None:
     """
-    Raises `ValueError` where MIWV is not defined for the model, or the pool is not in its vocabulary.
+    Checks that MIWV is defined for the model, and that the pool is in its vocabulary.
+
+    Raises:
+        ValueError: the model is an encoder-decoder or prompt-tuned, or lacks a token id of the pool.
     """
     config = model.config
     if config.is_encoder_decoder:

@@ -1,8 +1,10 @@
-"""Samples near the selection's threshold, scored again in float32 where the model computes in lower precision.
+"""
+Samples near the selection's threshold, scored again in float32 if the model computes in lower precision.
 
 Rounding to bfloat16 moves a loss by some hundredths of a nat, and MIWV is a small difference of two losses: samples on
-both sides of the threshold change places. Far from it rounding changes no selection, so only a band around it is
-scored again, with the same low-precision weights in float32 arithmetic, as wide as the rounding measured there asks.
+both sides of the threshold change places. Far from the threshold, rounding changes no selection. So only samples within
+a band around it are scored again, with the same low-precision weights in float32 arithmetic; the rounding measured
+there gives the band's width. The price is bounded: at most a quarter of the pool is scored twice.
 """
 
 import logging
@@ -25,11 +27,15 @@ from miwv_trainer.scoring.scorer import Scorer
 from miwv_trainer.storage.journal import Journal
 
 logger = logging.getLogger(__name__)
-CALIBRATION = 32  # samples that tell how much rounding moves MIWV, to an eighth of it
-WIDTH = 3.0  # half the band's width, in root mean squares of that movement
-MOST_REFINED = 0.25  # of the pool: float32 may be an order of magnitude slower
-REFINED = "float32"  # the stages' name in the journal
-# Losses to `(N,)` scores and `(N,)` distances from the threshold of the selection, NaN where there is none.
+# Samples from which rounding is first estimated. The standard error of a root mean square of 32 values is an eighth.
+CALIBRATION = 32
+# Half the band's width, in root mean squares of what rounding moves: three, so that few samples outside it cross.
+WIDTH = 3.0
+# Share of the pool. Float32 may be an order of magnitude slower.
+MOST_REFINED = 0.25
+# How the names of these stages begin in the journal.
+REFINED = "float32"
+# From losses to `(N,)` scores and `(N,)` distances from the threshold of the selection, NaN where there is none.
 Ranking = Callable[[Losses], tuple[np.ndarray, np.ndarray]]
 
 
@@ -39,10 +45,10 @@ class Refined:
     Losses of a pool, those near the threshold in float32 arithmetic.
 
     Args:
-        losses: Of all samples; its `tokens_forwarded` includes `tokens`.
+        losses: Losses of all samples; `tokens_forwarded` includes `tokens`.
         samples: How many were scored again.
-        tokens: Tokens forwarded for them.
-        seconds: Time that took.
+        tokens: Tokens forwarded for these.
+        seconds: Time for these.
     """
 
     losses: Losses
@@ -55,8 +61,8 @@ def score_refined(
     scorer: Scorer, exemplars: np.ndarray, layout: str, ranking: Ranking, journal: Journal | None = None
 ) -> Refined:
     """
-    Like [`~miwv_trainer.scoring.layout.score_pool`]; then, where the model computes below float32 and
-    `refine_near_threshold` is on, the samples near the threshold again.
+    Scores a pool like [`~miwv_trainer.scoring.layout.score_pool`]. Then, if the model computes below float32 and
+    `refine_near_threshold` is on, the samples near the threshold are scored again.
 
     A model that cannot compute in float32 keeps the losses it has, and a log line says why.
     """
@@ -93,8 +99,8 @@ def refine(
 
     Args:
         exemplars: `(N,)` index of each sample's exemplar.
-        losses: Of the same pool, by the model as it computes.
-        ranking: What is ranked and where its threshold lies.
+        losses: Losses of the same pool by the model in its own precision.
+        ranking: Gives scores, and their distances from the threshold.
     """
     started, world, size = time.perf_counter(), scorer.world, len(scorer.pool)
     most = max(CALIBRATION, int(MOST_REFINED * size))
@@ -115,7 +121,7 @@ def refine(
                 width = WIDTH * _root_mean_square(scores_now[is_done] - scores[is_done])
                 wanted = find_nearest(distances, width)
                 wanted = wanted[~is_done[wanted]]
-    # Float32 did not fit the memory, or a kernel does not take it. Ranks have agreed, so all of them come here.
+    # Float32 does not fit the memory, or a kernel does not take it. Ranks agree on errors, so all come here.
     except RuntimeError as error:
         if world.is_main:
             logger.warning(
@@ -133,19 +139,19 @@ def refine(
 
 
 def _root_mean_square(values: np.ndarray) -> float:
-    """Over what is finite; 0 where nothing is."""
+    """Root mean square of the finite values; 0 if none is."""
     finite = values[np.isfinite(values)]
     return float(np.sqrt(np.mean(np.square(finite)))) if len(finite) else 0.0
 
 
 def find_nearest(distances: np.ndarray, width: float) -> np.ndarray:
-    """The samples at most `width` from their threshold, nearest first, ties by lower index; none where it is NaN."""
+    """Samples at most `width` from their threshold, nearest first, ties by lower index; none whose distance is NaN."""
     order = np.argsort(distances, kind="stable")
     return order[distances[order] <= width]
 
 
 def _find_obstacle(model: nn.Module, world: World) -> str | None:
-    """Why the model's weights cannot be copied to float32; None where they can."""
+    """Why the model's weights cannot be copied to float32; None if they can."""
     if world.sharded:
         return "the model's parameters are split over the ranks"
     if any(parameter.is_meta for parameter in model.parameters()):

@@ -1,14 +1,11 @@
-"""How samples share a forward. Rows are composed over the whole pool before they are dealt to ranks, so that scores do
-not depend on the number of ranks.
+"""
+The padded layout: each sample is one row without its exemplar (zero-shot loss) and one behind it (one-shot loss).
 
-The padded layout: every sample is one row without an exemplar (its zero-shot loss) and one row behind its exemplar
-(its one-shot loss). Rows are sorted by length, so that little is padded. The price is that an exemplar is forwarded
-again for every sample that retrieved it: about three times the pool's own tokens in all.
+Rows are sorted by length, so that little is padded. The price is that an exemplar is forwarded again for each sample
+that retrieved it: about three times the pool's own tokens in all. Every causal model takes these rows.
 
-The tree layout: attention is causal and the exemplar comes first, so an exemplar's own sequence is a trunk behind which
-every sample that retrieved it is a branch, which sees the trunk and itself. The trunk gives the exemplar's zero-shot
-loss, each branch its sample's one-shot loss: about twice the pool's own tokens. The price is a mask of its own for each
-row, and trunks that stand again where their branches fill several rows.
+Rows are composed over the whole pool before they are dealt to ranks, so that scores do not depend on the number of
+ranks. (The same row in another batch has other last bits: lm-evaluation-harness#1645.)
 """
 
 from dataclasses import dataclass
@@ -22,7 +19,7 @@ ZERO_SHOT, ONE_SHOT = 0, 1
 
 @dataclass(frozen=True)
 class Row:
-    """One sequence to forward: `(length,)` ids, and the positions of the response tokens that are scored in it."""
+    """One sequence: `(length,)` token ids, and `(targets,)` positions of the response tokens that are scored in it."""
 
     ids: np.ndarray
     targets: np.ndarray
@@ -30,7 +27,14 @@ class Row:
 
 @dataclass(frozen=True)
 class PaddedBatch:
-    """Rows forwarded together: for each, the sample, which of its two losses (`ZERO_SHOT`, `ONE_SHOT`), and tokens."""
+    """
+    Rows that are forwarded together.
+
+    Args:
+        samples: `(rows,)` index of each row's sample.
+        kinds: `(rows,)` which of the sample's two losses the row gives, `ZERO_SHOT` or `ONE_SHOT`.
+        lengths: `(rows,)` each row's tokens, without padding.
+    """
 
     samples: np.ndarray
     kinds: np.ndarray
@@ -47,7 +51,7 @@ class PaddedBatch:
         return len(self.samples) * self.padded_length
 
     def halve(self) -> "list[PaddedBatch]":
-        """The same rows in two batches; none where there is one row only."""
+        """The same rows in two batches; none if there is only one row."""
         middle = len(self.samples) // 2
         if not middle:
             return []
@@ -58,41 +62,49 @@ class PaddedBatch:
 
 
 def find_scorable(pool: Pool, exemplars: np.ndarray, context: int) -> np.ndarray:
-    """`(N,)` which samples have prompt, response and exemplar, and leave room for at least one exemplar token."""
+    """`(N,)` bool: the samples with prompt, response and exemplar that leave room for at least one exemplar token."""
     fits = len(pool.preamble) + pool.lengths < context
     return pool.has_prompt_and_response & (exemplars != NO_EXEMPLAR) & fits
 
 
 def restrict_exemplars(samples: np.ndarray, exemplars: np.ndarray) -> np.ndarray:
-    """`(N,)` exemplars with which only `samples` (indices, or a mask) are scored."""
+    """`(N,)` the exemplars of `samples` (indices or a mask), and none for the others, which are then not scored."""
     chosen = np.full_like(exemplars, NO_EXEMPLAR)
     chosen[samples] = exemplars[samples]
     return chosen
 
 
 def make_zero_shot_row(pool: Pool, sample: int) -> Row:
-    """The sample by itself: preamble, prompt, response."""
-    before = len(pool.preamble)
+    """The sample without an exemplar: preamble, prompt, response."""
+    start = len(pool.preamble)
     ids = np.concatenate([pool.preamble, pool.sample(sample)])
-    return Row(ids, before + np.flatnonzero(pool.response_mask(sample)))
+    return Row(ids, start + np.flatnonzero(pool.response_mask(sample)))
 
 
 def make_one_shot_row(pool: Pool, sample: int, exemplar: int, context: int) -> Row:
     """
     The sample behind its exemplar: preamble, exemplar, prompt, response.
 
-    An exemplar that does not fit loses its beginning, so that its response and end of turn stay; the sample is never
-    cut.
+    An exemplar that does not fit loses its beginning, so that its response and end of turn stay. The sample is never
+    cut: its two losses must be over the same tokens.
     """
     room = context - len(pool.preamble) - int(pool.lengths[sample])
     shown = pool.sample(exemplar)[-room:]
-    before = len(pool.preamble) + len(shown)
+    start = len(pool.preamble) + len(shown)
     ids = np.concatenate([pool.preamble, shown, pool.sample(sample)])
-    return Row(ids, before + np.flatnonzero(pool.response_mask(sample)))
+    return Row(ids, start + np.flatnonzero(pool.response_mask(sample)))
 
 
 def make_rows(batch: PaddedBatch, pool: Pool, exemplars: np.ndarray | None, context: int) -> list[Row]:
-    """The rows of a batch, in its order. `exemplars` may be None where no row is one-shot."""
+    """
+    The rows of a batch, in its order.
+
+    Args:
+        exemplars: `(N,)` index of each sample's exemplar; None if no row is one-shot.
+
+    Raises:
+        ValueError: a row is one-shot and there are no exemplars.
+    """
     rows = []
     for sample, kind in zip(batch.samples.tolist(), batch.kinds.tolist(), strict=True):
         if kind == ZERO_SHOT:
@@ -105,11 +117,11 @@ def make_rows(batch: PaddedBatch, pool: Pool, exemplars: np.ndarray | None, cont
 
 
 def plan_padded(pool: Pool, exemplars: np.ndarray, context: int, tokens_per_batch: int) -> list[PaddedBatch]:
-    """Every scorable sample once without and once behind its exemplar, longest first."""
+    """Batches with each scorable sample once without and once behind its exemplar, longest first."""
     samples = np.flatnonzero(find_scorable(pool, exemplars, context))
-    alone = len(pool.preamble) + pool.lengths[samples]
-    behind = np.minimum(alone + pool.lengths[exemplars[samples]], context)
-    lengths = np.concatenate([alone, behind])
+    zero_shot = len(pool.preamble) + pool.lengths[samples]
+    one_shot = np.minimum(zero_shot + pool.lengths[exemplars[samples]], context)
+    lengths = np.concatenate([zero_shot, one_shot])
     kinds = np.repeat([ZERO_SHOT, ONE_SHOT], len(samples))
     return _fill_batches(np.tile(samples, 2), kinds, lengths, tokens_per_batch)
 
@@ -117,7 +129,12 @@ def plan_padded(pool: Pool, exemplars: np.ndarray, context: int, tokens_per_batc
 def plan_zero_shot(
     pool: Pool, context: int, tokens_per_batch: int, among: np.ndarray | None = None
 ) -> list[PaddedBatch]:
-    """Samples (`among` these) with prompt and response that fit the context, without an exemplar, longest first."""
+    """
+    Batches of samples with prompt and response that fit the context, without exemplars, longest first.
+
+    Args:
+        among: Indices of the samples that may be taken; None for all.
+    """
     lengths = len(pool.preamble) + pool.lengths
     samples = np.flatnonzero(pool.has_prompt_and_response & (lengths <= context))
     samples = samples if among is None else np.intersect1d(samples, among)
@@ -125,14 +142,14 @@ def plan_zero_shot(
 
 
 def plan_prompts(pool: Pool, context: int, tokens_per_batch: int) -> list[PaddedBatch]:
-    """Every sample's prompt behind the preamble, longest first: the rows of the `"model"` embedder."""
+    """Batches of each sample's prompt behind the preamble, longest first: the rows of the `"model"` embedder."""
     lengths = np.minimum(len(pool.preamble) + pool.prompt_tokens, context)
     samples = np.flatnonzero(lengths > 0)
     return _fill_batches(samples, np.zeros(len(samples), dtype=np.int64), lengths[samples], tokens_per_batch)
 
 
 def make_prompt_row(pool: Pool, sample: int, context: int) -> Row:
-    """Preamble and prompt; `targets` are the prompt's positions."""
+    """Preamble and prompt, cut to the context; `targets` are the prompt's positions."""
     ids = np.concatenate([pool.preamble, pool.prompt(sample)])[:context]
     return Row(ids, np.arange(min(len(pool.preamble), len(ids) - 1), len(ids)))
 

@@ -1,7 +1,9 @@
-"""What every pass of a round shares: model, pool, configuration, ranks, and the limits that are decided once.
+"""
+What every pass of a round shares: model, pool, configuration, ranks, and the limits that are decided once.
 
-Limits are decided once because a round may be killed and go on in another process. Batches change the last bits of a
-loss, and free memory differs from minute to minute; a round that measured it again would compose other batches.
+A round may be killed and resumed by another process. Free memory differs from minute to minute, so a round that
+measured it again would compose other batches, and the batch changes the last bits of a loss
+(lm-evaluation-harness#1645): the resumed round would end with other scores.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -23,7 +25,7 @@ from miwv_trainer.storage.journal import PlanHeader
 @dataclass(frozen=True)
 class ScoringPlan:
     """
-    The three decisions of a round, which its journal's header holds.
+    The three decisions of a round, which are written into its journal's header.
 
     Args:
         context: Longest sequence, in tokens, that is forwarded.
@@ -36,12 +38,12 @@ class ScoringPlan:
     memory: MemoryBudget
 
     def to_header(self) -> PlanHeader:
-        """The plan as JSON holds it."""
+        """The plan as entries of a journal's header."""
         return PlanHeader(context=self.context, layout=self.layout, memory=asdict(self.memory))
 
     @classmethod
     def from_header(cls, header: PlanHeader) -> "ScoringPlan":
-        """The plan that a journal's header holds among other entries."""
+        """The plan among the entries of a journal's header."""
         return cls(header["context"], header["layout"], MemoryBudget(**header["memory"]))
 
 
@@ -53,7 +55,7 @@ class Scorer:
     Args:
         model: The model as it is forwarded: FSDP's wrapper, else the module inside all wrappers.
         pool: N samples as token ids.
-        config: Its `tokens_per_batch`, `tokens_per_row` and `logits_chunk` come before what memory allows.
+        config: `tokens_per_batch`, `tokens_per_row` and `logits_chunk`, if given, take the place of what memory allows.
         world: The ranks among which forwards are dealt.
         context: Longest sequence, in tokens, that is forwarded.
         memory: What limits the size of forwards.
@@ -67,26 +69,27 @@ class Scorer:
     memory: MemoryBudget
 
     def follow(self, plan: ScoringPlan) -> "Scorer":
-        """The scorer of the same round in an earlier process, whose journal holds `plan`."""
+        """This scorer with the limits of an earlier process, whose journal of the same round holds `plan`."""
         return replace(self, context=plan.context, memory=plan.memory)
 
     def restrict_to_this_rank(self) -> "Scorer":
-        """The same for forwards that every rank makes by itself, with no progress bar."""
+        """A scorer for forwards that each rank makes by itself, without a progress bar."""
         return replace(self, world=World(0, 1, self.world.device, self.world.sharded, quiet=True))
 
     def size_batches(self, exemplars: np.ndarray) -> BatchSize:
-        """The size of the forwards that score the samples which have `exemplars`, `(N,)`."""
+        """The size of the forwards that score the samples that have an exemplar in `exemplars`, `(N,)`."""
         can_score = find_scorable(self.pool, exemplars, self.context)
         return size_batches(self.model, self.config, self.memory, 2 * int(self.pool.lengths[can_score].sum()))
 
 
 def prepare_scorer(model: nn.Module, pool: Pool, config: MIWVConfig, world: World) -> Scorer:
     """
-    Decides the context and measures the memory, on all ranks together.
+    Decides the context and measures free memory. All ranks call this together.
 
     Args:
         model: A causal language model of transformers, as a Trainer holds it: it may be wrapped by DataParallel,
             DistributedDataParallel, a DeepSpeed engine, FSDP or `torch.compile`.
     """
-    inside = unwrap_model(model)
-    return Scorer(inside, pool, config, world, find_context_length(inside, config), measure_memory(inside, world))
+    unwrapped = unwrap_model(model)
+    context, memory = find_context_length(unwrapped, config), measure_memory(unwrapped, world)
+    return Scorer(unwrapped, pool, config, world, context, memory)

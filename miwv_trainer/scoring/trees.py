@@ -1,14 +1,13 @@
-"""How samples share a forward. Rows are composed over the whole pool before they are dealt to ranks, so that scores do
-not depend on the number of ranks.
+"""
+The tree layout: an exemplar's own sequence is a trunk, and each sample that retrieved it is a branch behind it.
 
-The padded layout: every sample is one row without an exemplar (its zero-shot loss) and one row behind its exemplar
-(its one-shot loss). Rows are sorted by length, so that little is padded. The price is that an exemplar is forwarded
-again for every sample that retrieved it: about three times the pool's own tokens in all.
+Attention is causal and the exemplar comes first. So the trunk gives the exemplar's zero-shot loss. Each branch sees
+the trunk and itself and gives its sample's one-shot loss. Nothing is approximated, and the pool costs about twice its
+own tokens instead of three times. The price is an attention mask of its own for each row, and trunks that are forwarded
+again if their branches fill several rows.
 
-The tree layout: attention is causal and the exemplar comes first, so an exemplar's own sequence is a trunk behind which
-every sample that retrieved it is a branch, which sees the trunk and itself. The trunk gives the exemplar's zero-shot
-loss, each branch its sample's one-shot loss: about twice the pool's own tokens. The price is a mask of its own for each
-row, and trunks that stand again where their branches fill several rows.
+Rows are composed over the whole pool before they are dealt to ranks, so that scores do not depend on the number of
+ranks.
 """
 
 from bisect import bisect_left, insort
@@ -24,7 +23,15 @@ from miwv_trainer.scoring.rows import ONE_SHOT, ZERO_SHOT, find_scorable
 
 @dataclass(frozen=True)
 class Tree:
-    """A trunk, of which at most `trunk_room` tokens are shown, and the samples that stand behind it, each by itself."""
+    """
+    A trunk and its branches.
+
+    Args:
+        trunk: Index of the sample that is the trunk.
+        branches: Indices of the samples behind it, none of which sees another.
+        scores_trunk: Whether the trunk's zero-shot loss is scored here. If not, it is context only.
+        trunk_room: Most tokens of the trunk that are shown; its beginning is cut.
+    """
 
     trunk: int
     branches: tuple[int, ...]
@@ -32,12 +39,12 @@ class Tree:
     trunk_room: int
 
     def count_tokens(self, pool: Pool) -> int:
-        """Tokens forwarded."""
+        """Tokens of preamble, trunk and branches."""
         shown = min(int(pool.lengths[self.trunk]), self.trunk_room)
         return len(pool.preamble) + shown + int(pool.lengths[list(self.branches)].sum())
 
     def halve(self) -> "list[Tree]":
-        """Two trees that score the same, the trunk once; the tree itself where it scores one loss only."""
+        """Two trees that score the same, the trunk once; the tree itself if it scores a single loss."""
         if len(self.branches) + self.scores_trunk < 2:
             return [self]
         middle = len(self.branches) // 2
@@ -51,9 +58,9 @@ class TreeBatch:
     Rows of trees that are forwarded together.
 
     Args:
-        rows: Each row's trees, which stand side by side.
-        pool: The samples that trees name by index.
-        is_padded: Whether rows are padded to the longest one, or joined to a single row.
+        rows: Each row's trees.
+        pool: The pool that the trees' indices refer to.
+        is_padded: Whether rows are padded to the longest one. If not, they are joined to a single row.
     """
 
     rows: list[list[Tree]]
@@ -86,7 +93,7 @@ class TreeBatch:
         return len(self.lengths) * max(self.lengths) if self.is_padded else sum(self.lengths)
 
     def halve(self) -> "list[TreeBatch]":
-        """The same in two batches, of half the rows, trees or branches; none where a single loss is scored."""
+        """The same in two batches, of half the rows, trees or branches; none if a single loss is scored."""
         rows = self.rows if len(self.rows) > 1 else [[tree] for tree in self.rows[0]]
         if len(rows) == 1:
             rows = [[half] for half in rows[0][0].halve()]
@@ -102,7 +109,13 @@ def count_row_tokens(row: Sequence[Tree], pool: Pool) -> int:
 def make_tree_batches(
     rows: Sequence[list[Tree]], pool: Pool, tokens_per_batch: int, is_padded: bool
 ) -> list[TreeBatch]:
-    """Rows, longest first, in batches of at most `tokens_per_batch` tokens; one longer row goes alone."""
+    """
+    Rows in batches of at most `tokens_per_batch` tokens; a longer row is forwarded alone.
+
+    Args:
+        rows: From [`plan_trees`], longest first.
+        is_padded: Whether rows are padded to the longest one of their batch.
+    """
     batches, start = [], 0
     lengths = [count_row_tokens(row, pool) for row in rows]
     while start < len(rows):
@@ -138,21 +151,22 @@ class TreeRow:
 
 def plan_trees(pool: Pool, exemplars: np.ndarray, context: int, tokens_per_row: int) -> list[list[Tree]]:
     """
-    Every scorable sample once as a trunk and once as a branch, in rows of at most `tokens_per_row` tokens.
+    Rows of trees, longest first, that hold each scorable sample once as a trunk and once as a branch.
 
-    A row is longer only where a single sample behind its exemplar is, and never longer than that one. A crowded trunk
-    stands again in further rows, there as context only, and so does one that a branch's length has cut.
+    A row has at most `tokens_per_row` tokens, or as many as a single sample behind its exemplar if these are more. A
+    trunk with many branches is repeated in further rows as context only. So is a trunk that must be cut to leave room
+    for a long branch.
     """
     can_score = find_scorable(pool, exemplars, context)
-    behind = np.flatnonzero(can_score)
+    samples = np.flatnonzero(can_score)
     room = context - len(pool.preamble) - pool.lengths
-    is_cut = pool.lengths[exemplars[behind]] > room[behind]
-    trees = [Tree(int(exemplars[i]), (int(i),), False, int(room[i])) for i in behind[is_cut]]
-    whole = behind[~is_cut]
-    order = whole[np.argsort(exemplars[whole], kind="stable")]
-    starts = np.searchsorted(exemplars[order], np.arange(len(pool) + 1))
+    cuts_trunk = pool.lengths[exemplars[samples]] > room[samples]
+    trees = [Tree(int(exemplars[i]), (int(i),), False, int(room[i])) for i in samples[cuts_trunk]]
+    others = samples[~cuts_trunk]
+    by_trunk = others[np.argsort(exemplars[others], kind="stable")]
+    starts = np.searchsorted(exemplars[by_trunk], np.arange(len(pool) + 1))
     for trunk in range(len(pool)):
-        branches = order[starts[trunk] : starts[trunk + 1]]
+        branches = by_trunk[starts[trunk] : starts[trunk + 1]]
         trees += _split_between_trees(trunk, branches, bool(can_score[trunk]), pool, context, tokens_per_row)
     sizes = [tree.count_tokens(pool) for tree in trees]
     rows = sorted(_fill_bins(sizes, tokens_per_row), key=lambda row: -sum(sizes[number] for number in row))
@@ -162,11 +176,11 @@ def plan_trees(pool: Pool, exemplars: np.ndarray, context: int, tokens_per_row: 
 def _split_between_trees(
     trunk: int, branches: np.ndarray, scores_trunk: bool, pool: Pool, context: int, tokens_per_row: int
 ) -> list[Tree]:
-    """One tree, or several with the same trunk where its branches do not fit one row."""
+    """One tree, or several with the same trunk if its branches do not fit into one row."""
     if not len(branches):
         return [Tree(trunk, (), True, context)] if scores_trunk else []
     left = tokens_per_row - len(pool.preamble) - int(pool.lengths[trunk])
-    # Where the longest branch is over budget whatever is done, rows of that length waste less of a long trunk.
+    # If the longest branch does not fit anyway, other rows of that length repeat a long trunk less often.
     left = max(left, int(pool.lengths[branches].max()))
     groups = _fill_bins(pool.lengths[branches].tolist(), left)
     return [
@@ -176,10 +190,14 @@ def _split_between_trees(
 
 
 def _fill_bins(sizes: Sequence[int], capacity: int) -> list[list[int]]:
-    """Numbers of the pieces in each bin: longest first, each into the fullest bin that takes it."""
+    """
+    Numbers of the pieces in each bin. Pieces come longest first, each into the fullest bin that has room (best fit).
+
+    The list of free room is searched by bisection: a pool of 55,000 samples has as many pieces.
+    """
     bins: list[list[int]] = []
     open_bins: dict[int, list[int]] = {}
-    free: list[int] = []  # the keys of `open_bins`, ascending
+    free: list[int] = []  # The keys of `open_bins`, ascending.
     for number in np.argsort(-np.asarray(sizes), kind="stable").tolist():
         size = sizes[number]
         at = bisect_left(free, size)
@@ -201,18 +219,18 @@ def _fill_bins(sizes: Sequence[int], capacity: int) -> list[list[int]]:
 
 
 def make_tree_row(trees: Sequence[Tree], pool: Pool) -> TreeRow:
-    """Lays trees out side by side: of each its trunk, then its branches."""
+    """Lays trees out side by side: each with its trunk first, then its branches."""
     ids: list[np.ndarray] = []
     scored: list[np.ndarray] = []
-    pieces: list[tuple[int, int, int, int, int]] = []  # tree, branch, first position, sample, kind
+    pieces: list[tuple[int, int, int, int, int]] = []  # Tree, branch, first position, sample, kind.
     for number, tree in enumerate(trees):
         shown = slice(-min(int(pool.lengths[tree.trunk]), tree.trunk_room), None)
         trunk = np.concatenate([pool.preamble, pool.sample(tree.trunk)[shown]])
         ids.append(trunk)
-        of_trunk = np.zeros(len(trunk), dtype=bool)
+        is_target = np.zeros(len(trunk), dtype=bool)
         if tree.scores_trunk:
-            of_trunk[len(pool.preamble) :] = pool.response_mask(tree.trunk)
-        scored.append(of_trunk)
+            is_target[len(pool.preamble) :] = pool.response_mask(tree.trunk)
+        scored.append(is_target)
         pieces.append((number, 0, 0, tree.trunk, ZERO_SHOT))
         for branch, sample in enumerate(tree.branches, start=1):
             ids.append(pool.sample(sample))

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, Trainer, 
 from miwv_trainer import MIWVConfig, attach, tokenize
 from miwv_trainer.distributed.world import World
 from miwv_trainer.scoring.isolation import leave_no_trace
-from miwv_trainer.scoring.losses import compute_response_losses
+from miwv_trainer.scoring.row_losses import compute_row_losses
 from miwv_trainer.scoring.rows import Row
 from tests.helpers.tiny import tiny_dataset, tiny_tokenizer
 
@@ -50,7 +50,7 @@ class EngineLosses(TrainerCallback):
             labels = torch.full((1, length), -100)
             labels[0, targets] = torch.from_numpy(ids[targets].astype(np.int64))
             with leave_no_trace(model):
-                self.own.append(float(compute_response_losses(model, [Row(ids, targets)])[0]))
+                self.own.append(float(compute_row_losses(model, [Row(ids, targets)])[0]))
                 tensor = torch.from_numpy(ids.astype(np.int64))[None]
                 self.engine.append(float(wrapped(input_ids=tensor, labels=labels, use_cache=False).loss))
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from miwv_trainer.scoring import losses as scoring
 from miwv_trainer.scoring.attention import (
     SEGMENTS,
     TOKENS_PER_CALL,
@@ -18,6 +17,7 @@ from miwv_trainer.scoring.attention import (
     choose_tree_attention,
     use_tree_attention,
 )
+from miwv_trainer.scoring.row_losses import compute_tree_losses
 from miwv_trainer.scoring.trees import Tree, TreeRow, make_tree_row, plan_trees
 from tests.helpers.trees import CONTEXT, FULL_ATTENTION, SMALL, random_case, random_model, synthetic_pool
 
@@ -113,7 +113,7 @@ def test_no_branch_sees_another(attention: Attention) -> None:
     changed.ids[changed.branch == 2] = 77
     with torch.no_grad(), use_tree_attention(model, attention):
         (_, samples, before), (_, _, after) = (
-            scoring.compute_tree_losses(model, [each], attention, 256, "chunked") for each in (row, changed)
+            compute_tree_losses(model, [each], attention, 256, "chunked") for each in (row, changed)
         )
     moved = np.abs(before - after) > 1e-6
     assert samples[moved].tolist() == [2]
@@ -127,8 +127,8 @@ def test_segments_and_masks_give_the_same_losses(family: str) -> None:
     rows = [make_tree_row(row, pool) for row in plan_trees(pool, exemplars, context, budget)]
     with torch.no_grad():
         with use_tree_attention(model, "segments"):
-            by_segment = [scoring.compute_tree_losses(model, [row], "segments", 256, "chunked") for row in rows]
-        by_mask = scoring.compute_tree_losses(model, rows, "mask", 256, "chunked")
+            by_segment = [compute_tree_losses(model, [row], "segments", 256, "chunked") for row in rows]
+        by_mask = compute_tree_losses(model, rows, "mask", 256, "chunked")
     found = {
         (kind, sample): loss
         for kinds, samples, losses in by_segment
@@ -164,7 +164,7 @@ def scoring_of(model: Any, rows: list[list[Tree]], pool: Any, attention: Attenti
     with torch.no_grad():
         return np.concatenate(
             [
-                scoring.compute_tree_losses(model.eval(), [make_tree_row(row, pool)], attention, 256, "chunked")[2]
+                compute_tree_losses(model.eval(), [make_tree_row(row, pool)], attention, 256, "chunked")[2]
                 for row in rows
             ]
         )

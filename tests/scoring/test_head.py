@@ -16,7 +16,8 @@ from trl.trainer.utils import add_fused_lm_head
 
 from miwv_trainer.data.pool import Pool
 from miwv_trainer.scoring.attention import _make_mask
-from miwv_trainer.scoring.head import Head, Targets, choose_head, compute_answer_losses, forward_one_position
+from miwv_trainer.scoring.head import Head, Targets, choose_head, compute_answer_losses
+from miwv_trainer.scoring.root_forward import forward_one_position
 from miwv_trainer.scoring.trees import Tree, make_tree_row
 from tests.helpers.tiny import tiny_config, tiny_model
 

@@ -19,9 +19,11 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.distributed.world import World
-from miwv_trainer.scoring import losses as scoring
+from miwv_trainer.scoring import row_losses
 from miwv_trainer.scoring.isolation import leave_no_trace, preserve_rng
-from miwv_trainer.scoring.losses import Losses, compute_response_losses, embed_prompts, score_batches
+from miwv_trainer.scoring.losses import Losses, score_batches
+from miwv_trainer.scoring.prompt_embeddings import average_hidden_states, embed_prompts
+from miwv_trainer.scoring.row_losses import compute_row_losses
 from miwv_trainer.scoring.rows import Row, plan_padded, plan_prompts, plan_zero_shot
 from miwv_trainer.scoring.scorer import Scorer, prepare_scorer
 from tests.helpers.losses import CONTEXT, EXEMPLARS, PREAMBLE, SAMPLES, losses_by_hand, pool_of
@@ -160,9 +162,11 @@ def test_adapters_take_part_in_the_losses():
 
 
 def test_losses_do_not_depend_on_the_padding_id(monkeypatch, model):
-    losses = as_array(score(model))
-    monkeypatch.setattr(scoring, "PADDING_ID", 77)
+    losses, ids = as_array(score(model)), []
+    monkeypatch.setattr(row_losses, "PADDING_ID", 77)
+    model.register_forward_pre_hook(lambda _, args, inputs: ids.append(inputs["input_ids"]), with_kwargs=True)
     assert np.array_equal(as_array(score(model)), losses)
+    assert any((rows[:, -1] == 77).any() for rows in ids)
 
 
 @pytest.mark.parametrize("context", [28, 30, 34, 38])
@@ -223,7 +227,7 @@ def test_logits_are_turned_into_float32_before_the_logarithm():
 
     ids = np.array([5, 9, 300, 17, 40])
     with torch.no_grad():
-        (loss,) = compute_response_losses(Bigram(), [Row(ids, np.array([2, 3, 4]))], logits_chunk=2, head="own")
+        (loss,) = compute_row_losses(Bigram(), [Row(ids, np.array([2, 3, 4]))], logits_chunk=2, head="own")
     log_p = table.double().log_softmax(dim=-1)
     assert loss == pytest.approx(-(log_p[9, 300] + log_p[300, 17] + log_p[17, 40]).item() / 3, abs=1e-5)
 
@@ -371,9 +375,7 @@ def test_trls_fused_head_gives_the_same_losses_and_embeddings(adapter: bool) -> 
     if adapter:
         fused = get_peft_model(fused, LoraConfig(target_modules=["q_proj"]))  # starts as the identity
     with leave_no_trace(plain), leave_no_trace(fused):
-        expected = compute_response_losses(plain, rows)
-        np.testing.assert_allclose(compute_response_losses(fused, rows), expected, atol=1e-6, rtol=0)
-        np.testing.assert_allclose(
-            scoring._average_prompt_states(fused, rows), scoring._average_prompt_states(plain, rows), atol=1e-6
-        )
+        expected = compute_row_losses(plain, rows)
+        np.testing.assert_allclose(compute_row_losses(fused, rows), expected, atol=1e-6, rtol=0)
+        np.testing.assert_allclose(average_hidden_states(fused, rows), average_hidden_states(plain, rows), atol=1e-6)
     assert not calls

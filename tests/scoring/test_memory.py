@@ -17,8 +17,8 @@ from miwv_trainer.scoring import memory
 from miwv_trainer.scoring.attention import Attention
 from miwv_trainer.scoring.isolation import leave_no_trace
 from miwv_trainer.scoring.layout import score_pool
-from miwv_trainer.scoring.losses import embed_prompts
 from miwv_trainer.scoring.memory import BatchSize, estimate_memory, find_least_free_memory, measure_memory, size_batches
+from miwv_trainer.scoring.prompt_embeddings import embed_prompts
 from miwv_trainer.scoring.rows import plan_prompts
 from miwv_trainer.scoring.scorer import prepare_scorer
 from miwv_trainer.scoring.trees import make_tree_batches, plan_trees
