@@ -148,6 +148,8 @@ class MIWVConfig:
             the model computes in lower precision. round.json says how many they were and what they cost.
         allow_identical_exemplars: Whether a copy of a sample may be its exemplar, as in the paper. Behind its own copy
             the loss of a sample collapses, so that neither of the two is ever selected.
+        check_batches: Whether token ids of some training batches are compared with the selection, so that a dataset, a
+            dataloader or a collator that gives other samples stops the run.
         scores_dir: Folder that receives `miwv/`; by default the Trainer's `output_dir`.
 
     Raises:
@@ -183,6 +185,7 @@ class MIWVConfig:
     layout: Layout = "auto"
     refine_near_threshold: bool = True
     allow_identical_exemplars: bool = False
+    check_batches: bool = True
     scores_dir: str | None = None
     # `dataclasses.replace` calls the class with every value of the old object, as HfArgumentParser does with every
     # default. Only what `replace` hands on here tells the two apart, so that a preset is not applied a second time.
@@ -204,7 +207,7 @@ class MIWVConfig:
         check_share("rescore_budget", self.rescore_budget, "0.25 scores a quarter of the pool")
         check_rescore_steps(self.rescore_strategy, self.rescore_steps)
         check_embedder(self.embedder)
-        for name in ("refine_near_threshold", "allow_identical_exemplars"):
+        for name in ("refine_near_threshold", "allow_identical_exemplars", "check_batches"):
             check_switch(name, getattr(self, name))
         check_text("scores_dir", self.scores_dir, "a folder's path")
         check_text("group_column", self.group_column, "a column's name")

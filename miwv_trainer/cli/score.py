@@ -17,6 +17,7 @@ from miwv_trainer.data.build import pool_from_rows
 from miwv_trainer.data.files import load_rows
 from miwv_trainer.data.groups import add_groups
 from miwv_trainer.data.models import load_model
+from miwv_trainer.distributed.agreement import check_same_pool
 from miwv_trainer.distributed.launched import join_launched, leave_launched
 from miwv_trainer.distributed.world import World
 from miwv_trainer.export.writers import SELECTED, write_jsonl
@@ -46,6 +47,7 @@ def score(options: ScoreOptions) -> None:
         pool = add_groups(pool, rows, config.group_column)
         check_model(model, pool)
         check_layout(model, config)
+    check_same_pool(pool, world)
     store = Store(options.output)
     with tell_errors_once(world, "claiming the output folder"):
         if world.is_main:

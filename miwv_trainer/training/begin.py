@@ -1,6 +1,7 @@
 """What happens before the first step: the pool is read, the training is checked, and its run is begun or resumed."""
 
 from dataclasses import asdict, dataclass
+from typing import cast
 
 from torch.utils.data import DataLoader
 from transformers import (
@@ -17,6 +18,8 @@ from miwv_trainer.data.build import pool_from_tokenized
 from miwv_trainer.data.groups import add_groups
 from miwv_trainer.data.map_style import MapStyleDataset
 from miwv_trainer.data.pool import Pool
+from miwv_trainer.data.sample_hashes import describe_difference, hash_sample_ids, hash_sample_masks
+from miwv_trainer.distributed.agreement import check_same_pool
 from miwv_trainer.distributed.world import World
 from miwv_trainer.rounds.exemplars import embeds_text, find_exemplars
 from miwv_trainer.rounds.identity import fingerprint_exemplars, fingerprint_run
@@ -65,6 +68,34 @@ def read_pool(
     return add_groups(pool, dataset, config.group_column)
 
 
+def check_dataset(start: TrainingStart, pool: Pool) -> None:
+    """
+    Checks that the Trainer's dataset still holds the samples of the pool, by token ids and labels.
+
+    The dataset is read once more for it, because a script may shuffle, re-tokenise, mask or replace it between `attach`
+    and `train`, all of which leave its length as it was.
+
+    Raises:
+        ValueError: it does not; the message says what differs.
+    """
+    if not isinstance(start.dataloader, DataLoader):
+        return  # A wrapper need not have a `dataset`. The batches are compared all the same.
+    dataset = cast(MapStyleDataset, start.dataloader.dataset)
+    with start.world.run_together("comparing the dataset with the pool"):
+        found = pool_from_tokenized(dataset, start.processing_class, start.model.config, with_texts=False)
+        if found.fingerprint == pool.fingerprint:
+            return
+        difference = describe_difference(
+            hash_sample_ids(pool), hash_sample_masks(pool), hash_sample_ids(found), hash_sample_masks(found)
+        )
+        if difference is not None:
+            raise ValueError(
+                f"The Trainer's dataset is not the pool that was attached: now it {difference}. The scores would be "
+                "those of other samples than the ones trained. Make all changes to `train_dataset` first, then attach "
+                "again."
+            )
+
+
 def check_training(start: TrainingStart, config: MIWVConfig, sampler: MIWVDataSampler, pool: Pool) -> None:
     """
     Checks that the Trainer can train on selections of the pool.
@@ -73,6 +104,7 @@ def check_training(start: TrainingStart, config: MIWVConfig, sampler: MIWVDataSa
         ValueError: the model, the pool or an option of the dataloader does not go with it.
     """
     check_pool_size(len(pool), sampler, start.dataloader)
+    check_same_pool(pool, start.world)
     check_model(start.model, pool)
     check_layout(start.model, config)
     check_batches(start.args, sampler)

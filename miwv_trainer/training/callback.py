@@ -29,7 +29,7 @@ from miwv_trainer.distributed.world import World
 from miwv_trainer.distributed.wrappers import WrappedOptimizer, check_parallelism, use_evaluation_weights
 from miwv_trainer.scoring.isolation import preserve_rng
 from miwv_trainer.storage.stored_round import StoredRound
-from miwv_trainer.training.begin import TrainingStart, begin_run, check_training, read_pool
+from miwv_trainer.training.begin import TrainingStart, begin_run, check_dataset, check_training, read_pool
 from miwv_trainer.training.console import Console
 from miwv_trainer.training.dataloader import check_sampler
 from miwv_trainer.training.resume import read_run_state
@@ -111,16 +111,24 @@ class MIWVCallback(TrainerCallback, ExportableState):
         start = TrainingStart(args, state, model, train_dataloader, processing_class, world, Console.of(args))
         check_sampler(train_dataloader, self.sampler)
         with preserve_rng():
+            is_read_now = self.pool is None
             if self.pool is None:
                 # `attach` has checked that it is map-style; by hand, reading it does.
                 dataset = cast(MapStyleDataset, train_dataloader.dataset)
                 with world.run_together("reading the pool"):
                     self.pool = read_pool(dataset, processing_class, model.config, self.config)
             check_training(start, self.config, self.sampler, self.pool)
+            if not is_read_now:
+                check_dataset(start, self.pool)
             before = read_run_state(state, args, type(self).__name__, was_begun=self._run is not None)
+            if self._run is not None:
+                self._run.stop_watching()
             with use_evaluation_weights(optimizer):
                 self._run = begin_run(start, self.config, self.sampler, self.pool, before)
             self._score_if_due(self._run, model, optimizer)
+            # A hook that reads token ids would break a compiled forward into parts.
+            if self.config.check_batches and not args.torch_compile:
+                self._run.watch_batches(model)
 
     def on_epoch_begin(
         self,

@@ -8,6 +8,7 @@ import logging
 from dataclasses import dataclass, field, replace
 
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 from transformers import TrainerState
 
 from miwv_trainer.config import MIWVConfig
@@ -19,6 +20,7 @@ from miwv_trainer.rounds.round import compute_difficulties, run_round
 from miwv_trainer.scoring.scorer import prepare_scorer
 from miwv_trainer.storage.store import Store
 from miwv_trainer.storage.stored_round import RoundNotes, StoredRound
+from miwv_trainer.training.batch_check import BatchCheck
 from miwv_trainer.training.console import Console
 from miwv_trainer.training.run_state import RoundEntry, RunState, hash_selection
 from miwv_trainer.training.sampler import MIWVDataSampler
@@ -52,6 +54,7 @@ class TrainingRun:
     rounds: list[StoredRound]
     epoch: int = field(init=False)
     is_mid_epoch: bool = field(init=False)
+    _hooks: list[RemovableHandle] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         self.epoch, steps_made = divmod(self.trainer_state.global_step, self.state.steps_per_epoch)
@@ -70,12 +73,23 @@ class TrainingRun:
             return None
         return replace(self.state, global_step=self.trainer_state.global_step).to_dict()
 
+    def watch_batches(self, model: nn.Module) -> None:
+        """Compares training batches with the selection in force, until `stop_watching`."""
+        check = BatchCheck(self.pool, lambda: self.epoch, self.sampler.order)
+        self._hooks.append(check.watch(model))
+
+    def stop_watching(self) -> None:
+        """Removes the hooks from the model. A training that failed has left them there."""
+        while self._hooks:
+            self._hooks.pop().remove()
+
     def end_epoch(self) -> None:
         self.epoch += 1
         self.is_mid_epoch = False
 
     def end(self) -> None:
         """Moves rounds aside that training has not come to again, and lets other processes use the output folder."""
+        self.stop_watching()
         if self.world.is_main:
             self.store.archive_rounds(len(self.rounds))
             self.store.release()

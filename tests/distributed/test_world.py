@@ -115,6 +115,14 @@ def test_ranks_wait_for_work_that_takes_longer_than_their_patience_only_as_long_
         assert rank["without_heartbeat"].startswith("ConnectionError: Another rank's process is gone, or silent")
 
 
+def test_ranks_that_hold_different_pools_are_told_so_before_anything_is_scored(messages: list[dict]) -> None:
+    for rank in messages:
+        same, shuffled, relabelled = rank["pools"]
+        assert same == "the same"
+        assert "dataset of rank 1 holds the same samples in another order (40 of 40 stand elsewhere)" in shuffled
+        assert "has other labels in 1 of 40 samples" in relabelled and "give `shuffle`" in relabelled
+
+
 def test_an_error_in_a_forward_reaches_the_other_rank_before_its_next_one(messages: list[dict]) -> None:
     first, last = (rank["error"] for rank in messages)
     assert first["error"] == "RuntimeError: Rank 1 failed while scoring the pool: OSError: no tea"

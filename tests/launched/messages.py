@@ -17,7 +17,9 @@ import torch.distributed as dist
 from accelerate import PartialState
 
 from miwv_trainer import MIWVConfig
+from miwv_trainer.data.pool import Pool
 from miwv_trainer.distributed import world as distributed
+from miwv_trainer.distributed.agreement import check_same_pool
 from miwv_trainer.distributed.world import World
 from miwv_trainer.rounds import exemplars
 from miwv_trainer.scoring.losses import score_batches
@@ -47,8 +49,32 @@ def main() -> None:
     results["error"] = scored(running, fail_with(OSError("no tea")))
     results["memory"] = scored(running, out_of_memory_above(4))
     results["halved"] = scored(running, out_of_memory_above(120))
+    pools = (SAMPLES, other_order(running), relabelled(running))
+    results["pools"] = [compared(running, pool_of(each)) for each in pools]
     (output / f"rank-{running.rank}.json").write_text(json.dumps(results))
     state.destroy_process_group()
+
+
+def compared(world: World, pool: Pool) -> str:
+    """What comes of pools that may differ from rank to rank."""
+    try:
+        check_same_pool(pool, world)
+    except ValueError as error:
+        return str(error)
+    return "the same"
+
+
+def other_order(world: World) -> list:
+    """As after a shuffle without a seed."""
+    return SAMPLES[world.rank :] + SAMPLES[: world.rank]
+
+
+def relabelled(world: World) -> list:
+    """As after a `map` that drew at random which token a response begins with."""
+    sample = list(SAMPLES[7])
+    first = next(number for number, (_, is_response) in enumerate(sample) if is_response)
+    sample[first] = (sample[first][0], world.rank == 0)
+    return [*SAMPLES[:7], sample, *SAMPLES[8:]]
 
 
 def impatient(world: World) -> World:

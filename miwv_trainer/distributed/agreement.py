@@ -1,0 +1,29 @@
+"""Whether all ranks hold the same pool, before anything is scored.
+
+Scores are summed into slots by sample number. If one rank's script shuffled without a seed, losses of different samples
+would share slots, and every selection would be wrong without a sign of it.
+"""
+
+from miwv_trainer.data.pool import Pool
+from miwv_trainer.data.sample_hashes import describe_difference, hash_sample_ids, hash_sample_masks
+from miwv_trainer.distributed.world import World
+
+
+def check_same_pool(pool: Pool, world: World) -> None:
+    """
+    Compares the pool of each rank with that of rank 0, by token ids and labels. All ranks call this together.
+
+    Raises:
+        ValueError: on all ranks, naming a rank whose pool differs, and how.
+    """
+    fingerprints = world.all_gather(pool.fingerprint)
+    if len(set(fingerprints)) == 1:
+        return
+    rank = next(rank for rank, each in enumerate(fingerprints) if each != fingerprints[0])
+    hashes = world.all_gather((hash_sample_ids(pool), hash_sample_masks(pool)))
+    difference = describe_difference(*hashes[0], *hashes[rank]) or "was tokenised with another preamble"
+    raise ValueError(
+        f"The ranks hold different pools: compared with rank 0, the dataset of rank {rank} {difference}. Load, shuffle "
+        "and map the dataset alike on all ranks: give `shuffle` and `train_test_split` a seed, and keep random values "
+        "and the rank out of `map`."
+    )
