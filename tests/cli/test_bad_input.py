@@ -40,12 +40,14 @@ def half_written(folder: Path) -> list[str]:
 def test_bad_input_ends_in_one_clear_line(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prepare, words = CASES[case]
     typed = prepare(tmp_path)
+    rounds = sorted(tmp_path.rglob("round-*"))
     capsys.readouterr()
     assert main(typed) == 2
     said = capsys.readouterr().err.rpartition("miwv: ")[2]
     assert re.search(words, said, re.DOTALL), said
     assert "Traceback" not in said
     assert not half_written(tmp_path)
+    assert sorted(tmp_path.rglob("round-*")) == rounds
 
 
 def test_there_are_at_least_forty_of_them_and_the_document_lists_each() -> None:

@@ -130,6 +130,19 @@ def short_array(folder: Path) -> list[str]:
     return score(folder, "--embedder", str(folder / "short.npy"))
 
 
+def no_array(folder: Path) -> list[str]:
+    (folder / "garbage.npy").write_text("garbage")
+    return score(folder, "--embedder", str(folder / "garbage.npy"))
+
+
+def made_folder(folder: Path, *names: str) -> Path:
+    """A folder with empty files."""
+    folder.mkdir()
+    for name in names:
+        (folder / name).write_text("")
+    return folder
+
+
 def small_vocabulary(folder: Path) -> None:
     tiny_model(tiny_config(vocab_size=50)).save_pretrained(folder)
 
@@ -177,6 +190,10 @@ POOLS: dict[str, tuple[Prepare, str]] = {
     "a gzipped file that is cut": (with_file("pool.jsonl.gz", HALF_ZIPPED), "could not be read: Compressed file ended"),
     "a gzipped file that is none": (with_file("pool.jsonl.gz", b"abc" * 9), "could not be read: Not a gzipped file"),
     "a Parquet file that is cut": (with_file("pool.parquet", b"PAR1abc"), "could not be read as parquet"),
+    "a name that the hub does not have": (
+        with_options("--dataset", "nobody/nothing"),
+        "could not be loaded from the hub",
+    ),
     "columns of other names": (
         with_rows([{"question": "a", "answer": "b"}] * 3),
         "needs the columns `prompt`.*question",
@@ -198,6 +215,14 @@ POOLS: dict[str, tuple[Prepare, str]] = {
 }
 MODELS: dict[str, tuple[Prepare, str]] = {
     "no model there": (lambda f: score(f, model=f / "none"), "No model could be loaded from .*none"),
+    "a folder without a model": (
+        lambda f: score(f, model=made_folder(f / "empty")),
+        "No model could be loaded from .*empty",
+    ),
+    "a folder with two GGUF files": (
+        lambda f: score(f, model=made_folder(f / "two", "a.gguf", "b.gguf")),
+        "several GGUF files",
+    ),
     "a model without weights": (with_model(lambda m: (m / "model.safetensors").unlink()), "No model could be loaded"),
     "weights that are cut": (with_model(cut("model.safetensors")), "No model could be loaded .*incomplete metadata"),
     "a configuration that is cut": (with_model(cut("config.json")), "No model could be loaded"),
@@ -251,6 +276,7 @@ OPTIONS: dict[str, tuple[Prepare, str]] = {
         "`--group-column` is 'task', but the dataset has the columns instruction",
     ),
     "an array that is not there": (with_options("--embedder", "{folder}/none.npy"), "could not be read as an array"),
+    "a file that holds no array": (no_array, "garbage.npy could not be read as an array of numbers"),
     "an array of too few lines": (short_array, "8 samples|has 3"),
 }
 FILES: dict[str, tuple[Prepare, str]] = {
