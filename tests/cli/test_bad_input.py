@@ -154,7 +154,7 @@ def test_the_folder_is_free_again_when_a_run_has_ended_however_it_did(tmp_path: 
 
 
 SLOWLY = (
-    "import signal, sys, time; from miwv_trainer import scoring; from miwv_trainer.cli import main\n"
+    "import signal, sys, time; from miwv_trainer.cli.main import main\n"
     "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
     "from transformers import LlamaForCausalLM\n"
     "forward = LlamaForCausalLM.forward\n"
@@ -177,8 +177,8 @@ def test_ctrl_c_during_scoring_keeps_what_is_scored_and_says_so(tmp_path: Path) 
     )  # fmt: skip
     assert process.stdout is not None
     for _ in range(40):
-        while process.stdout.readline() != "forward\n":
-            pass
+        while (line := process.stdout.readline()) != "forward\n":
+            assert line, process.communicate()[1]
     process.send_signal(signal.SIGINT)
     rest, said = process.communicate(timeout=60)
     assert process.returncode == 130
