@@ -213,6 +213,6 @@ def make_random_model(config: LlamaConfig, dtype: str, device: torch.device) -> 
 def _find_default_model() -> Path:
     """The quickstart's SmolLM2-135M-Instruct."""
     # Imported late: the quickstart imports peft and the Trainer, which a model of one's own does not need.
-    from quickstart import default_model
+    from quickstart import find_default_model
 
-    return default_model()
+    return find_default_model()

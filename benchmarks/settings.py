@@ -21,8 +21,8 @@ from typing import Any, TypedDict
 import datasets
 import numpy as np
 import torch
-from adapter import adapter_trainer
-from held_out import held_out_loss
+from adapter import make_adapter_trainer
+from held_out import measure_held_out_loss
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -98,7 +98,7 @@ def main() -> None:
             "seed": seed,
             "samples": len(selection),
             "tokens": int(pool.response_tokens[selection].sum()),
-            "loss": held_out_loss(trained, held_out, tokenizer),
+            "loss": measure_held_out_loss(trained, held_out, tokenizer),
         }
         if isinstance(trained, PeftModel):
             model = trained.unload()
@@ -163,7 +163,7 @@ def train(
     seed: int,
     arguments: argparse.Namespace,
 ) -> PeftModel:
-    trainer = adapter_trainer(
+    trainer = make_adapter_trainer(
         model,
         tokenizer,
         selected,

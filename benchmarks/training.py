@@ -109,7 +109,7 @@ def time_steps(pool: Dataset, arguments: argparse.Namespace, is_attached: bool) 
 
 
 def estimate_interval(ratios: np.ndarray) -> tuple[float, float]:
-    """The 95 % estimate_interval of the median, by bootstrap."""
+    """The 95 % interval of the median, by bootstrap."""
     drawn = np.random.default_rng(0).choice(ratios, (RESAMPLES, len(ratios)))
     low, high = np.quantile(np.median(drawn, axis=1), [0.025, 0.975])
     return float(low), float(high)

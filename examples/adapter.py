@@ -1,4 +1,4 @@
-"""A Trainer that trains a LoRA adapter on tokenised samples and writes nothing: for comparing what it trains on."""
+"""A Trainer that trains a LoRA adapter on tokenised samples and saves nothing, for comparisons of samples."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from transformers import (
 )
 
 
-def adapter_trainer(
+def make_adapter_trainer(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     samples: datasets.Dataset,
@@ -24,7 +24,17 @@ def adapter_trainer(
     seed: int,
     **arguments: Any,
 ) -> Trainer:
-    """`seed` is that of the adapter and of the order; further arguments are those of `TrainingArguments`."""
+    """
+    The Trainer of one run of a comparison.
+
+    Args:
+        model: The model without adapter; the adapter is put around it.
+        tokenizer: Its tokenizer.
+        samples: Tokenised samples.
+        folder: `output_dir` of the Trainer.
+        seed: Seed of the adapter and of the order.
+        arguments: Further `TrainingArguments`.
+    """
     set_seed(seed)
     lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
     return Trainer(

@@ -1,4 +1,4 @@
-"""The results of `compare.py` as tables, a plot and a page."""
+"""Results of `compare.py` as tables, a plot and a page."""
 
 import datetime
 import json
@@ -23,13 +23,15 @@ COLUMNS = (
 )  # fmt: skip
 FULL, RANDOM, UNTRAINED = "full set", "random", "untrained"
 EXPLANATION = """
-All arms of both tables train for the same {steps}: an epoch ends with a smaller batch where the
-selection is no multiple, so that small selections see fewer samples in as many steps than the full set does. "MIWV
-rescored" trains on its last selection for the last {late} of them. Losses are nats per response token of the held-out
-samples: mean ± standard deviation over {seeds} seeds. Differences are paired by seed, with their 95 % interval
-(Student's t, {degrees} degrees of freedom); "lower" and "higher" where it leaves zero out. The interval speaks of seeds
-(adapter, order, and the draw where it is random), not of other held-out samples. ROUGE-L and exact match are of greedy
-answers to held-out prompts, cut at a number of tokens: beside each other they say something, alone little.
+All arms of both tables train for the same {steps}. The last batch of an epoch is smaller where the batch size does not
+divide the selection, so small selections see fewer samples in the same number of steps than the full set does. "MIWV
+rescored" trains on its last selection for the last {late} of these steps.
+
+Losses are in nats per response token of the held-out samples: mean ± standard deviation over {seeds} seeds. Differences
+are paired by seed and given with their 95 % interval (Student's t, {degrees} degrees of freedom). They are called lower
+or higher where the interval excludes zero. The interval covers the choice of the seed (adapter, order and random
+draws), not that of the held-out samples. ROUGE-L and exact match are computed on greedy answers to held-out prompts,
+cut at a fixed number of tokens. Use them to compare arms; their absolute values say little.
 """
 
 
@@ -39,13 +41,16 @@ class Result:
     One run.
 
     Args:
-        budget: Whether samples were selected at equal `"samples"` or `"tokens"`; empty where nothing is selected.
-        samples: Number selected.
-        tokens: Their response tokens.
+        arm: Name of the selection.
+        budget: Whether arms select equal numbers of `"samples"` or `"tokens"`; empty where nothing is selected.
+        seed: Seed of the adapter, of the order and of random draws.
+        samples: Number of selected samples.
+        tokens: Number of their response tokens.
         epochs: How often each of them was trained on, on average.
-        loss: Held-out nats per response token.
-        exact_match, rouge_l: Of generations, from 0 to 1; NaN without generations.
-        seconds: Training and evaluation.
+        loss: Held-out loss in nats per response token.
+        exact_match: Share of generations that equal their reference; NaN without generations.
+        rouge_l: ROUGE-L of the generations, from 0 to 1; NaN without generations.
+        seconds: Time of training and evaluation.
     """
 
     arm: str
@@ -67,14 +72,15 @@ class Result:
 
 def read_results(path: Path, described: dict[str, Any], data: dict[str, str]) -> list[Result]:
     """
-    What an earlier call has trained.
+    Results that an earlier call has written; none where it has written no file.
 
     Args:
+        path: The file.
         described: The options that decide the results.
         data: Fingerprints of the pool and of the held-out samples.
 
     Raises:
-        SystemExit: with other settings or samples.
+        SystemExit: the results come from other options or samples.
     """
     if not path.is_file():
         return []
@@ -90,15 +96,15 @@ def read_results(path: Path, described: dict[str, Any], data: dict[str, str]) ->
 
 
 def write_results(path: Path, results: dict[str, Any]) -> None:
-    """Replaces the file as a whole, so that a run that is killed while it writes loses nothing that was trained."""
+    """Replaces the file as a whole, so that a comparison that is killed while it writes loses no results."""
     path.parent.mkdir(parents=True, exist_ok=True)
     written = path.with_suffix(".json.new")
     written.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     os.replace(written, path)
 
 
-def difference(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
-    """Mean of the differences of pairs, and half the width of its 95 % interval (NaN for a single pair)."""
+def compute_difference(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
+    """Mean of the differences of the pairs, and half the width of its 95 % interval; NaN for a single pair."""
     differences = np.subtract(ours, theirs)
     count = len(differences)
     if count < 2:
@@ -106,95 +112,95 @@ def difference(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, f
     return float(differences.mean()), float(student.ppf(0.975, count - 1) * differences.std(ddof=1) / math.sqrt(count))
 
 
-def verdict(ours: Sequence[float], theirs: Sequence[float]) -> str:
-    """A difference in words."""
-    mean, half = difference(ours, theirs)
+def describe_difference(ours: Sequence[float], theirs: Sequence[float]) -> str:
+    """The difference with its interval, and whether the interval excludes zero."""
+    mean, half = compute_difference(ours, theirs)
     if math.isnan(half):
         return f"{mean:+.4f}"
     word = "lower" if mean + half < 0 else "higher" if mean - half > 0 else "not shown"
     return f"{mean:+.4f} ± {half:.4f} ({word})"
 
 
-def losses_of(results: Sequence[Result], arm: str, budget: str) -> list[float]:
-    """Those of an arm's runs, by seed; the full set's belong to both budgets."""
+def list_losses(results: Sequence[Result], arm: str, budget: str) -> list[float]:
+    """Losses of an arm's runs, by seed. The full set belongs to both budgets."""
     found = [result for result in results if result.arm == arm and result.budget in ("", budget)]
     return [result.loss for result in sorted(found, key=lambda result: result.seed)]
 
 
-def rows(results: Sequence[Result], budget: str) -> list[list[str]]:
-    """One row an arm, lowest loss first."""
+def make_rows(results: Sequence[Result], budget: str) -> list[list[str]]:
+    """One row for each arm, lowest loss first."""
     table = []
     arms = dict.fromkeys(result.arm for result in results if result.budget in ("", budget) and result.arm != UNTRAINED)
-    for arm in sorted(arms, key=lambda arm: float(np.mean(losses_of(results, arm, budget)))):
+    for arm in sorted(arms, key=lambda arm: float(np.mean(list_losses(results, arm, budget)))):
         ours = [result for result in results if result.arm == arm and result.budget in ("", budget)]
-        losses = losses_of(results, arm, budget)
+        losses = list_losses(results, arm, budget)
         table.append(
             [
                 arm,
                 f"{np.mean([result.samples for result in ours]):,.0f}",
                 f"{np.mean([result.tokens for result in ours]):,.0f}",
                 f"{np.mean([result.epochs for result in ours]):.1f}",
-                spread(losses, 4),
-                *("" if arm == other else paired(results, arm, other, budget) for other in (RANDOM, FULL)),
-                spread([result.rouge_l for result in ours], 3),
+                format_spread(losses, 4),
+                *("" if arm == other else compare_arms(results, arm, other, budget) for other in (RANDOM, FULL)),
+                format_spread([result.rouge_l for result in ours], 3),
                 f"{np.mean([result.exact_match for result in ours]):.3f}",
             ]
         )
     return table
 
 
-def paired(results: Sequence[Result], arm: str, other: str, budget: str) -> str:
-    """What an arm differs by from another one, over the seeds that both have."""
-    ours, theirs = losses_of(results, arm, budget), losses_of(results, other, budget)
+def compare_arms(results: Sequence[Result], arm: str, other: str, budget: str) -> str:
+    """How an arm differs from another one, over the seeds that both have."""
+    ours, theirs = list_losses(results, arm, budget), list_losses(results, other, budget)
     count = min(len(ours), len(theirs))
-    return verdict(ours[:count], theirs[:count]) if count else ""
+    return describe_difference(ours[:count], theirs[:count]) if count else ""
 
 
-def spread(values: Sequence[float], digits: int) -> str:
+def format_spread(values: Sequence[float], digits: int) -> str:
     """Mean ± standard deviation."""
     if len(values) < 2:
         return f"{np.mean(values):.{digits}f}"
     return f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=1):.{digits}f}"
 
 
-def table(results: Sequence[Result], budget: str) -> list[list[str]]:
-    """A head and the rows; without what is said of generations where there are none."""
-    lines = [list(COLUMNS), *rows(results, budget)]
+def make_table(results: Sequence[Result], budget: str) -> list[list[str]]:
+    """A head and the rows, without the columns about generations where there are none."""
+    lines = [list(COLUMNS), *make_rows(results, budget)]
     has_generations = not all(math.isnan(result.rouge_l) for result in results)
     return lines if has_generations else [line[:-2] for line in lines]
 
 
-def markdown_table(results: Sequence[Result], budget: str) -> str:
-    head, *others = table(results, budget)
+def format_markdown(results: Sequence[Result], budget: str) -> str:
+    head, *others = make_table(results, budget)
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *others]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def text_tables(results: Sequence[Result]) -> str:
-    """Both tables, in columns."""
+def format_tables(results: Sequence[Result]) -> str:
+    """Both tables for a terminal."""
     parts = []
     for budget, title in TITLES.items():
-        lines = table(results, budget)
+        lines = make_table(results, budget)
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        parts.append(f"{title}; untrained {untrained_loss(results):.4f}")
+        parts.append(f"{title}; untrained {get_untrained_loss(results):.4f}")
         parts += ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
         parts.append("")
     return "\n".join(parts)
 
 
-def untrained_loss(results: Sequence[Result]) -> float:
+def get_untrained_loss(results: Sequence[Result]) -> float:
     return next((result.loss for result in results if result.arm == UNTRAINED), math.nan)
 
 
-def report(results: Sequence[Result], facts: dict[str, Any]) -> str:
-    """The page."""
+def build_page(results: Sequence[Result], facts: dict[str, Any]) -> str:
+    """The page in Markdown."""
     seeds = len({result.seed for result in results if result.arm != UNTRAINED})
     minutes = sum(result.seconds for result in results) / 60
     lines = [
         "# Does it help to select?\n",
         f"- model: {facts['model']}, LoRA",
         f"- pool: {facts['pool']}",
-        f"- measured: {datetime.date.today().isoformat()}, {machine()}, miwv_trainer {__version__}",
+        f"- measured: {datetime.date.today().isoformat()}, {describe_machine()}, miwv_trainer {__version__}",
         f"- training and evaluation: {minutes:.0f} min",
         f"- command: `{facts['command']}`",
         EXPLANATION.format(steps=facts["steps"], late=facts["late"], seeds=seeds, degrees=max(seeds - 1, 0)),
@@ -203,29 +209,29 @@ def report(results: Sequence[Result], facts: dict[str, Any]) -> str:
     for budget, title in TITLES.items():
         lines += [
             f"## {title}\n",
-            f"Untrained: {untrained_loss(results):.4f}.\n",
-            markdown_table(results, budget) + "\n",
+            f"Untrained: {get_untrained_loss(results):.4f}.\n",
+            format_markdown(results, budget) + "\n",
         ]
     return "\n".join(lines)
 
 
-def machine() -> str:
+def describe_machine() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"{torch.get_num_threads()} CPU thread(s), {platform.machine()}, torch {torch.__version__}"
 
 
-def draw(results: Sequence[Result], path: Path) -> None:
-    """Each seed's held-out loss as a dot, each arm's mean as a bar, one panel a budget."""
+def draw_losses(results: Sequence[Result], path: Path) -> None:
+    """Draws each seed's held-out loss as a dot and each arm's mean as a bar, with one panel for each budget."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     axes = figure.subplots(1, len(TITLES), sharex=True)
     for panel, (budget, title) in zip(axes, TITLES.items(), strict=True):
-        arms = [row[0] for row in rows(results, budget)][::-1]
-        baseline = losses_of(results, RANDOM, budget)
+        arms = [row[0] for row in make_rows(results, budget)][::-1]
+        baseline = list_losses(results, RANDOM, budget)
         for height, arm in enumerate(arms):
-            losses = losses_of(results, arm, budget)
+            losses = list_losses(results, arm, budget)
             colour = "#c2410c" if arm.startswith("MIWV") else "#475569"
             panel.plot(losses, [height] * len(losses), "o", color=colour, alpha=0.6, markersize=5)
             panel.plot([np.mean(losses)], [height], "|", color=colour, markersize=18, markeredgewidth=2)

@@ -1,6 +1,6 @@
 """A pool of instruction and response pairs made from the documentation strings of Python's standard library.
 
-It needs no download and no licence but Python's. Nothing is random: the same Python gives the same pool.
+It needs no download and no licence except Python's. Nothing is random: a version of Python always gives the same pool.
 """
 
 import importlib
@@ -27,15 +27,15 @@ ERRORS = ("Which errors does `{}` raise?", "When does `{}` fail?")
 Row = dict[str, str]
 
 
-def docstring_rows(accept: Callable[[Row], bool], count: int) -> list[Row]:
+def collect_docstring_rows(accept: Callable[[Row], bool], count: int) -> list[Row]:
     """
-    `count` rows of `module`, `instruction` and `output`, spread over the modules: first one of each, then a second.
+    Rows with `module`, `instruction` and `output`, spread over the modules: one of each first, then a second of each.
 
     Args:
-        accept: Says whether a row is short enough.
-        count: How many rows.
+        accept: Returns whether a row is short enough.
+        count: How many rows, if there are so many.
     """
-    by_module = [filter(accept, _module_rows(name)) for name in MODULES]
+    by_module = [filter(accept, _iterate_module(name)) for name in MODULES]
     rows: list[Row] = []
     while len(rows) < count and by_module:
         found = [(source, next(source, None)) for source in by_module]
@@ -44,35 +44,35 @@ def docstring_rows(accept: Callable[[Row], bool], count: int) -> list[Row]:
     return sorted(rows[:count], key=lambda row: row["module"])
 
 
-def _module_rows(name: str) -> Iterator[Row]:
+def _iterate_module(name: str) -> Iterator[Row]:
     module = importlib.import_module(name)
     public = getattr(module, "__all__", None) or [entry for entry in dir(module) if not entry.startswith("_")]
     for number, entry in enumerate(sorted(public)):
         member = getattr(module, entry, None)
-        # A name that another module exports is asked about there.
+        # A function that is exported by several modules is asked about only in the one that defines it.
         if inspect.isroutine(member) and getattr(member, "__module__", name) == name:
-            yield from _rows(name, f"{name}.{entry}", member, number)
+            yield from _ask_about(name, f"{name}.{entry}", member, number)
 
 
-def _rows(module: str, name: str, function: Any, number: int) -> Iterator[Row]:
+def _ask_about(module: str, name: str, function: Any, number: int) -> Iterator[Row]:
     text = inspect.getdoc(function) or ""
     paragraphs = [" ".join(paragraph.split()) for paragraph in re.split(r"\n\s*\n", text) if paragraph.strip()]
-    # C functions repeat their signature on the first line.
+    # The first line of a C function's docstring is its signature, which is no description.
     described = [paragraph for paragraph in paragraphs if not paragraph.startswith(name.rpartition(".")[2] + "(")]
     errors = [sentence for sentence in re.split(r"(?<=\.)\s", " ".join(described)) if re.search(r"\braise", sentence)]
     answers = [
         (PURPOSE, described[0] if described else ""),
-        (SIGNATURE, _signature(name, function)),
+        (SIGNATURE, _describe_signature(name, function)),
         (ERRORS, " ".join(errors)),
     ]
     turn = number % len(answers)
     for questions, answer in answers[turn:] + answers[:turn]:
-        # A default value without a name of its own shows its address, which differs from run to run.
+        # Some default values print with their address in memory, which differs from run to run.
         if len(answer.split()) > 1 and " at 0x" not in answer:
             yield {"module": module, "instruction": questions[number % len(questions)].format(name), "output": answer}
 
 
-def _signature(name: str, function: Any) -> str:
+def _describe_signature(name: str, function: Any) -> str:
     try:
         return f"`{name}{inspect.signature(function)}`" if inspect.signature(function).parameters else ""
     except ValueError:

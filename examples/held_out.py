@@ -1,4 +1,4 @@
-"""What a model makes of held-out samples: its loss on their responses, and what it writes itself."""
+"""Evaluates a model on held-out samples: its loss on their responses, and its own answers."""
 
 from typing import Any
 
@@ -12,10 +12,10 @@ from miwv_trainer import compute_response_losses, pool_from_tokenized
 from miwv_trainer.metrics import metric_path
 
 
-def held_out_loss(
+def measure_held_out_loss(
     model: Any, held_out: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, show_progress: bool = False
 ) -> float:
-    """Mean negative log-likelihood per response token, over all response tokens; of tokenised samples."""
+    """Mean negative log-likelihood per response token, over all response tokens of tokenised samples."""
     pool = pool_from_tokenized(held_out, tokenizer, with_texts=False)
     losses = compute_response_losses(model, pool, show_progress=show_progress)
     scored = np.isfinite(losses)
@@ -23,20 +23,23 @@ def held_out_loss(
     return metric.compute(predictions=losses[scored], references=pool.response_tokens[scored])["response_loss"]
 
 
-def generation_scores(
+def score_generations(
     model: Any, held_out: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int
 ) -> dict[str, float]:
     """
-    Greedy generations of at most `max_new_tokens` tokens beside the held-out responses: exact match and ROUGE-L.
+    Exact match and ROUGE-L of greedy generations against the held-out responses.
 
     Args:
+        model: The model.
         held_out: Tokenised samples; prompts and references are read from their tokens.
+        tokenizer: Its tokenizer.
+        max_new_tokens: Longest generation.
     """
     pool = pool_from_tokenized(held_out, tokenizer, with_texts=False)
     prompts = [np.concatenate([pool.preamble, pool.prompt(index)]) for index in range(len(pool))]
     responses = [pool.sample(index)[pool.response_mask(index)] for index in range(len(pool))]
-    written = _generate(model, prompts, tokenizer, max_new_tokens)
-    texts = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in written]
+    generated = _generate(model, prompts, tokenizer, max_new_tokens)
+    texts = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in generated]
     references = [[tokenizer.decode(ids, skip_special_tokens=True).strip()] for ids in responses]
     found: dict[str, float] = {}
     for name in ("exact_match", "rouge_l"):
@@ -48,7 +51,8 @@ def generation_scores(
 def _generate(
     model: Any, prompts: list[np.ndarray], tokenizer: PreTrainedTokenizerBase, max_new_tokens: int
 ) -> torch.Tensor:
-    """`(samples, max_new_tokens)` at most: what follows each prompt."""
+    """`(samples, n)` tokens that follow each prompt, n at most `max_new_tokens`."""
+    # Padded on the left, so that all prompts end where their answers begin.
     longest = max(map(len, prompts))
     ids = torch.full((len(prompts), longest), tokenizer.pad_token_id)
     for row, prompt in zip(ids, prompts, strict=True):
@@ -58,7 +62,7 @@ def _generate(
     was_training = model.training
     model.eval()
     try:
-        written = model.generate(
+        generated = model.generate(
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),
             max_new_tokens=max_new_tokens,
@@ -67,4 +71,4 @@ def _generate(
         )
     finally:
         model.train(was_training)
-    return written[:, longest:]
+    return generated[:, longest:]

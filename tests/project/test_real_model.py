@@ -55,7 +55,7 @@ def smollm2() -> Path:
     sys.path.insert(0, str(ROOT / "examples"))
     quickstart_module = pytest.importorskip("quickstart")
     pytest.importorskip("gguf")
-    return quickstart_module.default_model()
+    return quickstart_module.find_default_model()
 
 
 def first_rows(shared_data: Path, count: int) -> list[dict[str, str]]:

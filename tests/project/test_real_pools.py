@@ -34,7 +34,7 @@ POOLS = ("alpaca_gpt4_1k", "cherry_alpaca_3k", "code_alpaca_2k", "t0_50k")
 def pool_and_exemplars(request: pytest.FixtureRequest, shared_data: Path) -> tuple[Pool, np.ndarray]:
     sys.path.insert(0, str(ROOT / "examples"))
     quickstart = pytest.importorskip("quickstart")
-    tokenizer = AutoTokenizer.from_pretrained(quickstart.default_model())
+    tokenizer = AutoTokenizer.from_pretrained(quickstart.find_default_model())
     pool = pool_from_rows(load_rows(shared_data / f"{request.param}.jsonl.gz"), tokenizer)
     exemplars, _ = find_nearest_exemplars(embed_texts("tfidf", pool.texts), pool, CONTEXT)
     return pool, exemplars
