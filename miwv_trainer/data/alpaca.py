@@ -18,6 +18,7 @@ def render_alpaca(row: Row, eos: str) -> RenderedText:
         eos: The text of the tokenizer's end-of-sequence token, which ends every response.
     """
     messages, given = read_conversation(row)
+    # In a prompt/completion pair a column named `input` is something else, and must not reach the text.
     has_own_input = row.get("prompt") is None and row.get("messages") is None
     whole, unanswered = "", list[str]()
     responses: list[tuple[str, str | None]] = []

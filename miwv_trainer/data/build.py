@@ -77,6 +77,7 @@ def pool_from_tokenized(
     if tokenizer is not None:
         markers = find_turn_markers(tokenizer)
     else:
+        # A model without a tokenizer, trained on token ids: its configuration still names BOS.
         text_config = model_config.get_text_config() if model_config is not None else None
         markers = TurnMarkers(bos=getattr(text_config, "bos_token_id", None))
     pool = split_preamble(read_tokenized(dataset), markers)
@@ -111,8 +112,10 @@ def render(
         markers: The tokenizer's turn markers, if they are known already.
     """
     has_template = tokenizer.chat_template is not None
+    # Three renderings and four encodings, spared where many short lists of rows are rendered.
     markers = find_turn_markers(tokenizer) if markers is None else markers
     numbered = enumerate(rows)
+    # Few enough to hold as text, enough for the tokenizer's threads.
     while part := list(islice(numbered, ROWS_AT_ONCE)):
         texts = []
         for index, row in part:
@@ -121,6 +124,7 @@ def render(
                     texts.append(render_chat(row, tokenizer, markers))
                 else:
                     texts.append(render_alpaca(row, tokenizer.eos_token or ""))
+            # The row's number is the only thing by which its owner finds it among a million.
             except ValueError as error:
                 raise ValueError(f"Sample {index} of the pool cannot be rendered. {error}") from error
         # A chat template writes its special tokens itself; the tokenizer would add a second BOS.

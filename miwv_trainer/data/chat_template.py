@@ -21,6 +21,7 @@ def render_chat(row: Row, tokenizer: PreTrainedTokenizerBase, markers: TurnMarke
     messages, given = read_conversation(row)
     whole = _apply(tokenizer, messages)
     if given:
+        # A blank answer is no response: the loss of the end of the turn alone would say nothing of the sample.
         if not any(message["content"].strip() for message in messages[given:]):
             return RenderedText(whole, [])
         return RenderedText(whole, [(_apply(tokenizer, messages[:given], with_generation_prompt=True), whole)])
@@ -29,6 +30,7 @@ def render_chat(row: Row, tokenizer: PreTrainedTokenizerBase, markers: TurnMarke
         if message["role"] != "assistant" or not message["content"].strip():
             continue
         before = _apply(tokenizer, messages[:turn], with_generation_prompt=True) if turn else ""
+        # Where the response ends: with the whole text, at the next user's header, or where rendering up to here ends.
         next_role = messages[turn + 1]["role"] if turn + 1 < len(messages) else None
         if next_role is None:
             responses.append((before, whole))
@@ -49,6 +51,7 @@ def find_turn_markers(tokenizer: PreTrainedTokenizerBase) -> TurnMarkers:
     bos_only = TurnMarkers(bos=tokenizer.bos_token_id)
     if tokenizer.chat_template is None:
         return bos_only
+    # Words without blanks around them, which templates strip, and none of which a template contains.
     user, assistant, next_user = "Alpha", "Beta", "Gamma"
     turns: list[Message] = [
         {"role": "user", "content": user},
@@ -59,12 +62,14 @@ def find_turn_markers(tokenizer: PreTrainedTokenizerBase) -> TurnMarkers:
         three_turns, two_turns = _apply(tokenizer, turns), _apply(tokenizer, turns[:2])
         prompt = _apply(tokenizer, turns[:1], with_generation_prompt=True)
     except ValueError:
+        # Some templates refuse a second user turn.
         return bos_only
     before = _encode(tokenizer, three_turns.partition(user)[0])
     between = _encode(tokenizer, three_turns.partition(assistant)[2].partition(next_user)[0])
     end_of_turn = _encode(tokenizer, two_turns.partition(assistant)[2])
     # Phi-3 adds EOS to the last turn; gpt-oss ends the last turn with another token than an earlier one.
     header = between[count_common_prefix(between, end_of_turn) or len(end_of_turn) :]
+    # What opens the second user turn must open the first one too; else turns cannot be told by it.
     if not header or before[-len(header) :] != header:
         return bos_only
     generation_prompt = _encode(tokenizer, prompt.partition(user)[2])
@@ -78,6 +83,7 @@ def find_turn_markers(tokenizer: PreTrainedTokenizerBase) -> TurnMarkers:
 
 
 def _apply(tokenizer: PreTrainedTokenizerBase, messages: list[Message], with_generation_prompt: bool = False) -> str:
+    # Templates refuse roles or orders of turns by `raise_exception` (Gemma's refuses a system turn).
     try:
         return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=with_generation_prompt)
     except TemplateError as error:

@@ -21,6 +21,7 @@ def read_instruction(row: Row) -> str | None:
     prompt, instruction = row.get("prompt"), row.get("instruction")
     if isinstance(prompt, str):
         return prompt.strip()
+    # `datasets` fills a column that some rows of a JSON Lines file lack with nulls: null means that there is none.
     messages = prompt if prompt is not None else row.get("messages")
     if are_messages(messages):
         before_response = takewhile(lambda message: message["role"] != "assistant", messages)
@@ -30,6 +31,7 @@ def read_instruction(row: Row) -> str | None:
 
 def are_messages(messages: object) -> TypeGuard[Sequence[Message]]:
     """Whether a value is a list of turns whose role and content are text."""
+    # Contents that are lists of parts (text, images) are refused: parts that are no text would be dropped in silence.
     return isinstance(messages, list | tuple) and all(
         isinstance(message, Mapping) and all(isinstance(message.get(key), str) for key in ("role", "content"))
         for message in messages
@@ -54,6 +56,7 @@ def read_conversation(row: Row) -> tuple[list[Message], int]:
 
 def _read_messages(row: Row) -> tuple[object, int]:
     if _has_columns(row, "prompt", "completion"):
+        # A conversational prompt may hold earlier answers. They are given, as TRL's completion-only loss takes them.
         prompt = _make_messages(row["prompt"], "user")
         return prompt + _make_messages(row["completion"], "assistant"), len(prompt)
     if row.get("messages") is not None:
@@ -78,5 +81,6 @@ def _make_messages(content: object, role: str) -> list[object]:
 
 
 def _join_input(row: Row, instruction: str) -> str:
+    # A CSV file may hold numbers there, and other files null.
     own_input = str(row.get("input") or "")
     return f"{instruction}\n\n{own_input}" if own_input.strip() else instruction

@@ -44,6 +44,7 @@ def _read_file(path: Path) -> datasets.Dataset:
         raise ValueError(
             f"{path} is not a kind of file that can be read; allowed: {', '.join(READERS)}, also with .gz."
         )
+    # The JSON reader meets an empty file with a StopIteration without words.
     if path.stat().st_size == 0:
         raise ValueError(f"{path} is empty: the pool needs at least two samples.")
     if kind != "parquet":
@@ -53,6 +54,7 @@ def _read_file(path: Path) -> datasets.Dataset:
         options = {"keep_default_na": False} if kind == "csv" else {}
         return datasets.load_dataset(kind, data_files=str(path), split="train", **options)
     except Exception as error:
+        # Errors of pandas, pyarrow, json and gzip come through here, and no class is common to them.
         where = _describe_broken_line(path) if ".jsonl" in suffixes else None
         raise ValueError(f"{path} could not be read as {kind}: {where or error.__cause__ or error}") from error
 
@@ -71,6 +73,7 @@ def _describe_broken_line(path: Path) -> str | None:
 
 def _check_text(path: Path) -> None:
     """Raises `ValueError` if a file cannot be unpacked or is not UTF-8 (the readers accept it and damage the text)."""
+    # Line by line: the file may be larger than the memory, and the line is named in the error.
     number = 0
     try:
         with _open(path) as file:

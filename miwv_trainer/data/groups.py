@@ -26,6 +26,7 @@ def number_groups(dataset: MapStyleDataset, column: str) -> np.ndarray:
         values = dataset[column]  # a row taken by its number would be decoded with all its columns
     else:
         values = [dataset[index][column] for index in range(len(dataset))]
+    # As text, because one file may hold 1 where another holds "1", and values of mixed types cannot be sorted.
     _, numbers = np.unique([str(value) for value in values], return_inverse=True)
     return numbers.astype(np.int64)
 

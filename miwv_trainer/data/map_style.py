@@ -22,11 +22,14 @@ class MapStyleDataset(Protocol):
 
 def check_map_style(dataset: object) -> None:
     """Raises `TypeError` unless the dataset has a length and can be indexed."""
+    # `load_dataset` without `split` gives a dictionary of splits. It has a length and can be indexed, by names.
     if isinstance(dataset, dict):
         raise TypeError(
             f"The pool is a dictionary of splits ({', '.join(map(str, dataset))}); pass one of them, such as "
             f"dataset[{next(iter(dataset), 'train')!r}]."
         )
+    # Looked up on the type, as `len` does: a wrapper may answer for any attribute of its instances. torch's own
+    # IterableDataset inherits `__getitem__`, which only raises.
     is_iterable_only = isinstance(dataset, torch.utils.data.IterableDataset)
     if is_iterable_only or not (hasattr(type(dataset), "__len__") and hasattr(type(dataset), "__getitem__")):
         raise TypeError(
@@ -46,6 +49,7 @@ def iterate_rows(dataset: MapStyleDataset) -> Iterator[Row]:
     if not isinstance(dataset, datasets.Dataset):
         yield from (dataset[index] for index in range(len(dataset)))
     elif dataset.format["type"] is not None:
+        # A format or a transform makes its own rows, of which columns taken many at a time know nothing.
         yield from dataset
     else:
         for columns in dataset.iter(batch_size=ROWS_AT_ONCE):

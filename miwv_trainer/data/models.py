@@ -31,11 +31,13 @@ def load_model(name: str, dtype: str | None = None) -> tuple[PreTrainedModel, Pr
         tokenizer = AutoTokenizer.from_pretrained(name, **({"gguf_file": gguf} if gguf else {}))
         model = AutoModelForCausalLM.from_pretrained(name, dtype=torch_dtype, **unpacking)
     except (OSError, ValueError, ImportError, SafetensorError) as error:
+        # transformers' messages have up to ten lines, of which the first says what is missing.
         raise OSError(
             f"No model could be loaded from {name!r}: give a folder with a saved model or a GGUF file, or a hub name "
             f"that is reachable or cached. ({str(error).strip().splitlines()[0]})"
         ) from error
     if gguf:
+        # Or the first checkpoint of a training, hours later, would be the first to fail.
         _make_saveable(model)
     return model, tokenizer
 

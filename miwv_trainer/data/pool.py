@@ -61,6 +61,7 @@ class Pool:
     tokens: np.ndarray
     is_response: np.ndarray
     offsets: np.ndarray
+    # Not a part of what is compared: the same pool has texts or not, depending on the embedder.
     texts: Sequence[str] | None = field(default=None, compare=False)
     groups: np.ndarray | None = field(default=None, compare=False)
 
@@ -93,9 +94,11 @@ class Pool:
     @cached_property
     def prompt_tokens(self) -> np.ndarray:
         """`(N,)` number of tokens before the first response token; all tokens if a sample has no response."""
+        # One binary search for all samples. A loop over a million of them in Python would take seconds.
         positions = np.flatnonzero(self.is_response)
         first = np.searchsorted(positions, self.offsets[:-1])
         has_response = self.response_tokens > 0
+        # Samples after the last response look beyond the end of `positions`: they read the 0, which is not used.
         starts = np.where(has_response, np.append(positions, 0)[first], self.offsets[1:])
         return starts - self.offsets[:-1]
 
@@ -107,9 +110,11 @@ class Pool:
     @cached_property
     def duplicate_groups(self) -> np.ndarray:
         """`(N,)` index of the first sample with the same tokens and the same response."""
+        # Digests, not the tokens themselves: those would be a second copy of the pool, as Python objects.
         first_seen: dict[bytes, int] = {}
         groups = np.empty(len(self), dtype=np.int64)
         for index in range(len(self)):
+            # The mask too: the same text with another part of it as response is another sample.
             key = self.sample(index).tobytes() + self.response_mask(index).tobytes()
             groups[index] = first_seen.setdefault(hashlib.sha256(key).digest(), index)
         return groups
@@ -137,6 +142,7 @@ def stack(samples: Sequence[TokenizedSample]) -> Samples:
 
 def join(parts: Iterable[Samples], texts: Sequence[str] | None = None) -> Pool:
     """Makes a pool without preamble of samples that were read in parts."""
+    # Tokenizers give int64, which is twice the memory for nothing: no vocabulary reaches 2^31.
     narrow = [Samples(ids.astype(np.int32), mask.astype(bool), lengths) for ids, mask, lengths in parts]
     return Pool(
         preamble=np.empty(0, dtype=np.int32),

@@ -38,6 +38,7 @@ def split_preamble(whole: Pool, markers: TurnMarkers) -> Pool:
     preamble = _find_preamble(whole, markers)
     starts = whole.offsets[:-1]
     is_kept = np.ones(len(whole.tokens), dtype=bool)
+    # A loop over the few positions of the preamble, not over the many samples.
     for position in range(len(preamble)):
         is_kept[starts + position] = False
     pool = Pool(
@@ -61,12 +62,14 @@ def _find_preamble(whole: Pool, markers: TurnMarkers) -> np.ndarray:
         first_headers = np.append(headers, len(tokens))[np.searchsorted(headers, starts)]
         lengths = first_headers - starts
         shared = tokens[: lengths[0]]
+        # A header that lies in the response does not count: it is a quotation, as in a sample about chat templates.
         if (
             (first_headers + len(header) <= prompt_ends).all()
             and (lengths == len(shared)).all()
             and all((tokens[starts + position] == token).all() for position, token in enumerate(shared))
         ):
             return shared.copy()
+    # Without a user's header that can be told, or with system turns that differ, only BOS can be shared.
     if markers.bos is None or (whole.lengths == 0).any() or (tokens[starts] != markers.bos).any():
         return np.empty(0, dtype=np.int32)
     # Some templates open every turn with BOS (SmolLM2: <|im_start|>; Llama-2). Then the first one belongs to its turn,

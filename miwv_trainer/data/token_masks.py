@@ -43,6 +43,7 @@ def encode(
 
     All texts are encoded in two calls, because a fast tokenizer spreads the texts of one call over its threads.
     """
+    # Each text once: pools hold the same sample several times, and many samples share a prompt.
     rows = {whole: row for row, whole in enumerate(dict.fromkeys(text.whole for text in texts))}
     encoded = _encode(list(rows), tokenizer, add_special_tokens)
     separators = {} if add_special_tokens else _find_separators(tokenizer)
@@ -51,6 +52,7 @@ def encode(
         for text in texts
         for part in _list_beginnings(text)
     }
+    # Most remainders are the few tokens of a generation prompt, equal for all samples.
     pieces = list(dict.fromkeys(remainder.text for remainder in remainders.values()))
     ids = dict(zip(pieces, _encode(pieces, tokenizer, add_special_tokens)["input_ids"], strict=True)) if pieces else {}
     eos = tokenizer.eos_token_id
@@ -87,6 +89,8 @@ def _list_beginnings(text: RenderedText) -> Iterator[str]:
 
 def _find_separators(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
     """The added tokens that a fast tokenizer finds in the text as it is, before it does anything else."""
+    # A slow tokenizer does not say where in the text a token stands. Whether a token that is `normalized` or a
+    # `single_word` is found depends on the text around it.
     if not isinstance(tokenizer, PreTrainedTokenizerFast) or tokenizer.split_special_tokens:
         return {}
     added = tokenizer.added_tokens_decoder.items()

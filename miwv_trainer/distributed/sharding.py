@@ -17,6 +17,7 @@ from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether the model's parameters are split over ranks by ZeRO-3, FSDP2 (as DTensors) or FSDP1."""
+    # ZeRO-3 is known as a setting of the process: its parameters are of torch's own class, and empty between forwards.
     if is_deepspeed_zero3_enabled() or any(isinstance(parameter, DTensor) for parameter in model.parameters()):
         return True
     return len(FullyShardedDataParallel.fsdp_modules(model)) > 0
@@ -56,6 +57,7 @@ def reshard_afterwards(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
+        # After an error too: in a notebook, the model is used again.
         for module in model.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()

@@ -99,6 +99,7 @@ class World:
         starts = range(0, len(work), self.size)
         places = (self.rank if turn % 2 == 0 else self.size - 1 - self.rank for turn in range(len(starts)))
         indices = [start + place for start, place in zip(starts, places, strict=True)]
+        # The last turn may not reach all ranks.
         return [work[index] for index in indices if index < len(work)]
 
     def broadcast_from_main(self, value: T) -> T:
@@ -106,6 +107,7 @@ class World:
         if self.size == 1:
             return value
         values = [value]
+        # On the CPU: a message on the GPU would wait behind the kernels of the training.
         with _explain_lost_contact():
             dist.broadcast_object_list(values, src=0, group=self.group, device=torch.device("cpu"))
         return values[0]
@@ -122,6 +124,7 @@ class World:
         """Returns the sum over ranks on every rank. It is exact if each element is non-zero on one rank only."""
         if self.size == 1:
             return array
+        # `all_reduce` writes into its argument, and the caller's array is not ours.
         tensor = torch.from_numpy(array.copy())
         with _explain_lost_contact():
             dist.all_reduce(tensor, group=self.group)
@@ -146,6 +149,7 @@ class World:
             yield
             return
         is_done, error = threading.Event(), None
+        # The executor waits for its thread: one that lives on at the interpreter's exit can abort the process.
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="heartbeat") as background:
             heartbeats = background.submit(self._send_heartbeats, is_done)
             try:
@@ -154,6 +158,7 @@ class World:
                 error = raised
             finally:
                 is_done.set()
+        # When another rank is gone, too, this rank's own error is the one that helps.
         if error is not None and heartbeats.exception() is not None:
             raise error
         heartbeats.result()
@@ -179,6 +184,7 @@ class World:
         try:
             yield turn
         except Exception as raised:
+            # The launcher ends the ranks that wait in the forward; their own timeout would come after 30 minutes.
             if self.sharded and self.size > 1:
                 self._end_process(task)
             error = raised
@@ -186,6 +192,7 @@ class World:
 
     def _agree(self, task: str, error: Exception | None, has_more: bool = False) -> bool:
         """Returns whether any rank has more to do. Raises on all ranks if one has an error."""
+        # Two flags in one message, because this runs after every forward. Texts are exchanged only after a failure.
         failed, more = self.all_reduce_sum(np.array([error is not None, has_more], dtype=np.int64))
         if failed:
             messages = self.all_gather(None if error is None else f"{type(error).__name__}: {error}")

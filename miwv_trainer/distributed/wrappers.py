@@ -62,6 +62,7 @@ def check_parallelism(requested: ParallelismConfig | None, fsdp: object, model: 
                 f"The training uses {what} ({name}={degree}): {why}, but scoring deals each rank rows of its own. Use "
                 f"data parallelism (DDP, ZeRO or FSDP2; {name}=1), or score before training with `miwv score`."
             )
+    # accelerate has no FSDP on a CPU or without a launcher; the Trainer then trains without it.
     if fsdp and state.distributed_type != DistributedType.FSDP:
         raise ValueError(
             f"FSDP was asked for (`fsdp={fsdp!r}`), but is not active: accelerate runs as "
@@ -99,6 +100,7 @@ def unwrap_model(model: nn.Module) -> nn.Module:
     """
     # The compiled module's only child is the module that `torch.compile` was given.
     uncompiled = next(model.children()) if is_compiled_module(model) else model
+    # accelerate's function would take FSDP1's wrapper off too.
     if unwrap_fsdp1(uncompiled) is not uncompiled:
         return uncompiled
     return extract_model_from_parallel(model, keep_torch_compile=False)
@@ -115,6 +117,7 @@ def disable_compilation(model: nn.Module) -> Iterator[None]:
     if attention_implementation(model) == "flex_attention":
         yield
         return
+    # Taking off the wrapper is not enough: `model.compile()` compiles a module in place.
     with torch.compiler.set_stance("force_eager"):
         yield
 
@@ -131,6 +134,7 @@ def use_evaluation_weights(optimizer: WrappedOptimizer | None) -> Iterator[None]
     Args:
         optimizer: None if there is no optimizer.
     """
+    # The Trainer asks the same way, in `evaluation_loop`: only optimizers with two sets of weights have the method.
     if optimizer is None or not callable(getattr(optimizer.optimizer, "eval", None)):
         yield
         return
@@ -139,11 +143,13 @@ def use_evaluation_weights(optimizer: WrappedOptimizer | None) -> Iterator[None]
     optimizer.eval()
     was_training = _read_settings(optimizer) != settings
     if not was_training:
+        # It showed these weights already, so nothing will be restored and the copies' memory is free for the round.
         copies.clear()
     try:
         yield
     finally:
         if was_training:
+            # First the mode, which moves the weights; then the exact values.
             optimizer.train()
             with torch.no_grad():
                 for parameter, value in zip(parameters, copies, strict=True):
@@ -181,6 +187,7 @@ def is_prompt_tuned(model: nn.Module) -> bool:
 
 
 def _is_peft(model: nn.Module) -> "TypeGuard[PeftModel]":
+    # PEFT is an optional dependency.
     if not is_peft_available():
         return False
     from peft import PeftModel

@@ -18,6 +18,8 @@ from safetensors import SafetensorError
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
     """Gives a temporary path beside `target`. After the block, the file there is flushed and renamed to `target`."""
+    # Beside the target, because a rename is atomic only within one file system. With the number of the process, because
+    # two of them may write the same file.
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         with explain_write_errors(target):
@@ -27,6 +29,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
             os.replace(temporary, target)
+            # The rename itself is on the disk only when the folder is.
             sync_folder(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
@@ -52,6 +55,8 @@ def atomic_folder(target: Path) -> Iterator[Path]:
             os.replace(partial, target)
             sync_folder(target.parent)
     finally:
+        # Between the two renames there is no `target`. After an error there, the old folder is moved back; after a kill
+        # it is still there, under its hidden name.
         if old.exists() and not target.exists():
             os.replace(old, target)
         delete(partial)
@@ -91,6 +96,7 @@ def move_into(folder: Path, paths: Sequence[Path]) -> None:
 
 def delete(path: Path) -> None:
     """Deletes a file or a folder, if it is there. A folder that cannot be deleted stays, because it does no harm."""
+    # A link to a folder is deleted as a link: what it points to belongs to somebody else.
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:

@@ -30,6 +30,7 @@ def read_exemplars(path: Path, fingerprint: JsonObject) -> tuple[np.ndarray, np.
     """
     if not path.is_file():
         return None
+    # `partitioning=None`: a folder named `seed=1` on the way would add a column.
     with explain_read_errors(path):
         table = pq.read_table(path, partitioning=None)
     described = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
@@ -55,6 +56,7 @@ def read_embeddings(path: Path, fingerprint: JsonObject) -> Embeddings | None:
         return None
     with explain_read_errors(path), safe_open(path, framework="numpy") as file:
         check_description(path, file.metadata() or {}, fingerprint)
+        # The handle is no mapping: it has `keys` and cannot be iterated over.
         arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if "embeddings" in arrays:
         return arrays["embeddings"]

@@ -124,6 +124,7 @@ class Journal:
         self._losses_unsynced += len(entry.losses)
         is_due = time.monotonic() - self._last_sync >= SYNC_SECONDS
         if is_due or self._losses_unsynced >= SYNC_SHARE * losses_in_pass:
+            # Until then the line is with the operating system, which keeps it when the process is killed.
             os.fsync(self._file.fileno())
             self._last_sync, self._losses_unsynced = time.monotonic(), 0
 
@@ -157,7 +158,9 @@ class Journal:
 
     def _open(self) -> IO[bytes]:
         self.folder.mkdir(parents=True, exist_ok=True)
+        # A file with another header is of another round, such as one with other weights: it is overwritten.
         is_own = self.path.is_file() and next(_whole_lines(self.path), None) == self.header
+        # Without a buffer every line is one write to the operating system; a buffer would be lost with the process.
         file = self._file = open(self.path, "ab" if is_own else "wb", buffering=0)  # noqa: SIM115
         # If a crash has cut the last line, the next one must not become a part of it.
         file.write(b"\n")
@@ -171,6 +174,7 @@ class Journal:
             written = self._file.write(line)
         except OSError as error:
             raise OSError(error.errno, f"{error.strerror}: the journal could not be written", str(self.path)) from error
+        # A file without a buffer may write less than it was given, when the disk is full.
         if written != len(line):
             raise OSError(
                 f"The journal could not be written: the disk took {written} of {len(line)} bytes: {self.path}"
@@ -178,6 +182,7 @@ class Journal:
 
 
 def _checksum(content: JsonObject) -> int:
+    # Of the content as JSON with sorted keys: it is computed again from what was read, whose keys may have any order.
     return zlib.crc32(json.dumps(content, sort_keys=True).encode())
 
 
@@ -190,6 +195,7 @@ def _whole_lines(path: Path) -> Iterator[JsonObject]:
                 held = json.loads(line)
                 content = held["content"]
                 is_whole = held["crc32"] == _checksum(content)
+            # A line that was cut is no JSON; a line that something else wrote may be JSON of another shape.
             except (ValueError, KeyError, TypeError):
                 is_whole = False
             if is_whole:
@@ -205,6 +211,7 @@ def _encode(entry: JournalLine) -> _StoredLine:
         "stage": entry.stage,
         "kinds": entry.kinds.tolist(),
         "samples": entry.samples.tolist(),
+        # JSON keeps every bit of a finite float64, and knows no NaN.
         "losses": [loss if np.isfinite(loss) else None for loss in entry.losses.tolist()],
         "tokens": entry.tokens,
         "seconds": round(entry.seconds, 6),

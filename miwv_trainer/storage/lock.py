@@ -20,6 +20,7 @@ def claim_folder(folder: Path) -> None:
     Raises:
         RuntimeError: another process has claimed it.
     """
+    # Resolved, so that the same folder under two names, through a link, is one.
     path = (folder / LOCK).resolve()
     if path in _claimed:
         return
@@ -33,6 +34,7 @@ def claim_folder(folder: Path) -> None:
             f"Another run is writing to {folder}. Wait until it has ended, or give another output folder."
         ) from None
     except NotImplementedError:
+        # Some network file systems have no locks. A run there is better than none.
         logger.warning("%s is on a file system without locks: make sure that no other run uses it.", folder)
 
 

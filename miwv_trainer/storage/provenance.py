@@ -25,6 +25,7 @@ def check_version(path: Path, found: object) -> None:
 
 def check_fingerprint(path: Path, found: JsonObject, expected: JsonObject) -> None:
     """Raises `ValueError` naming the first entry of `expected` that differs in `found`."""
+    # Entries that only the file has are no reason to refuse it: a caller expects what it depends on, and no more.
     for name, value in expected.items():
         if found.get(name) != value:
             raise ValueError(
@@ -40,6 +41,7 @@ def describe(fingerprint: JsonObject) -> dict[str, str]:
 
 def check_description(path: Path, described: Mapping[str, str], expected: JsonObject) -> None:
     """Checks the version and the fingerprint that [`describe`] put into a file."""
+    # Parquet and safetensors hold texts only, so the number comes back as one.
     version = described.get("version", "")
     check_version(path, int(version) if version.isdigit() else version)
     check_fingerprint(path, json.loads(described["fingerprint"]), expected)

@@ -74,6 +74,7 @@ class Store:
         folder = self.round_folder(number)
         if folder.exists():
             raise FileExistsError(f"{folder} exists already; finished rounds are never overwritten.")
+        # The folder is claimed, so no other run is writing there now.
         for left_by_a_killed_run in self.folder.glob(f".{folder.name}.*partial"):
             delete(left_by_a_killed_run)
         described = add_version(summary)
@@ -141,6 +142,7 @@ class Store:
                 exemplar_files.check_embeddings(self._embeddings_path, fingerprint)
                 return None
         except (ValueError, OSError, SafetensorError):
+            # A file that cannot be read is as stale as one of another pool. It is moved, not deleted.
             pass
         return self._archive([*map(self.round_folder, self.rounds()), *stored])
 
@@ -150,6 +152,7 @@ class Store:
 
         Does nothing and returns False if something was written in its place.
         """
+        # A run that has written rounds of its own since then must not lose them to the older ones.
         paths = list(previous.iterdir())
         if any((self.folder / path.name).exists() for path in paths):
             return False
@@ -160,6 +163,7 @@ class Store:
     def _archive(self, paths: Sequence[Path]) -> Path | None:
         if not paths:
             return None
+        # The number after the highest, not the first free one: users delete folders, and numbers tell which is older.
         taken = _find_numbers(self.folder, "previous-")
         previous = self.folder / f"previous-{max(taken, default=-1) + 1}"
         move_into(previous, paths)

@@ -157,6 +157,7 @@ def write_round_files(folder: Path, columns: Mapping[str, np.ndarray], summary: 
     scores = _make_table(columns)
     with atomic_path(folder / SCORES_FILE) as path:
         pq.write_table(scores, path)
+    # NaN is no JSON: Python would write it, and other programs could not read the file.
     write_text(folder / SUMMARY_FILE, json.dumps(summary, indent=2, allow_nan=False) + "\n")
     return scores
 
@@ -174,6 +175,7 @@ def read_round_files(folder: Path, number: int, fingerprint: JsonObject | None) 
     if fingerprint is not None:
         check_fingerprint(folder, summary["fingerprint"], fingerprint)
     with explain_read_errors(folder / SCORES_FILE):
+        # With `schema`, a column that an older version of this library did not write is read as nulls.
         # Without `partitioning=None`, an output folder named `seed=1` would add a column `seed`.
         scores = pq.read_table(folder / SCORES_FILE, schema=SCORES, partitioning=None)
     return StoredRound(number, folder, scores, summary)
@@ -189,6 +191,7 @@ def _make_table(columns: Mapping[str, np.ndarray]) -> pa.Table:
     arrays = []
     for entry in SCORES:
         values = columns[entry.name]
+        # Null rather than NaN: SQL engines sort NaN above every number, so a top-k would begin with unscored samples.
         missing = np.isnan(values) if values.dtype.kind == "f" else np.zeros(len(values), dtype=bool)
         if entry.name in MISSING_BELOW_ZERO:
             missing = values < 0
