@@ -8,8 +8,9 @@ and only a round that is due at that very step is scored.
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import cast
+from typing import TypedDict, Unpack, cast
 
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 from transformers import (
     PreTrainedModel,
@@ -41,6 +42,21 @@ NOT_REBUILT = (
     "which cannot hold the pool and the sampler of a MIWVCallback. Set it to False: the MIWVCallback reads its state "
     "without it."
 )
+
+
+class HookArguments(TypedDict):
+    """
+    What the Trainer hands to every hook by name (seen in transformers 5.23).
+
+    `model` is unwrapped, except under FSDP, where it is the wrapper. `train_dataloader` is as accelerate prepared it.
+    """
+
+    model: PreTrainedModel
+    processing_class: PreTrainedTokenizerBase | ProcessorMixin | None
+    optimizer: WrappedOptimizer | None
+    lr_scheduler: LRScheduler
+    train_dataloader: DataLoader
+    eval_dataloader: DataLoader | None
 
 
 class MIWVCallback(TrainerCallback, ExportableState):
@@ -93,28 +109,20 @@ class MIWVCallback(TrainerCallback, ExportableState):
         return {"args": {"config": None, "sampler": None}, "attributes": {"run_state": run_state}}
 
     def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        *,
-        model: PreTrainedModel,
-        train_dataloader: DataLoader,
-        optimizer: WrappedOptimizer | None = None,
-        processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
-        **kwargs: object,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Unpack[HookArguments]
     ) -> None:
         if args.restore_callback_states_from_checkpoint:
             raise ValueError(NOT_REBUILT)
+        model, dataloader, processing_class = kwargs["model"], kwargs["train_dataloader"], kwargs["processing_class"]
         check_parallelism(args.parallelism_config, args.fsdp, model)
         world = World.current(args.device, model, args.disable_tqdm)
-        start = TrainingStart(args, state, model, train_dataloader, processing_class, world, Console.of(args))
-        check_sampler(train_dataloader, self.sampler)
+        start = TrainingStart(args, state, model, dataloader, processing_class, world, Console.of(args))
+        check_sampler(dataloader, self.sampler)
         with preserve_rng():
             is_read_now = self.pool is None
             if self.pool is None:
                 # `attach` has checked that it is map-style; by hand, reading it does.
-                dataset = cast(MapStyleDataset, train_dataloader.dataset)
+                dataset = cast(MapStyleDataset, dataloader.dataset)
                 with world.run_together("reading the pool"):
                     self.pool = read_pool(dataset, processing_class, model.config, self.config)
             check_training(start, self.config, self.sampler, self.pool)
@@ -123,67 +131,54 @@ class MIWVCallback(TrainerCallback, ExportableState):
             before = read_run_state(state, args, type(self).__name__, was_begun=self._run is not None)
             if self._run is not None:
                 self._run.stop_watching()
-            with use_evaluation_weights(optimizer):
+            with use_evaluation_weights(kwargs["optimizer"]):
                 self._run = begin_run(start, self.config, self.sampler, self.pool, before)
-            self._score_if_due(self._run, model, optimizer)
+            self._score_if_due(self._run, kwargs)
             # A hook that reads token ids would break a compiled forward into parts.
             if self.config.check_batches and not args.torch_compile:
                 self._run.watch_batches(model)
 
     def on_epoch_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        *,
-        model: PreTrainedModel,
-        optimizer: WrappedOptimizer | None = None,
-        **kwargs: object,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Unpack[HookArguments]
     ) -> None:
-        run = self._begun_run()
+        run = self._require_run()
         # On several ranks, accelerate's `set_epoch` does not reach the sampler after a resume within an epoch, and the
         # next epoch would repeat the order (huggingface/accelerate#2016, modelscope/ms-swift#10050).
         self.sampler.set_epoch(run.epoch)
         if self.config.rescore_strategy == "epoch":
-            self._score_if_due(run, model, optimizer)
+            self._score_if_due(run, kwargs)
 
     def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        *,
-        model: PreTrainedModel,
-        optimizer: WrappedOptimizer | None = None,
-        **kwargs: object,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Unpack[HookArguments]
     ) -> None:
-        # Where training is told to stop, a checkpoint may have been saved and a grace period be running.
+        # No round where training is told to stop: SIGTERM may have saved a checkpoint, and the machine may be gone
+        # before the round is finished. A resumed run scores it.
         if self.config.rescore_strategy == "steps" and not control.should_training_stop:
             should_log = control.should_log
-            self._score_if_due(self._begun_run(), model, optimizer)
+            self._score_if_due(self._require_run(), kwargs)
             # Logging the round's statistics clears the flag, but the loss of this step is still to be logged.
             control.should_log = should_log
 
     def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Unpack[HookArguments]
     ) -> None:
-        self._begun_run().end_epoch()
+        self._require_run().end_epoch()
 
     def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Unpack[HookArguments]
     ) -> None:
-        self._begun_run().end()
+        self._require_run().end()
 
-    def _score_if_due(self, run: TrainingRun, model: PreTrainedModel, optimizer: WrappedOptimizer | None) -> None:
+    def _score_if_due(self, run: TrainingRun, given: HookArguments) -> None:
         position = run.find_due_position()
         if position is None:
             return
-        with preserve_rng(), use_evaluation_weights(optimizer):
-            statistics = run.score_round(model, position)
+        with preserve_rng(), use_evaluation_weights(given["optimizer"]):
+            statistics = run.score_round(given["model"], position)
             if self.log is not None:
                 self.log(statistics)
 
-    def _begun_run(self) -> TrainingRun:
+    def _require_run(self) -> TrainingRun:
         if self._run is None:
             raise RuntimeError(
                 "The MIWVCallback was added to a Trainer that is training already, so that no selection exists. Add it "

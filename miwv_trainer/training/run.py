@@ -1,7 +1,6 @@
 """One training with its rounds: scores them, puts their selections in force, and knows where training stands.
 
-Made by the callback when training begins. It holds neither model nor optimizer, because a callback that is kept for its
-rounds would otherwise keep the memory of both.
+Made when training begins. Model and optimizer belong to the Trainer, which hands them to every hook.
 """
 
 import logging
