@@ -26,7 +26,7 @@ assert (config.fraction, config.score) == (0.1, "longest")
 """
 
 
-def default_of(setting: Field[Any]) -> Any:
+def get_default(setting: Field[Any]) -> Any:
     return setting.default_factory() if setting.default_factory is not MISSING else setting.default
 
 
@@ -45,7 +45,7 @@ def list_choices(setting: Field[Any]) -> str:
 
 def describe_type(setting: Field[Any]) -> str:
     """What values a setting takes and which is its default, in a line."""
-    hint, default = get_type_hints(MIWVConfig)[setting.name], default_of(setting)
+    hint, default = get_type_hints(MIWVConfig)[setting.name], get_default(setting)
     if choices := list_choices(setting):
         return f"one of {choices}; defaults to {show_value(default)}"
     if default is None:
@@ -70,7 +70,7 @@ def make_table() -> str:
     lines = ["| name | default | |", "|---|---|---|"]
     for described in MIWVConfig.describe():
         setting = settings[described.name]
-        default, choices = default_of(setting), list_choices(setting)
+        default, choices = get_default(setting), list_choices(setting)
         shown = "none" if default is None else show_value(default)
         told = f"{described.summary} One of {choices}." if choices else described.summary
         lines.append(f"| `{described.name}` | {shown} | {told} |")

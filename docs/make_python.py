@@ -9,7 +9,7 @@ from benchmarks.measure_code import ROOT, write_between_markers
 PAGE = ROOT / "docs" / "python.md"
 
 
-def first_sentence(name: str) -> str:
+def read_first_sentence(name: str) -> str:
     """
     The first sentence of what a public name is documented by.
 
@@ -24,7 +24,7 @@ def first_sentence(name: str) -> str:
 
 def list_names() -> str:
     """One line per public name, in the order of `__all__`."""
-    lines = [f"| `{name}` | {first_sentence(name)} |" for name in miwv_trainer.__all__]
+    lines = [f"| `{name}` | {read_first_sentence(name)} |" for name in miwv_trainer.__all__]
     return "\n".join(["| name | |", "|---|---|", *lines])
 
 

@@ -47,12 +47,14 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "epoch_order": get_args(EpochOrder),
     "layout": get_args(Layout),
 }
-PRESETS: dict[str, dict[str, Any]] = {
+# The descriptions of `preset` list these values for people; a test compares the two.
+PRESETS: dict[str, dict[str, object]] = {
     "none": {},
     "paper": {"allow_identical_exemplars": True},
     "guarded": {"selection_budget": "tokens", "loss_band": [0.0, 0.7], "max_selected_similarity": 0.95},
 }
-# What decides, together with the scores, which samples a round selects.
+# What decides, together with the scores, which samples a round selects. Each of them is an option of `miwv score` and
+# `miwv select`, and part of a round's fingerprint: a resumed run refuses rounds that were selected otherwise.
 SELECTION_FIELDS = (
     "score",
     "min_response_tokens",
@@ -220,8 +222,9 @@ class MIWVConfig:
             check_whole_number("sampler_seed", self.sampler_seed, least=0)
 
         for f in fields(self):
-            if f.type is float:  # NumPy's numbers are no JSON
+            if f.type is float:  # round.json could not hold a number of NumPy's
                 setattr(self, f.name, float(getattr(self, f.name)))
+        # Last of the single values: errors above are about what was given, never about what a preset sets.
         self._apply_preset(applied_preset, vars(self).pop("given"))
         self._check_together()
 
@@ -238,7 +241,7 @@ class MIWVConfig:
     def _apply_preset(self, applied: AppliedPreset | None, given: set[str]) -> None:
         """Sets what the preset says, unless this very preset was applied to these values before."""
         if applied is None or applied.name != self.preset:
-            defaults = {f.name: _default_of(f) for f in fields(self)}
+            defaults = {f.name: _get_default(f) for f in fields(self)}
             # A call that gives every field tells nothing: HfArgumentParser does, whatever was typed. So a field at its
             # default counts as not given there.
             kept = given if not given >= defaults.keys() else set()
@@ -273,7 +276,11 @@ class MIWVConfig:
             )
 
     def is_by_preset(self, name: str) -> bool:
-        """Whether the preset has set a field, and its value is still there."""
+        """
+        Whether the preset has set a field, and its value is still there.
+
+        For errors: somebody who typed `preset="guarded"` has never heard of a `loss_band` of [0.0, 0.7].
+        """
         applied: AppliedPreset = vars(self)["applied_preset"]
         return name in applied.fields and getattr(self, name) == PRESETS[applied.name][name]
 
@@ -307,13 +314,13 @@ class MIWVConfig:
         applied = AppliedPreset(values["preset"], ()) if len(values) == len(names) else None
         return cls(**values, applied_preset=applied)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """The values as JSON can hold them; an embedding array is described by its shape."""
         shown = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "embedder"}
         return {**shown, "embedder": describe_embedder(self.embedder)}
 
 
-def _default_of(setting: Field[Any]) -> Any:
+def _get_default(setting: Field[object]) -> object:
     return setting.default if setting.default_factory is MISSING else setting.default_factory()
 
 

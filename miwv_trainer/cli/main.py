@@ -22,11 +22,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status. Bad input is told in one line on standard error.
     """
+    # INFO of this library only: transformers and datasets log dozens of lines of it while a model is loaded.
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("miwv_trainer").setLevel(logging.INFO)
     options = parse_options(list(sys.argv[1:] if argv is None else argv))
     try:
         run(options)
+    # What the library raises for bad input, and what a machine does (a full disk, no memory). Anything else is a defect
+    # of the library and shows its traceback.
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
         # The message begins on a line of its own, because a progress bar may stand on the current one.
         print(f"\nmiwv: {name_as_typed(str(error))}", file=sys.stderr)
@@ -48,7 +51,11 @@ def run(options: ScoreOptions | SelectOptions | ReportOptions) -> None:
 
 
 def name_as_typed(message: str) -> str:
-    """Replaces the names of fields in an error of the library by the options that set them."""
+    """
+    Replaces the names of fields in an error of the library by the options that set them.
+
+    The library's errors are for Python and for `HfArgumentParser`, where a setting is called by its field.
+    """
     for name, option in OPTIONS.items():
         message = message.replace(f"`{name}`", f"`{option}`")
     return message

@@ -18,7 +18,7 @@ DEFAULT_OUTPUT = "miwv-output"
 FIELDS = {field.name: field for field in fields(MIWVConfig)}
 
 
-def option_of(name: str) -> str:
+def name_option(name: str) -> str:
     """The option that sets a field: `--loss-band` sets `loss_band`."""
     return "--" + name.replace("_", "-")
 
@@ -29,7 +29,7 @@ OPTIONS = {
     "refine_near_threshold=False": "--no-refine",
     "sampler_seed": "--seed",
     **{
-        name: option_of(name)
+        name: name_option(name)
         for name in ("tokens_per_batch", "tokens_per_row", "logits_chunk", "preset", *SELECTION_FIELDS)
     },
 }
@@ -90,6 +90,7 @@ def parse_options(typed: Sequence[str]) -> ScoreOptions | SelectOptions | Report
         SystemExit: with status 2 for words that no subcommand takes, with 0 after `--help`; argparse has told which.
     """
     parsed = vars(make_parser().parse_args(typed))
+    # argparse gives one flat namespace, in which a field of the configuration stands beside the command's own options.
     command = parsed.pop("command")
     settings = {name: parsed.pop(name) for name in FIELDS if name in parsed}
     if command == "score":
@@ -192,12 +193,12 @@ def add_setting(
         more: What the help says after the field's description.
     """
     hint, default = get_type_hints(MIWVConfig)[name], FIELDS[name].default
-    is_pair = get_origin(hint) is list
+    is_pair = get_origin(hint) is list  # the only lists are bands: two quantiles
     kind: Callable[[str], object] = next((kind for kind in (int, float) if kind in (hint, *get_args(hint))), str)
     parts = [describe(name), more]
     if shows_default and default is not None and default is not MISSING:
         parts.append(f"(default: {default})")
-    option = OPTIONS.get(name, option_of(name))
+    option = OPTIONS.get(name, name_option(name))
     shown = None if name in CHOICES else option.lstrip("-").replace("-", "_").upper()
     add_argument(
         option,

@@ -37,6 +37,8 @@ def score(options: ScoreOptions) -> None:
     world = join_launched()
     if not world.is_main:
         silence()
+    # Everything that can be wrong with the input is found here, before the output folder is touched: an earlier run in
+    # it is moved aside only for one that can begin.
     with tell_errors_once(world, "reading the model and the pool"):
         check_output(Path(options.output))
         config = make_config(options)
@@ -54,6 +56,7 @@ def score(options: ScoreOptions) -> None:
             store.claim()
     scorer = prepare_scorer(model, pool, config, world)
     exemplars = find_exemplars(scorer, store, reuse=False)
+    # `miwv select` and `miwv report` refuse other rows by their hash, and the dataset card states the rest.
     notes: RoundNotes = {
         "rows": fingerprint_rows(rows, len(rows)),
         "chat_template": fingerprint_template(tokenizer.chat_template),
@@ -66,12 +69,17 @@ def score(options: ScoreOptions) -> None:
         print(format_scores(finished, pool.texts))
         print(format_rounds([finished]))
         print(f"scores: {finished.folder / 'scores.parquet'}\nselected samples: {selected}")
+        # Only now: another run in the same folder would move the round aside that selected.jsonl belongs to.
         store.release()
     leave_launched()
 
 
 def check_output(output: Path) -> None:
-    """Raises `ValueError` where a file stands in the way of the output folder."""
+    """
+    Raises `ValueError` where a file stands in the way of the output folder.
+
+    Making the folder would find that too, but after the model was loaded, which takes minutes.
+    """
     for path in (output, *output.parents):
         if path.exists() and not path.is_dir():
             raise ValueError(f"`--output` must be a folder, but {path} is a file.")
@@ -83,6 +91,7 @@ def make_config(options: ScoreOptions) -> MIWVConfig:
     if not config.embedder.endswith(".npy"):
         return config
     try:
+        # An array of Python objects would run code of whoever wrote the file.
         array = np.load(config.embedder, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise ValueError(

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from miwv_trainer.cli.options import SelectOptions, option_of
+from miwv_trainer.cli.options import SelectOptions, name_option
 from miwv_trainer.cli.shared import read_scored_rows
 from miwv_trainer.export.dataset_card import Origin
 from miwv_trainer.export.destination import ENDINGS, Format, check_destination, check_hub_name
@@ -27,6 +27,7 @@ def select(options: SelectOptions) -> None:
         )
     rows = read_scored_rows(options.dataset, latest) if options.dataset is not None else None
     choice = select_again(latest, config, rows)
+    # A warning and no error: the selection is right for these scores, only that they are not those of the paper.
     if config.allow_identical_exemplars and not latest.summary["config"].get("allow_identical_exemplars"):
         print("These scores were made without copies as exemplars, which --preset paper allows.", file=sys.stderr)
     if rows is None or options.dataset is None:
@@ -62,7 +63,7 @@ def choose_destination(options: SelectOptions) -> tuple[Format, Path]:
         }  # fmt: skip
         for name, value in about_samples.items():
             if value:
-                raise ValueError(f"`{option_of(name)}` is about samples: give the pool as `--dataset`.")
+                raise ValueError(f"`{name_option(name)}` is about samples: give the pool as `--dataset`.")
     if pushed is None and options.private:
         raise ValueError("`--private` is about a dataset on the hub: give its name as `--push-to-hub`.")
     if pushed is not None and kind != "dataset":

@@ -9,6 +9,7 @@ from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.groups import number_groups
 from miwv_trainer.data.map_style import MapStyleDataset
 from miwv_trainer.data.pool import Pool, find_complete_samples
+from miwv_trainer.distributed.agreement import check_same_pool
 from miwv_trainer.distributed.world import World
 from miwv_trainer.embeddings.vectors import Embeddings
 from miwv_trainer.rounds.exemplars import find_exemplars
@@ -51,7 +52,8 @@ def score_and_select(
         )
     check_model(model, pool)
     check_layout(model, config)
-    world = World.current(model.device, model)
+    world = World.current(model.device, model)  # the launched processes, where this runs on several
+    check_same_pool(pool, world)
     store = Store(output)
     with world.run_together("claiming the output folder"):
         if world.is_main:
