@@ -1,3 +1,5 @@
+"""The configuration: defaults, single values and their errors, and the ways in which it is made and handed on."""
+
 import copy
 import dataclasses
 import json
@@ -82,7 +84,7 @@ def test_the_smallest_allowed_numbers_are_accepted():
     assert (config.tokens_per_batch, config.logits_chunk) == (1, 1)
 
 
-@pytest.mark.parametrize("name", ["refine_near_threshold", "allow_identical_exemplars"])
+@pytest.mark.parametrize("name", ["refine_near_threshold", "allow_identical_exemplars", "check_batches"])
 @pytest.mark.parametrize("value", ["no", 1, None])
 def test_a_switch_is_true_or_false(name, value):
     with pytest.raises(ValueError, match=f"`{name}` must be True or False, but got {value!r}"):
@@ -163,29 +165,51 @@ def test_copies_keep_the_values_and_replacements_are_checked_again():
         dataclasses.replace(config, fraction=2.0)
 
 
+TYPED = {
+    "fraction": ("0.1", 0.1),
+    "rescore_strategy": ("steps", "steps"),
+    "rescore_steps": ("9", 9),
+    "rescore_budget": ("0.5", 0.5),
+    "score": ("residual_miwv", "residual_miwv"),
+    "selection_budget": ("tokens", "tokens"),
+    "preset": ("paper", "paper"),
+    "min_response_tokens": ("3", 3),
+    "quantile_band": ("0.1 0.9", [0.1, 0.9]),
+    "loss_band": ("0.0 0.8", [0.0, 0.8]),
+    "min_similarity": ("0.2", 0.2),
+    "max_selected_similarity": ("0.8", 0.8),
+    "length_bands": ("4", 4),
+    "group_column": ("task", "task"),
+    "diversity": ("mmr", "mmr"),
+    "diversity_candidates": ("2.5", 2.5),
+    "mmr_weight": ("0.7", 0.7),
+    "epoch_order": ("easy_to_hard", "easy_to_hard"),
+    "embedder": ("tfidf", "tfidf"),
+    "sampler_seed": ("5", 5),
+    "scoring_max_length": ("128", 128),
+    "tokens_per_batch": ("99", 99),
+    "tokens_per_row": ("88", 88),
+    "logits_chunk": ("7", 7),
+    "layout": ("padded", "padded"),
+    "refine_near_threshold": ("false", False),
+    "allow_identical_exemplars": ("true", True),
+    "check_batches": ("false", False),
+    "scores_dir": ("runs/b", "runs/b"),
+}
+
+
 def test_a_command_line_fills_every_field_through_the_argument_parser():
-    line = (
-        "--fraction 0.1 --rescore_strategy steps --rescore_steps 9 --rescore_budget 0.5 --score residual_miwv "
-        "--selection_budget tokens --preset paper --min_response_tokens 3 --quantile_band 0.1 0.9 "
-        "--loss_band 0.0 0.8 "
-        "--min_similarity 0.2 --max_selected_similarity 0.8 --length_bands 4 --group_column task --diversity mmr "
-        "--diversity_candidates 2.5 --mmr_weight 0.7 --epoch_order easy_to_hard --embedder tfidf --sampler_seed 5 "
-        "--scoring_max_length 128 "
-        "--tokens_per_batch 99 --tokens_per_row 88 --logits_chunk 7 --layout padded "
-        "--refine_near_threshold false --allow_identical_exemplars true --scores_dir runs/b"
-    )
+    assert list(TYPED) == [field.name for field in dataclasses.fields(MIWVConfig)]
+    line = " ".join(f"--{name} {typed}" for name, (typed, _) in TYPED.items())
     (config,) = HfArgumentParser(MIWVConfig).parse_args_into_dataclasses(line.split())
-    rounds = (0.1, "steps", 9, 0.5, "residual_miwv", "tokens", "paper")
-    selection = (3, [0.1, 0.9], [0.0, 0.8], 0.2, 0.8, 4, "task", "mmr", 2.5, 0.7, "easy_to_hard")
-    scoring = ("tfidf", 5, 128, 99, 88, 7, "padded", False, True, "runs/b")
-    assert dataclasses.astuple(config) == (*rounds, *selection, *scoring)
+    assert dataclasses.asdict(config) == {name: value for name, (_, value) in TYPED.items()}
+    default = MIWVConfig()
+    assert all(getattr(default, name) != value for name, (_, value) in TYPED.items())
 
 
 @pytest.mark.parametrize("arguments", [TrainingArguments, Seq2SeqTrainingArguments, SFTConfig])
 def test_no_name_is_taken_by_the_arguments_of_a_trainer(arguments):
-    names = {field.name for field in dataclasses.fields(MIWVConfig)}
-    assert len(names) == 28
-    assert names.isdisjoint(field.name for field in dataclasses.fields(arguments))
+    assert TYPED.keys().isdisjoint(field.name for field in dataclasses.fields(arguments))
 
 
 def test_an_empty_command_line_gives_the_defaults():
