@@ -53,7 +53,7 @@ def main() -> None:
     rows = tokenize(rows.select(range(arguments.skip, min(len(rows), arguments.skip + arguments.samples))), tokenizer)
     pool = pool_from_tokenized(rows, tokenizer)
     store = Store(arguments.output)
-    if len(store.rounds()) < arguments.rounds:
+    if len(store.list_rounds()) < arguments.rounds:
         train(model, tokenizer, rows, arguments)
     rounds = [store.read_round(number) for number in range(arguments.rounds)]
     context = model.config.max_position_embeddings

@@ -123,7 +123,7 @@ class Pool:
     def fingerprint(self) -> str:
         """A hash of all token ids and response masks. It is the same for the same pool under any file name."""
         digest = hashlib.sha256()
-        # The types are part of what is hashed, so that a pool of int64 ids has the fingerprint of one of int32 ids.
+        # Each array is cast to one type first: a pool of int64 ids has the fingerprint of the same ids as int32.
         for array, kind in (
             (self.preamble, np.int32),
             (self.offsets, np.int64),

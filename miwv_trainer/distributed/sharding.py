@@ -36,7 +36,7 @@ def load_models_whole() -> Iterator[None]:
     Under ZeRO-3 it would split every model over the ranks. An embedder that only rank 0 loads would then wait for the
     other ranks for ever.
     """
-    running = _running_deepspeed_config()
+    running = _find_running_config()
     deepspeed.unset_hf_deepspeed_config()
     try:
         yield
@@ -65,7 +65,7 @@ def reshard_afterwards(model: nn.Module) -> Iterator[None]:
             _reshard_fsdp1(part)
 
 
-def _running_deepspeed_config() -> HfDeepSpeedConfig | None:
+def _find_running_config() -> HfDeepSpeedConfig | None:
     """The configuration by which transformers knows that it runs under DeepSpeed; None if it does not."""
     # Private, seen in transformers 5.23.0. The public `deepspeed_config()` returns only the dictionary inside. As
     # `set_hf_deepspeed_config` keeps a weak reference, what is set again must be the Trainer's own object.

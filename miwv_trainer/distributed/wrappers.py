@@ -83,7 +83,7 @@ def _read_degrees(requested: ParallelismConfig | None, state: AcceleratorState, 
         if config is not None:
             for name in degrees:
                 degrees[name] = max(degrees[name], getattr(config, name) or 1)
-    inner = inner_model(model)
+    inner = get_inner_model(model)
     degrees["tp_size"] = max(degrees["tp_size"], inner.tp_size or 1)
     if state.distributed_type == DistributedType.DEEPSPEED:
         config = state.deepspeed_plugin.deepspeed_config
@@ -114,7 +114,7 @@ def disable_compilation(model: nn.Module) -> Iterator[None]:
     Rows have a hundred lengths, and `torch.compile` would compile for each, at seconds a length. Flex attention stays
     compiled: without it, transformers' flex attention computes every pair of tokens.
     """
-    if attention_implementation(model) == "flex_attention":
+    if get_attention_implementation(model) == "flex_attention":
         yield
         return
     # Taking off the wrapper is not enough: `model.compile()` compiles a module in place.
@@ -161,17 +161,17 @@ def _read_settings(optimizer: WrappedOptimizer) -> list[dict[str, object]]:
     return [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
 
 
-def inner_model(model: nn.Module) -> PreTrainedModel:
+def get_inner_model(model: nn.Module) -> PreTrainedModel:
     """The transformers model inside the wrappers of PEFT and FSDP1, whose forwards take the same arguments."""
     model = unwrap_fsdp1(model)
     return cast(PreTrainedModel, model.get_base_model() if _is_peft(model) else model)
 
 
-def attention_implementation(model: nn.Module) -> str | None:
+def get_attention_implementation(model: nn.Module) -> str | None:
     """The name of the attention function of a transformers model, such as `"sdpa"` or `"eager"`."""
     # Private, seen in transformers 5.23.0. The public `attn_implementation` can only be set, by `from_pretrained` and
     # `set_attn_implementation`; transformers' own models read this attribute in every attention layer.
-    return inner_model(model).config._attn_implementation
+    return get_inner_model(model).config._attn_implementation
 
 
 def is_prompt_tuned(model: nn.Module) -> bool:

@@ -50,7 +50,7 @@ def find_finished(
     """
     found: StoredRound | None = None
     with world.run_together("reading the rounds"):
-        if world.is_main and identity["round"] in store.rounds():
+        if world.is_main and identity["round"] in store.list_rounds():
             stored = store.read_round(identity["round"])
             refines = stored.summary["config"].get("refine_near_threshold") == config.refine_near_threshold
             is_same = stored.summary.get("rows") == rows and is_same_round(stored.summary, identity)

@@ -21,7 +21,7 @@ from torch import nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from miwv_trainer.distributed.wrappers import attention_implementation, inner_model
+from miwv_trainer.distributed.wrappers import get_attention_implementation, get_inner_model
 from miwv_trainer.scoring.root_forward import PADDING_ID, ForwardInputs, pad
 from miwv_trainer.scoring.trees import TreeRow
 
@@ -64,9 +64,9 @@ def find_tree_obstacle(model: nn.Module, context: int) -> str | None:
     Args:
         context: Longest sequence, in tokens. A window of at least that length hides nothing.
     """
-    inner = inner_model(model)
+    inner = get_inner_model(model)
     config = inner.config.get_text_config()
-    attention = attention_implementation(model)
+    attention = get_attention_implementation(model)
     # FlashAttention takes two-dimensional masks only (Dao-AILab/flash-attention#1857).
     if attention not in ("sdpa", "eager", "flex_attention"):
         return f"its attention is {attention!r}, which takes no mask of its own for each row"
@@ -88,8 +88,8 @@ def find_tree_obstacle(model: nn.Module, context: int) -> str | None:
 
 def choose_tree_attention(model: nn.Module) -> Attention:
     """Which of the three ways a model takes for which [`find_tree_obstacle`] finds nothing."""
-    inner = inner_model(model)
-    implementation = attention_implementation(model)
+    inner = get_inner_model(model)
+    implementation = get_attention_implementation(model)
     if implementation == "flex_attention":
         return "blocks"
     on_cpu = next(model.parameters()).device.type == "cpu"
@@ -103,9 +103,9 @@ def use_tree_attention(model: nn.Module, attention: Attention) -> Iterator[None]
     if attention != "segments":
         yield
         return
-    inner = inner_model(model)
+    inner = get_inner_model(model)
     # The whole model comes first in this list: setting it also sets its parts, which may have had other functions.
-    before = [(m, attention_implementation(m)) for m in inner.modules() if isinstance(m, PreTrainedModel)]
+    before = [(m, get_attention_implementation(m)) for m in inner.modules() if isinstance(m, PreTrainedModel)]
     inner.set_attn_implementation(SEGMENTS)
     try:
         yield
@@ -146,7 +146,7 @@ def _make_mask(model: nn.Module, rows: list[TreeRow], device: torch.device) -> t
     # Padding is a tree of its own: no token sees it, and it sees itself, as a softmax over nothing is NaN.
     tree, branch = pad([row.tree for row in rows], -1, device), pad([row.branch for row in rows], 0, device)
     seen = _find_seen(tree[:, :, None], branch[:, :, None], tree[:, None], branch[:, None]).tril()[:, None]
-    if attention_implementation(model) == "sdpa":
+    if get_attention_implementation(model) == "sdpa":
         return seen
     # The eager attention of transformers adds its mask to the weights, in the model's dtype.
     dtype = next(model.parameters()).dtype

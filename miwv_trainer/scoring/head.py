@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from miwv_trainer.data.pool import IGNORED_LABEL
-from miwv_trainer.distributed.wrappers import inner_model
+from miwv_trainer.distributed.wrappers import get_inner_model
 from miwv_trainer.scoring.head_check import find_chunking_obstacle
 from miwv_trainer.scoring.logits import compute_nll, finish_logits
 from miwv_trainer.scoring.root_forward import (
@@ -79,9 +79,9 @@ def choose_head(model: nn.Module) -> Head:
     if obstacle is None:
         return "chunked"
     _warn_once(
-        f"{type(inner_model(model)).__name__} is scored by the logits that its forward returns, because {obstacle}. "
-        "They take memory for a whole batch's response tokens at once, times the vocabulary; lower `tokens_per_batch` "
-        "and `tokens_per_row` if that is too much."
+        f"{type(get_inner_model(model)).__name__} is scored by the logits that its forward returns, because "
+        f"{obstacle}. They take memory for a whole batch's response tokens at once, times the vocabulary; lower "
+        "`tokens_per_batch` and `tokens_per_row` if that is too much."
     )
     return "own"
 
@@ -119,7 +119,7 @@ def _run_fused_head(model: nn.Module, inputs: ForwardInputs, targets: Targets) -
 
 def _run_chunked_head(model: nn.Module, inputs: ForwardInputs, targets: Targets, logits_chunk: int) -> torch.Tensor:
     """From what the head makes of the hidden states that predict an answer, a chunk at a time."""
-    config = inner_model(model).config.get_text_config()
+    config = get_inner_model(model).config.get_text_config()
     losses: list[torch.Tensor] = []
 
     def score(module: nn.Module, args: tuple[torch.Tensor, ...]) -> torch.Tensor:

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from miwv_trainer.distributed.wrappers import inner_model
+from miwv_trainer.distributed.wrappers import get_inner_model
 from miwv_trainer.scoring.logits import finish_logits
 from miwv_trainer.scoring.root_forward import PADDING_ID, hook_head_input, keep_first_position, run_root_forward
 
@@ -36,7 +36,7 @@ def find_chunking_obstacle(model: nn.Module) -> str | None:
         by_module.append(output)
         return _make_wide_logits(output)
 
-    head = inner_model(model).get_output_embeddings()
+    head = get_inner_model(model).get_output_embeddings()
     if head is None:
         return "it names no output embeddings"
     handle = head.register_forward_hook(replace_output)
@@ -49,7 +49,7 @@ def find_chunking_obstacle(model: nn.Module) -> str | None:
         return "its output embeddings are not called once with the hidden states of all positions"
     if not _agree(by_chunk[0], by_module[0][0], by_module[0].dtype):
         return "its output embeddings give something else when they are called as a module"
-    config = inner_model(model).config.get_text_config()
+    config = get_inner_model(model).config.get_text_config()
     if not _agree(finish_logits(_make_wide_logits(by_module[0]), config), own, by_module[0].dtype):
         return "its forward does something to the logits that its configuration does not tell in known words"
     return None

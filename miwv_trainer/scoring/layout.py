@@ -15,7 +15,7 @@ from torch import nn
 
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.pool import Pool
-from miwv_trainer.distributed.wrappers import inner_model
+from miwv_trainer.distributed.wrappers import get_inner_model
 from miwv_trainer.scoring.attention import choose_tree_attention, find_tree_obstacle
 from miwv_trainer.scoring.context import find_context_length
 from miwv_trainer.scoring.isolation import watch_autocast
@@ -106,7 +106,7 @@ def choose_layout(scorer: Scorer, exemplars: np.ndarray) -> str:
         _warned.add(model)
         logger.warning(
             '%s is scored in padded rows, which forward half as many tokens again as trees: %s. `layout="padded"` '
-            "silences this.", type(inner_model(model)).__name__, obstacle,
+            "silences this.", type(get_inner_model(model)).__name__, obstacle,
         )  # fmt: skip
     return "padded"
 
@@ -124,7 +124,7 @@ def check_layout(model: nn.Module, config: MIWVConfig) -> None:
 
 
 def _explain_no_trees(model: nn.Module, obstacle: str) -> str:
-    name = type(inner_model(model)).__name__
+    name = type(get_inner_model(model)).__name__
     return f'{name} cannot be scored with `layout="tree"`: {obstacle}. Use "auto" or "padded".'
 
 

@@ -18,7 +18,7 @@ from torch import nn
 
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.distributed.world import World
-from miwv_trainer.distributed.wrappers import attention_implementation, inner_model
+from miwv_trainer.distributed.wrappers import get_attention_implementation, get_inner_model
 from miwv_trainer.scoring.attention import Attention, choose_tree_attention
 
 # The formula leaves out fragmentation, kernels' workspaces and what other processes will take.
@@ -100,13 +100,13 @@ def size_batches(model: nn.Module, config: MIWVConfig, memory: MemoryBudget, wor
 
 def estimate_memory(model: nn.Module, tokens_per_row: int, tokens: int, logits_chunk: int, attention: Attention) -> int:
     """Bytes that a scoring forward of `tokens` tokens takes over the loaded model, by the formula above."""
-    config = inner_model(model).config.get_text_config()
+    config = get_inner_model(model).config.get_text_config()
     number = next(model.parameters()).dtype.itemsize
     hidden = config.hidden_size
     intermediate = getattr(config, "intermediate_size", None) or 4 * hidden
     activations = tokens * number * (4 * intermediate + 8 * hidden)
     pairs = 0 if attention != "mask" else -(-tokens // tokens_per_row) * tokens_per_row**2
-    is_eager = attention_implementation(model) == "eager"
+    is_eager = get_attention_implementation(model) == "eager"
     of_a_pair = config.num_attention_heads * (4 + 2 * number) if is_eager else 1 + number
     return activations + pairs * of_a_pair + logits_chunk * config.vocab_size * (8 + number)
 

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from miwv_trainer.distributed.wrappers import inner_model
+from miwv_trainer.distributed.wrappers import get_inner_model
 from miwv_trainer.scoring.forwards import run_forwards
 from miwv_trainer.scoring.isolation import get_device
 from miwv_trainer.scoring.root_forward import forward_one_position
@@ -43,7 +43,7 @@ def average_hidden_states(model: nn.Module, rows: list[Row]) -> np.ndarray:
     inputs = pad_rows(rows, get_device(model))
     outputs: list[torch.Tensor] = []
     # A hook rather than `output_hidden_states=True`, which keeps the states of every layer.
-    hook = inner_model(model).base_model.register_forward_hook(
+    hook = get_inner_model(model).base_model.register_forward_hook(
         lambda module, args, output: outputs.append(output.last_hidden_state)
     )
     try:

@@ -17,7 +17,7 @@ import numpy as np
 from torch import nn
 
 from miwv_trainer.distributed.world import World
-from miwv_trainer.distributed.wrappers import inner_model
+from miwv_trainer.distributed.wrappers import get_inner_model
 from miwv_trainer.scoring.float32 import is_low_precision, use_float32
 from miwv_trainer.scoring.isolation import watch_autocast
 from miwv_trainer.scoring.layout import score_pool
@@ -157,6 +157,6 @@ def _find_obstacle(model: nn.Module, world: World) -> str | None:
     if any(parameter.is_meta for parameter in model.parameters()):
         return "some of the model's weights are offloaded"
     packed = any(parameter.dtype.itemsize < 2 for parameter in model.parameters())
-    if packed or getattr(inner_model(model).config, "quantization_config", None) is not None:
+    if packed or getattr(get_inner_model(model).config, "quantization_config", None) is not None:
         return "the model is quantised"
     return None

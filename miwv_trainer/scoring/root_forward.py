@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from miwv_trainer.data.pool import IGNORED_LABEL
-from miwv_trainer.distributed.wrappers import inner_model
+from miwv_trainer.distributed.wrappers import get_inner_model
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -71,13 +71,13 @@ def forward_one_position(model: nn.Module, inputs: ForwardInputs) -> None:
 
 def takes_argument(model: nn.Module, name: str) -> bool:
     """Whether the model's forward has a parameter of that name."""
-    return name in inspect.signature(inner_model(model).forward).parameters
+    return name in inspect.signature(get_inner_model(model).forward).parameters
 
 
 def has_fused_head(model: nn.Module) -> bool:
     """Whether TRL's `add_fused_lm_head` has given the model a forward that takes `fused_lm_head`."""
     # TRL's forward shows the original's signature to `generate`, so the function itself must be looked at.
-    return "fused_lm_head" in inspect.signature(inner_model(model).forward, follow_wrapped=False).parameters
+    return "fused_lm_head" in inspect.signature(get_inner_model(model).forward, follow_wrapped=False).parameters
 
 
 @contextmanager
@@ -88,7 +88,7 @@ def hook_head_input(model: nn.Module, hook: HeadHook) -> Iterator[None]:
     In a hook the head's weight is whole. Outside of the head's own forward it is empty under ZeRO-3 and a shard under
     FSDP2; gathering it by hand fails where it is tied to the embeddings, which are gathered already.
     """
-    head = inner_model(model).get_output_embeddings()
+    head = get_inner_model(model).get_output_embeddings()
     if head is None:
         yield
         return

@@ -102,7 +102,7 @@ class Journal:
         """The whole lines of each rank's file that has the same header."""
         entries = []
         for path in sorted(self.folder.glob("rank-*.jsonl")):
-            lines = list(_whole_lines(path))
+            lines = list(_read_whole_lines(path))
             if lines and lines[0] == self.header:
                 # Every attempt at the round has appended a header of its own.
                 entries.append([_decode(cast(_StoredLine, line)) for line in lines if "stage" in line])
@@ -152,14 +152,14 @@ class Journal:
     @staticmethod
     def read_headers(folder: Path) -> list[JournalHeader]:
         """The headers of the files in a journal's folder that have this format version."""
-        firsts = (next(_whole_lines(path), None) for path in sorted(folder.glob("rank-*.jsonl")))
+        firsts = (next(_read_whole_lines(path), None) for path in sorted(folder.glob("rank-*.jsonl")))
         found = [first for first in firsts if first is not None and first.get("version") == FORMAT_VERSION]
         return cast(list[JournalHeader], found)
 
     def _open(self) -> IO[bytes]:
         self.folder.mkdir(parents=True, exist_ok=True)
         # A file with another header is of another round, such as one with other weights: it is overwritten.
-        is_own = self.path.is_file() and next(_whole_lines(self.path), None) == self.header
+        is_own = self.path.is_file() and next(_read_whole_lines(self.path), None) == self.header
         # Without a buffer every line is one write to the operating system; a buffer would be lost with the process.
         file = self._file = open(self.path, "ab" if is_own else "wb", buffering=0)  # noqa: SIM115
         # If a crash has cut the last line, the next one must not become a part of it.
@@ -186,7 +186,7 @@ def _checksum(content: JsonObject) -> int:
     return zlib.crc32(json.dumps(content, sort_keys=True).encode())
 
 
-def _whole_lines(path: Path) -> Iterator[JsonObject]:
+def _read_whole_lines(path: Path) -> Iterator[JsonObject]:
     """The contents of the lines whose checksum is right."""
     broken = 0
     with open(path, "rb") as file:

@@ -60,7 +60,7 @@ class Store:
         """Deletes the journal of a round, if there is one."""
         delete(self.journal_folder(number))
 
-    def rounds(self) -> list[int]:
+    def list_rounds(self) -> list[int]:
         """Numbers of the finished rounds, ascending."""
         return sorted(_find_numbers(self.folder, "round-"))
 
@@ -92,7 +92,7 @@ class Store:
         """
         folder = self.round_folder(number)
         if not (folder / SUMMARY_FILE).is_file():
-            found = ", ".join(map(str, self.rounds())) or "none"
+            found = ", ".join(map(str, self.list_rounds())) or "none"
             raise FileNotFoundError(f"There is no round {number} in {self.folder} (rounds there: {found}).")
         return read_round_files(folder, number, fingerprint)
 
@@ -123,7 +123,7 @@ class Store:
 
         A new run then neither mixes with an older one nor loses it. Returns that folder, or None if there were none.
         """
-        previous = self._archive([self.round_folder(number) for number in self.rounds() if number >= first])
+        previous = self._archive([self.round_folder(number) for number in self.list_rounds() if number >= first])
         if previous is not None:
             logger.warning("Rounds of an earlier run in %s were moved to %s.", self.folder, previous)
         return previous
@@ -144,7 +144,7 @@ class Store:
         except (ValueError, OSError, SafetensorError):
             # A file that cannot be read is as stale as one of another pool. It is moved, not deleted.
             pass
-        return self._archive([*map(self.round_folder, self.rounds()), *stored])
+        return self._archive([*map(self.round_folder, self.list_rounds()), *stored])
 
     def restore_archived(self, previous: Path) -> bool:
         """
@@ -182,7 +182,7 @@ def read_rounds(output: str | os.PathLike[str]) -> list[StoredRound]:
         ValueError: a round has another format version, or is damaged.
     """
     store = Store(output)
-    numbers = store.rounds()
+    numbers = store.list_rounds()
     if not numbers:
         raise FileNotFoundError(
             f"There are no scores in {store.folder}. Give the folder that `miwv score --output` or the Trainer wrote "

@@ -67,10 +67,11 @@ def read_rounds(store: Store, state: RunState) -> list[StoredRound]:
 
 
 def _read_round(store: Store, state: RunState, entry: RoundEntry) -> StoredRound:
-    if entry.round not in store.rounds():
+    there = store.list_rounds()
+    if entry.round not in there:
         raise FileNotFoundError(
             f"Training resumes at step {state.global_step}, but round {entry.round}, which selected what it was "
-            f"trained on, is not in {store.folder} (rounds there: {', '.join(map(str, store.rounds())) or 'none'}). "
+            f"trained on, is not in {store.folder} (rounds there: {', '.join(map(str, there)) or 'none'}). "
             f"Set `scores_dir` to the folder whose `miwv` holds it, {AFRESH}."
         )
     stored = store.read_round(entry.round, state.fingerprint)

@@ -28,10 +28,10 @@ from tests.helpers.tiny import tiny_model
 
 PACKAGE = ROOT / "miwv_trainer"
 USES = {
-    "_attn_implementation": {"distributed/wrappers.py: attention_implementation"},
+    "_attn_implementation": {"distributed/wrappers.py: get_attention_implementation"},
     "_get_train_sampler": {"training/attach.py: _give_sampler"},
     "_handle": {"distributed/sharding.py: _reshard_fsdp1"},
-    "_hf_deepspeed_config_weak_ref": {"distributed/sharding.py: _running_deepspeed_config"},
+    "_hf_deepspeed_config_weak_ref": {"distributed/sharding.py: _find_running_config"},
     "_is_root": {"distributed/sharding.py: _reshard_fsdp1"},
 }
 # Documented, although they begin with an underscore.

@@ -220,7 +220,7 @@ def test_a_model_that_gives_no_finite_loss_at_all_is_an_error_and_writes_no_roun
         ValueError, match="Not one loss is finite.*on every sample of the pool. Check its weights and dtyp"
     ):
         finished_round(model, pool, store)
-    assert store.rounds() == []
+    assert store.list_rounds() == []
 
 
 def test_samples_that_are_left_out_are_counted_by_reason_in_the_log(model, store, caplog):
@@ -281,7 +281,7 @@ def test_nothing_scorable_is_an_error_that_counts_the_reasons_and_says_what_to_d
         ValueError, match="2 with no exemplar but copies of themselves.*`allow_identical_exemplars=True`"
     ):
         finished_round(model, copies, Store(store.output / "copies"), CONFIG)
-    assert store.rounds() == []
+    assert store.list_rounds() == []
 
 
 def test_exemplars_that_were_cut_are_counted_in_the_log(model, store, caplog):
@@ -533,7 +533,7 @@ def test_a_fresh_run_moves_what_does_not_fit_aside_and_keeps_what_does(model, po
     exemplars_of(model, pool, store, config, reuse=False)
     aside = store.folder / "previous-0"
     if config == CONFIG or changes == {"embedder": "tfidf"}:
-        assert not aside.exists() and store.rounds() == [0]
+        assert not aside.exists() and store.list_rounds() == [0]
         return
     assert "of an earlier run" in caplog.text
     assert sorted(path.name for path in aside.iterdir()) == ["embeddings.safetensors", "exemplars.parquet", "round-000"]

@@ -45,7 +45,7 @@ def test_a_loss_that_is_not_finite_is_recorded_as_such(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found.losses, [np.nan, np.nan, 1.5])
 
 
-def test_wherever_a_file_is_cut_the_whole_lines_before_are_read_and_writing_goes_on(tmp_path: Path) -> None:
+def test_wherever_a_file_is_cut_the_read_whole_lines_before_are_read_and_writing_goes_on(tmp_path: Path) -> None:
     content = write(tmp_path / "whole", 0, entry(0), entry(1), entry(2)).read_bytes()
     ends = [at + 1 for at, byte in enumerate(content) if byte == ord("\n")]
     for size in range(len(content) + 1):

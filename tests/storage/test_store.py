@@ -16,11 +16,11 @@ def store(tmp_path) -> Store:
 
 
 def test_rounds_are_listed_in_order_and_without_what_is_not_finished(store):
-    assert store.rounds() == []
+    assert store.list_rounds() == []
     for number in (10, 2, 0):
         store.write_round(number, columns(), SUMMARY)
     (store.folder / ".round-003.partial").mkdir()
-    assert store.rounds() == [0, 2, 10]
+    assert store.list_rounds() == [0, 2, 10]
 
 
 def test_a_finished_round_is_never_overwritten(store):
@@ -59,7 +59,7 @@ def test_a_rename_that_fails_leaves_nothing_of_the_round(store, monkeypatch, fai
         store.write_round(0, columns(), SUMMARY)
     assert files_under(store.folder) == []
     monkeypatch.undo()
-    assert store.rounds() == []
+    assert store.list_rounds() == []
     store.write_round(0, columns(), SUMMARY)
     assert store.read_round(0).selection.tolist() == [0]
 
@@ -75,7 +75,7 @@ def test_what_a_killed_run_left_of_a_round_does_not_get_into_the_next(store):
 def test_a_summary_that_json_cannot_hold_makes_no_round(store):
     with pytest.raises(ValueError, match="not JSON compliant"):
         store.write_round(0, columns(), {**SUMMARY, "seconds": float("nan")})
-    assert store.rounds() == []
+    assert store.list_rounds() == []
 
 
 def test_a_missing_round_is_an_error_that_lists_those_there(store):
@@ -92,10 +92,10 @@ def test_archived_rounds_are_moved_and_none_is_lost(store):
         store.write_round(number, columns(), {**SUMMARY, "round": number})
     contents = {n: (store.round_folder(n) / "round.json").read_bytes() for n in range(3)}
     assert store.archive_rounds(1) == store.folder / "previous-0"
-    assert store.rounds() == [0]
+    assert store.list_rounds() == [0]
     store.write_round(1, columns(), {**SUMMARY, "round": "new"})
     assert store.archive_rounds() == store.folder / "previous-1"
-    assert store.rounds() == []
+    assert store.list_rounds() == []
 
     places = {1: "previous-0/round-001", 2: "previous-0/round-002", 0: "previous-1/round-000"}
     for number, place in places.items():

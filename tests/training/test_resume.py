@@ -202,7 +202,7 @@ def test_rounds_ahead_that_are_not_come_to_again_are_moved_aside_at_the_end(
     folder = whole_run("epoch").copy_folder(tmp_path)
     resumed = Run(folder, folder / "checkpoint-3", config_of("no"))
     assert len(resumed.callback.rounds) == 1
-    assert Store(folder).rounds() == [0]
+    assert Store(folder).list_rounds() == [0]
     assert (folder / "miwv" / "previous-0" / "round-002").is_dir()
 
 
