@@ -1,7 +1,11 @@
-"""Exemplars and embeddings: found once, kept in the store, read from there afterwards."""
+"""
+Exemplars and embeddings: found once, before the first step, and read from the store afterwards.
+
+Found again by a model that has been trained since, exemplars would be others, and two rounds could not be compared.
+"""
 
 import logging
-from typing import Any
+from typing import cast
 
 import numpy as np
 
@@ -18,25 +22,30 @@ from miwv_trainer.scoring.prompt_embeddings import embed_prompts
 from miwv_trainer.scoring.rows import plan_prompts
 from miwv_trainer.scoring.scorer import Scorer
 from miwv_trainer.selection.scores import needs_exemplars
+from miwv_trainer.storage.provenance import JsonObject
 from miwv_trainer.storage.store import Store
 
 logger = logging.getLogger(__name__)
 
 
 def embeds_text(config: MIWVConfig) -> bool:
-    """Whether something looks at the instructions as text."""
+    """Whether the instructions are needed as text. A tokenised pool must then be decoded."""
     return get_embedder(config.embedder).reads_text and (needs_exemplars(config) or config.needs_embeddings)
 
 
 def find_exemplars(scorer: Scorer, store: Store, reuse: bool) -> Exemplars:
     """
-    Which exemplar each sample gets. They are found once and kept in the store, and read from there afterwards. Where
-    neither score nor guards ask for them, no sample has one.
+    The exemplar of each sample, from the store or else found and kept there.
+
+    If neither score nor guards need exemplars, no sample gets one.
 
     Args:
-        reuse: True on a resume: exemplars of another pool or embedder are refused. False where a run begins: those are
-            moved aside, and so are exemplars that came from the model in training, whose weights may be others now. If
-            no new ones can be found, they come back.
+        reuse: Whether a run is resumed. Then stored exemplars of another pool or embedder are an error. When a run
+            begins, they are moved to another folder, and so are those found by the model in training, whose weights may
+            have changed. They are moved back if no new ones can be found.
+
+    Raises:
+        ValueError: `reuse`, and the stored exemplars were made from something else.
     """
     world, config = scorer.world, scorer.config
     fingerprint = fingerprint_exemplars(scorer.pool, config, scorer.context)
@@ -58,9 +67,9 @@ def find_exemplars(scorer: Scorer, store: Store, reuse: bool) -> Exemplars:
 
 
 def _find_or_read(
-    scorer: Scorer, store: Store, fingerprint: dict[str, Any], stored: tuple[np.ndarray, np.ndarray] | None
+    scorer: Scorer, store: Store, fingerprint: JsonObject, stored: tuple[np.ndarray, np.ndarray] | None
 ) -> Exemplars:
-    """The stored exemplars, or new ones, which are kept."""
+    """The stored exemplars; if there are none, new ones, which are written to the store."""
     world, config, pool = scorer.world, scorer.config, scorer.pool
     if not needs_exemplars(config):
         return Exemplars(np.full(len(pool), NO_EXEMPLAR), np.full(len(pool), np.nan, dtype=np.float32))
@@ -69,10 +78,11 @@ def _find_or_read(
             logger.info("Exemplars: read from %s.", store.folder)
         return Exemplars(*stored)
     embeddings = find_embeddings(scorer, store, may_embed=True)
-    found: Any = None
+    found: Exemplars | None = None
+    # Only rank 0 searches, minutes on a large pool. `run_together` keeps the waiting ranks from timing out.
     with world.run_together("finding the exemplars"):
         if embeddings is not None:
-            indices, similarities = found = find_nearest_exemplars(
+            indices, similarities = find_nearest_exemplars(
                 embeddings,
                 pool,
                 scorer.context,
@@ -81,7 +91,8 @@ def _find_or_read(
                 world.device,
             )
             store.write_exemplars(indices, similarities, fingerprint)
-    return Exemplars(*world.broadcast_from_main(found))
+            found = Exemplars(indices, similarities)
+    return cast(Exemplars, world.broadcast_from_main(found))
 
 
 def find_embeddings(scorer: Scorer, store: Store, may_embed: bool) -> Embeddings | None:
@@ -89,10 +100,10 @@ def find_embeddings(scorer: Scorer, store: Store, may_embed: bool) -> Embeddings
     `(N, d)` embeddings of the prompts on rank 0, from the store or else computed and kept there; None on other ranks.
 
     Args:
-        may_embed: Whether the `"model"` embedder may run; after round 0 its weights are others.
+        may_embed: Whether the `"model"` embedder may run. After round 0 its weights have changed.
 
     Raises:
-        ValueError: it may not, and the store has lost its embeddings.
+        ValueError: it may not run, and the store has lost its embeddings.
     """
     world, config = scorer.world, scorer.config
     fingerprint = fingerprint_exemplars(scorer.pool, config, scorer.context)

@@ -1,13 +1,18 @@
-"""What a round and its exemplars depend on, and the journal of a round that is the same as one that was killed."""
+"""
+What a round and its exemplars depend on. What is stored with another identity is not taken for this round's.
+
+A name, a path or a step says nothing about weights, so a model is known by its losses on four samples. The price is one
+more forward in each round.
+"""
 
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
-from torch import nn
+from transformers import PreTrainedModel
 
 from miwv_trainer.config import SELECTION_FIELDS, MIWVConfig
 from miwv_trainer.data.pool import Pool
@@ -21,13 +26,20 @@ from miwv_trainer.selection.scores import get_score
 from miwv_trainer.storage.stored_round import RoundIdentity, StoredRound
 
 PROBES = 4
-# Entries of a model's configuration that say where it came from rather than what it is, or that saving it sets.
+# Entries of a model's configuration that say where it came from, or that loading and saving change. A checkpoint in a
+# moved folder, or loaded by another release of transformers, is still the same model.
 NO_PROPERTY = ("_name_or_path", "transformers_version", "architectures", "dtype", "use_cache")
 
 
 @dataclass(frozen=True)
 class Exemplars:
-    """`(N,)` index of each sample's exemplar (-1: none) and `(N,)` cosine between the two."""
+    """
+    The exemplar of each sample.
+
+    Args:
+        indices: `(N,)` index of the exemplar; -1 if a sample has none.
+        similarities: `(N,)` float32 cosine between sample and exemplar; NaN if it has none.
+    """
 
     indices: np.ndarray
     similarities: np.ndarray
@@ -35,16 +47,38 @@ class Exemplars:
 
 @dataclass(frozen=True)
 class TrainingPoint:
-    """Where in training a round stands."""
+    """
+    Where in training a round stands.
+
+    Args:
+        number: The round's number, from 0.
+        global_step: Optimizer steps before it.
+        epoch: Epochs that began before it.
+    """
 
     number: int = 0
     global_step: int = 0
     epoch: int = 0
 
 
-def fingerprint_run(pool: Pool, config: MIWVConfig, context: int) -> dict[str, Any]:
-    """What a round depends on besides the weights; a stored round with another one is refused."""
-    fingerprint = {
+class ModelFingerprint(TypedDict):
+    """
+    What a model is known by.
+
+    Args:
+        dtype: Of its parameters, such as `"float32"`.
+        config: Hash of its configuration.
+        zero_shot_losses: Losses of four samples, by their index.
+    """
+
+    dtype: str
+    config: str
+    zero_shot_losses: dict[str, float]
+
+
+def fingerprint_run(pool: Pool, config: MIWVConfig, context: int) -> dict[str, object]:
+    """What a round depends on besides the weights. A stored round with another fingerprint is refused."""
+    fingerprint: dict[str, object] = {
         **fingerprint_exemplars(pool, config, context),
         "fraction": config.fraction,
         "rescore_budget": config.rescore_budget,
@@ -57,8 +91,8 @@ def fingerprint_run(pool: Pool, config: MIWVConfig, context: int) -> dict[str, A
     return fingerprint
 
 
-def fingerprint_exemplars(pool: Pool, config: MIWVConfig, context: int) -> dict[str, Any]:
-    """What the exemplars depend on."""
+def fingerprint_exemplars(pool: Pool, config: MIWVConfig, context: int) -> dict[str, object]:
+    """What the exemplars depend on, besides the weights of the `"model"` embedder."""
     return {
         "pool": pool.fingerprint,
         "embedder": _fingerprint_embedder(get_embedder(config.embedder)),
@@ -68,35 +102,42 @@ def fingerprint_exemplars(pool: Pool, config: MIWVConfig, context: int) -> dict[
 
 
 def get_one_shot_exemplars(exemplars: Exemplars, config: MIWVConfig) -> np.ndarray:
-    """`(N,)` the exemplars that samples are scored behind; each sample itself where the score asks for none."""
+    """`(N,)` index of the exemplar that each sample is scored behind; its own index if the score needs no exemplar."""
     return exemplars.indices if get_score(config).needs_exemplars else np.arange(len(exemplars.indices))
 
 
 def hash_array(array: np.ndarray) -> str:
+    """64 bits of SHA-256 over the array's bytes, as hexadecimal digits."""
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:16]
 
 
 def _fingerprint_embedder(embedder: Embedder) -> str:
+    """The embedder's name, with a hash of the embeddings if the user gave them as an array."""
     if embedder.array is None:
         return embedder.name
     array = np.ascontiguousarray(torch.as_tensor(embedder.array).detach().cpu().float().numpy())
     return f"{embedder.name} {hashlib.sha256(array.tobytes()).hexdigest()[:16]}"
 
 
-def fingerprint_model(model: nn.Module, zero_shot_losses: np.ndarray) -> dict[str, Any]:
-    """Its dtype, a hash of its configuration, and its zero-shot losses on four samples spread over the pool."""
+def fingerprint_model(model: PreTrainedModel, zero_shot_losses: np.ndarray) -> ModelFingerprint:
+    """
+    What a model is known by.
+
+    Args:
+        zero_shot_losses: `(N,)`, NaN where a sample was not scored. Four finite ones spread over the pool are taken.
+    """
     values = {name: value for name, value in get_text_config(model).to_dict().items() if name not in NO_PROPERTY}
-    described = json.dumps(values, sort_keys=True, default=str)
+    config_as_json = json.dumps(values, sort_keys=True, default=str)
     probes = _choose_probes(np.isfinite(zero_shot_losses))
-    return {
-        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
-        "config": hashlib.sha256(described.encode()).hexdigest()[:16],
-        "zero_shot_losses": {str(index): float(zero_shot_losses[index]) for index in probes},
-    }
+    return ModelFingerprint(
+        dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
+        config=hashlib.sha256(config_as_json.encode()).hexdigest()[:16],
+        zero_shot_losses={str(index): float(zero_shot_losses[index]) for index in probes},
+    )
 
 
 def _choose_probes(allowed: np.ndarray) -> np.ndarray:
-    """Four samples spread over those that a mask allows."""
+    """Indices of four samples spread over those that a mask allows; of all if there are fewer."""
     indices = np.flatnonzero(allowed)
     return indices[np.linspace(0, len(indices) - 1, min(PROBES, len(indices))).astype(int)]
 
@@ -105,9 +146,12 @@ def identify_round(
     scorer: Scorer, exemplars: Exemplars, point: TrainingPoint, previous: StoredRound | None = None
 ) -> RoundIdentity:
     """
-    What tells a round from all others: what it is made from, when, and the model by its configuration and its zero-shot
-    losses on four samples, because a name or a path says nothing about weights. Where nothing is forwarded, the model
-    is left out. The same on every rank, as JSON holds it.
+    What tells a round from all others, the same on every rank: what it is made from, when, and by which model.
+
+    If the score needs no forward, the model is left out.
+
+    Args:
+        previous: The round before. Its scores count if this round keeps some of them.
     """
     pool, config, context = scorer.pool, scorer.config, scorer.context
     fingerprint = {**fingerprint_run(pool, config, context), "exemplars": hash_array(exemplars.indices)}
@@ -117,6 +161,7 @@ def identify_round(
         probes = _choose_probes(find_scorable(pool, get_one_shot_exemplars(exemplars, config), context))
         size = size_batches(scorer.model, config, scorer.memory)
         batches = plan_zero_shot(pool, context, size.tokens_per_batch, probes)
+        # Every rank scores the same four samples, as under ZeRO-3 and FSDP all must run the same forwards.
         losses = score_batches(scorer.restrict_to_this_rank(), batches)
         fingerprint["model"] = fingerprint_model(scorer.model, losses.zero_shot)
     identity = RoundIdentity(fingerprint=fingerprint, round=point.number, global_step=point.global_step)

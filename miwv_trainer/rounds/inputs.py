@@ -1,4 +1,4 @@
-"""What a round begins with: which samples it scores, behind which exemplars, and what is known of the others."""
+"""What a round begins with: which samples it scores, behind which exemplars, and earlier losses of the others."""
 
 from dataclasses import dataclass, replace
 
@@ -15,7 +15,7 @@ from miwv_trainer.scoring.scorer import Scorer
 from miwv_trainer.selection.choose import Choice, choose
 from miwv_trainer.selection.guards import apply_guards
 from miwv_trainer.selection.rescoring import choose_samples_to_score
-from miwv_trainer.selection.scores import Measured, get_draw_seed, get_score, score_samples
+from miwv_trainer.selection.scores import Measured, compute_difficulty, get_draw_seed, get_score, score_samples
 from miwv_trainer.storage.stored_round import StoredRound
 
 
@@ -31,10 +31,10 @@ class RoundInputs:
         context: Longest sequence, in tokens, that is forwarded.
         point: Where in training the round stands.
         previous: The round before, or None.
-        before: What the round before measured; no losses where there is none.
-        ages: `(N,)` rounds since each sample was scored, or None.
-        shown: `(N,)` index of the exemplar that each sample is scored behind.
-        is_scored: `(N,)` which samples this round scores.
+        earlier: What the round before measured; NaN if there is none or it is not needed.
+        ages: `(N,)` rounds since each sample was scored; None if this round scores all.
+        scored_behind: `(N,)` index of the exemplar that each sample is scored behind.
+        is_scored: `(N,)` bool, the samples that this round scores.
     """
 
     pool: Pool
@@ -43,23 +43,23 @@ class RoundInputs:
     context: int
     point: TrainingPoint
     previous: StoredRound | None
-    before: Measured
+    earlier: Measured
     ages: np.ndarray | None
-    shown: np.ndarray
+    scored_behind: np.ndarray
     is_scored: np.ndarray
 
     def merge(self, losses: Losses) -> Measured:
-        """What is known with this round's losses."""
-        return self.before.replace_losses(self.is_scored, losses.zero_shot, losses.one_shot)
+        """What the round before measured, with the losses of the samples that this round scores."""
+        return self.earlier.replace_losses(self.is_scored, losses.zero_shot, losses.one_shot)
 
     def choose(self, measured: Measured, embeddings: Embeddings | None = None) -> Choice:
         """The selection by the configuration's score, guards and budget."""
         return choose(measured, self.pool.has_prompt_and_response, self.config, self.pool.groups, embeddings)
 
     def without_diversity(self) -> "RoundInputs":
-        """The same without what looks at embeddings."""
-        plain = replace(self.config, diversity="none", max_selected_similarity=1.0)
-        return replace(self, config=plain)
+        """The same inputs without the options that need embeddings."""
+        config = replace(self.config, diversity="none", max_selected_similarity=1.0)
+        return replace(self, config=config)
 
     def score(self, measured: Measured) -> np.ndarray:
         """`(N,)` scores, NaN where a sample has none."""
@@ -67,8 +67,9 @@ class RoundInputs:
 
     def rank(self, losses: Losses) -> tuple[np.ndarray, np.ndarray]:
         """
-        `(N,)` scores, and `(N,)` distances from the threshold that the guards leave, NaN where this round does not
-        score. Diversity has no threshold, so it is left out.
+        `(N,)` scores, and `(N,)` distances from the threshold of the selection, NaN where this round does not score.
+
+        Guards count. Diversity does not, because it has no threshold.
         """
         choice = self.without_diversity().choose(self.merge(losses))
         return choice.scores, np.where(self.is_scored, choice.distances, np.nan)
@@ -78,23 +79,23 @@ def prepare_inputs(
     scorer: Scorer, exemplars: Exemplars, point: TrainingPoint, previous: StoredRound | None
 ) -> RoundInputs:
     """
-    What a round begins with; of a later round with a `rescore_budget`, only a share of the samples is scored.
+    Decides what a round scores: all samples, or in a later round with a `rescore_budget` a share of them.
 
     Raises:
         ValueError: not one sample can be scored, or the guards that need no loss leave none.
     """
     pool, config = scorer.pool, scorer.config
-    shown = get_one_shot_exemplars(exemplars, config)
-    can_score = find_scorable(pool, shown, scorer.context)
+    scored_behind = get_one_shot_exemplars(exemplars, config)
+    can_score = find_scorable(pool, scored_behind, scorer.context)
     needs_forwards = get_score(config).needs_forwards
     if needs_forwards and not can_score.any():
-        raise ValueError(explain_nothing_scorable(pool, shown, scorer.context))
+        raise ValueError(explain_nothing_scorable(pool, scored_behind, scorer.context))
     nothing = np.full(len(pool), np.nan, dtype=np.float32)
     _check_guards(can_score if needs_forwards else pool.has_prompt_and_response, pool, exemplars, config)
     draw = get_draw_seed(config, point.number)
-    before = Measured(nothing, nothing, exemplars.similarities, pool.response_tokens, draw)
+    earlier = Measured(nothing, nothing, exemplars.similarities, pool.response_tokens, draw)
     inputs = RoundInputs(
-        pool, exemplars, config, scorer.context, point, previous, before, None, shown, is_scored=can_score
+        pool, exemplars, config, scorer.context, point, previous, earlier, None, scored_behind, is_scored=can_score
     )
     if not needs_forwards:
         return replace(inputs, is_scored=np.zeros(len(pool), dtype=bool))
@@ -104,26 +105,37 @@ def prepare_inputs(
 
 
 def _limit_to_budget(inputs: RoundInputs, previous: StoredRound) -> RoundInputs:
-    """The inputs of a round that scores a share of the pool; the other samples keep what `previous` measured."""
-    config, draw = inputs.config, inputs.before.draw
+    """The inputs of a round that scores a share of the pool. The other samples keep what `previous` measured."""
+    config, draw = inputs.config, inputs.earlier.draw
     measured, ages = read_measured(previous, draw), previous.column("age")
-    last = replace(inputs, config=config.without_bands()).without_diversity().choose(measured)
-    # What the other guards leave out can never be selected. The bands depend on losses, which change.
-    may_be_scored = inputs.is_scored & ((last.cells >= 0) | np.isnan(last.scores))
-    is_scored = choose_samples_to_score(last.ranked, ages, may_be_scored, config.rescore_budget, draw)
-    return replace(inputs, before=measured, ages=ages, is_scored=is_scored)
+    # What guards leave out can never be selected, so it is not scored. Bands are no such guards: they are drawn on
+    # losses, and a sample outside of them now may be inside after training.
+    ranking = replace(inputs, config=config.without_bands()).without_diversity().choose(measured)
+    may_be_scored = inputs.is_scored & ((ranking.cells >= 0) | np.isnan(ranking.scores))
+    is_scored = choose_samples_to_score(ranking.ranked, ages, may_be_scored, config.rescore_budget, draw)
+    return replace(inputs, earlier=measured, ages=ages, is_scored=is_scored)
 
 
 def read_measured(current: StoredRound, draw: tuple[int, ...] = (0,)) -> Measured:
-    """What a round has measured."""
+    """
+    What a stored round has measured.
+
+    Args:
+        draw: Seed of the random score, from [`~miwv_trainer.selection.scores.get_draw_seed`].
+    """
     zero_shot, one_shot = current.column("zero_shot_loss"), current.column("one_shot_loss")
     return Measured(zero_shot, one_shot, current.column("similarity"), current.column("response_tokens"), draw)
 
 
-def _check_guards(may: np.ndarray, pool: Pool, exemplars: Exemplars, config: MIWVConfig) -> None:
-    """Raises `ValueError` where the guards that need no loss leave nothing, before hours are spent on losses."""
-    alike = np.where(may, np.float32(0), np.float32(np.nan))
-    measured = Measured(alike, alike, exemplars.similarities, pool.response_tokens)
-    is_left, left_out = apply_guards(alike, measured, config.without_bands())
+def compute_difficulties(current: StoredRound, config: MIWVConfig) -> np.ndarray:
+    """`(k,)` how hard each sample of a round's selection is, by the configuration's score."""
+    return compute_difficulty(read_measured(current), get_score(config))[current.selection]
+
+
+def _check_guards(is_candidate: np.ndarray, pool: Pool, exemplars: Exemplars, config: MIWVConfig) -> None:
+    """Raises `ValueError` if the guards that need no loss leave nothing, before hours are spent on losses."""
+    zeros = np.where(is_candidate, np.float32(0), np.float32(np.nan))
+    measured = Measured(zeros, zeros, exemplars.similarities, pool.response_tokens)
+    is_left, left_out = apply_guards(zeros, measured, config.without_bands())
     if not is_left.any():
         raise ValueError(explain_no_candidate(left_out))

@@ -1,4 +1,4 @@
-"""A round in words: lines of the log, warnings, and the texts of errors."""
+"""A round in words: lines of the log, warnings and errors."""
 
 import logging
 from collections.abc import Mapping
@@ -23,10 +23,12 @@ def describe_cost(
     number: int, is_scored: np.ndarray, tokens: int, pool: Pool, config: MIWVConfig, previous: StoredRound | None
 ) -> str:
     """
-    What a round is going to cost, by the rate and the selection of the one before; round 0 by the lengths of all.
+    What a round will cost, by the speed and the selection of the round before. Round 0 has no speed yet, and the mean
+    length of all samples stands for that of a selection.
 
     Args:
-        is_scored: `(N,)`, of the samples that can be scored, those that will be.
+        is_scored: `(N,)` bool, the samples that will be scored.
+        tokens: Tokens that will be forwarded.
     """
     rate = previous.summary["tokens_per_second"] if previous is not None else 0
     time = (
@@ -42,14 +44,14 @@ def describe_cost(
 
 
 def format_duration(seconds: float, digits: int = 0) -> str:
-    """Seconds (with `digits` decimals), minutes or hours, as people say them."""
+    """A duration in seconds (with `digits` decimals), minutes or hours, such as "35 s", "12 min" or "2.4 h"."""
     if seconds < 120:
         return f"{seconds:.{digits}f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def describe_round(current: StoredRound, previous: StoredRound | None = None) -> str:
-    """One line about a round, for the log."""
+    """The line of the log about a finished round."""
     summary = current.summary
     line = f"Round {current.number}{', read from disk' if current.was_there else ''}: "
     if summary["layout"] == "none":
@@ -74,8 +76,8 @@ def describe_threshold(choice: Choice, config: MIWVConfig) -> str:
     """
     How far down the ranking a selection reaches, such as "MIWV 0.1150 and above".
 
-    "and above" only where no sample that passes the guards ranks higher and is left: diversity, groups, bands of length
-    and near-duplicates pass some over.
+    "lowest MIWV 0.1150" if diversity, groups, bands of length or near-duplicates passed over a sample that ranks higher
+    and that the guards allow.
     """
     score = get_score(config)
     threshold = choice.scores[choice.selection].min()
@@ -88,17 +90,19 @@ def describe_threshold(choice: Choice, config: MIWVConfig) -> str:
 
 
 def log_left_out(number: int, choice: Choice) -> None:
-    """One line a guard."""
+    """Logs one line for each guard that leaves samples out."""
     for guard, count in choice.left_out.items():
         logger.info("Round %d: %s leaves out %d of %d samples.", number, guard, count, len(choice.scores))
 
 
 def explain_no_candidate(left_out: Mapping[str, int]) -> str:
+    """The error if the guards leave nothing. `left_out` counts what each guard leaves out."""
     listed = "; ".join(f"{guard} leaves out {count}" for guard, count in left_out.items())
     return f"No sample of the pool may be selected: {listed or 'not one has a score'}. Loosen a guard."
 
 
 def explain_no_finite_loss() -> str:
+    """The error if every loss is NaN or infinite."""
     return (
         "Not one loss is finite: the model gives NaN or infinity on every sample of the pool. Check its weights "
         "and dtype (float16 overflows easily; use bfloat16 or float32)."
@@ -110,7 +114,7 @@ def warn_of_unscorable(number: int, pool: Pool, exemplars: np.ndarray, context: 
     Logs how many samples are left out, and whose exemplars were cut.
 
     Args:
-        is_lost: `(N,)` samples whose loss came out as no finite number.
+        is_lost: `(N,)` bool, the samples whose loss is NaN or infinite.
     """
     reasons = dict(count_unscorable(pool, exemplars, context))
     reasons["a loss that is not finite"] = int(is_lost.sum())
@@ -120,36 +124,38 @@ def warn_of_unscorable(number: int, pool: Pool, exemplars: np.ndarray, context: 
             "Round %d: %d of %d samples could not be scored and are left out: %s.",
             number, sum(found.values()), len(pool), "; ".join(f"{n} with {why}" for why, n in found.items()),
         )  # fmt: skip
-    behind_another = find_scorable(pool, exemplars, context) & (exemplars != np.arange(len(pool)))
-    cut = behind_another & (len(pool.preamble) + pool.lengths + pool.lengths[exemplars] > context)
-    if cut.any():
+    # A score without exemplars gives each sample its own index.
+    has_exemplar = find_scorable(pool, exemplars, context) & (exemplars != np.arange(len(pool)))
+    is_cut = has_exemplar & (len(pool.preamble) + pool.lengths + pool.lengths[exemplars] > context)
+    if is_cut.any():
         logger.warning(
             "Round %d: the exemplar of %d sample(s) was cut at its beginning, because none fits the %d tokens of the "
-            "context together with the sample.", number, int(cut.sum()), context,
+            "context together with the sample.", number, int(is_cut.sum()), context,
         )  # fmt: skip
 
 
 def count_unscorable(pool: Pool, exemplars: np.ndarray, context: int) -> Mapping[str, int]:
-    """Each unscorable sample counted once, under the first reason that applies."""
-    incomplete = ~pool.has_prompt_and_response
-    too_long = ~incomplete & (len(pool.preamble) + pool.lengths >= context)
-    alone = ~incomplete & ~too_long & (exemplars == NO_EXEMPLAR)
+    """Counts unscorable samples by reason, each once, under the first reason that applies."""
+    is_incomplete = ~pool.has_prompt_and_response
+    is_too_long = ~is_incomplete & (len(pool.preamble) + pool.lengths >= context)
+    has_only_copies = ~is_incomplete & ~is_too_long & (exemplars == NO_EXEMPLAR)
     return {
-        "no prompt or no response": int(incomplete.sum()),
-        f"more tokens than the context of {context} leaves room for": int(too_long.sum()),
-        ONLY_COPIES: int(alone.sum()),
+        "no prompt or no response": int(is_incomplete.sum()),
+        f"more tokens than the context of {context} leaves room for": int(is_too_long.sum()),
+        ONLY_COPIES: int(has_only_copies.sum()),
     }
 
 
 def explain_nothing_scorable(pool: Pool, exemplars: np.ndarray, context: int) -> str:
+    """The error if not one sample can be scored."""
     reasons = count_unscorable(pool, exemplars, context)
     listed = "; ".join(f"{count} with {reason}" for reason, count in reasons.items() if count)
-    copies = (
+    advice_on_copies = (
         '; copies may serve as exemplars with `preset="paper"` or `allow_identical_exemplars=True`'
         if reasons[ONLY_COPIES]
         else ""
     )
     return (
         f"Not one of the {len(pool)} samples can be scored: {listed}. Give samples that differ and that fit the "
-        f"context{copies}."
+        f"context{advice_on_copies}."
     )

@@ -1,13 +1,12 @@
 """Rounds and journals that are the same as those of an earlier process, so that nothing is scored twice."""
 
 import logging
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.distributed.world import World
+from miwv_trainer.rounds.identity import ModelFingerprint
 from miwv_trainer.scoring.layout import choose_layout
 from miwv_trainer.scoring.refine import REFINED
 from miwv_trainer.scoring.scorer import Scorer, ScoringPlan
@@ -16,26 +15,33 @@ from miwv_trainer.storage.store import Store
 from miwv_trainer.storage.stored_round import RoundIdentity, StoredRound
 
 logger = logging.getLogger(__name__)
+# Nats by which a loss of one model may differ between two processes, by other kernels or numbers of threads.
 PROBE_TOLERANCE = 1e-4
 PROBE_TOLERANCE_LOW_PRECISION = 0.02
 
 
-def is_same_round(found: Mapping[str, Any], identity: Mapping[str, Any]) -> bool:
-    """Whether a summary or a journal's header is of the round, its model's losses within the dtype's tolerance."""
+def is_same_round(found: RoundIdentity, identity: RoundIdentity) -> bool:
+    """
+    Whether a summary or a journal's header is of the round, its model's losses within the dtype's tolerance.
+
+    Args:
+        found: As read from the disk, so entries may be missing.
+    """
     fingerprint, other = dict(found.get("fingerprint", {})), dict(identity["fingerprint"])
     model, other_model = fingerprint.pop("model", None), other.pop("model", None)
-    at = all(found.get(name) == identity[name] for name in ("round", "global_step"))
-    return at and fingerprint == other and _is_same_model(model, other_model)
+    point = (found.get("round"), found.get("global_step"))
+    is_same_point = point == (identity["round"], identity["global_step"])
+    return is_same_point and fingerprint == other and _is_same_model(model, other_model)
 
 
-def _is_same_model(found: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> bool:
+def _is_same_model(found: ModelFingerprint | None, other: ModelFingerprint | None) -> bool:
     if found is None or other is None:
         return found is other
     losses, others = found["zero_shot_losses"], other["zero_shot_losses"]
     if found["config"] != other["config"] or found["dtype"] != other["dtype"] or losses.keys() != others.keys():
         return False
     tolerance = PROBE_TOLERANCE if found["dtype"] == "float32" else PROBE_TOLERANCE_LOW_PRECISION
-    # Not "> tolerance": a loss that is not finite tells nothing.
+    # Not `any(... > tolerance)`: a difference of NaN is no agreement.
     return all(abs(losses[sample] - others[sample]) <= tolerance for sample in losses)
 
 
@@ -43,10 +49,10 @@ def find_finished(
     store: Store, identity: RoundIdentity, config: MIWVConfig, rows: str | None, world: World
 ) -> StoredRound | None:
     """
-    The very same round, if the store holds it.
+    The same round, if the store holds it.
 
     Args:
-        rows: Fingerprint of the rows of a file, which a stored round of `miwv score` must have too.
+        rows: Hash of the raw rows, which a stored round of `miwv score` must have too.
     """
     found: StoredRound | None = None
     with world.run_together("reading the rounds"):
@@ -55,7 +61,8 @@ def find_finished(
             refines = stored.summary["config"].get("refine_near_threshold") == config.refine_near_threshold
             is_same = stored.summary.get("rows") == rows and is_same_round(stored.summary, identity)
             found = stored if refines and is_same else None
-            if found is not None:  # killed when the round was written and its journal not yet deleted
+            if found is not None:
+                # The process was killed after the round was written and before its journal was deleted.
                 store.delete_journal(found.number)
     return world.broadcast_from_main(found)
 
@@ -64,18 +71,19 @@ def open_journal(
     scorer: Scorer, exemplars: np.ndarray, store: Store, identity: RoundIdentity
 ) -> tuple[Journal, ScoringPlan]:
     """
-    The journal of a round on this rank, and the plan that its header holds: those that a killed attempt at the same
-    round left, so that the round composes the batches that it had; else new ones.
+    The journal of a round on this rank, and the plan that its header holds.
+
+    If a killed attempt at the same round left a journal, that one is taken up with its plan, so that the round composes
+    the batches that it had. Otherwise both are new.
 
     Args:
-        exemplars: `(N,)` the exemplars that samples are scored behind.
+        exemplars: `(N,)` index of the exemplar that each sample is scored behind.
     """
     world, folder = scorer.world, store.journal_folder(identity["round"])
     found: JournalHeader | None = None
     with world.run_together("reading the journal"):
         if world.is_main:
-            of_this_round = (header for header in Journal.read_headers(folder) if is_same_round(header, identity))
-            found = next(of_this_round, None)
+            found = next((each for each in Journal.read_headers(folder) if is_same_round(each, identity)), None)
     found = world.broadcast_from_main(found)
     if found is not None and scorer.config.layout in ("auto", found["layout"]):
         if world.is_main:
@@ -86,7 +94,9 @@ def open_journal(
 
 
 def read_earlier_seconds(journal: Journal, world: World) -> tuple[float, float]:
-    """What earlier attempts took before and in the refinement, on the rank that took longest."""
+    """
+    Seconds that earlier attempts at a round took, outside of and in the refinement, on the rank that took longest.
+    """
     before = refined = 0.0
     if world.is_main:
         for entries in journal.read():

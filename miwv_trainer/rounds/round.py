@@ -1,21 +1,25 @@
-"""One round, from pool to selection. Called by the callback and by the command line, on all ranks alike."""
+"""
+One round, from pool to selection: score, select, write. The callback and the command line call it, on all ranks alike.
+
+Losses are computed on all ranks. Only rank 0 selects and writes, because only it holds the embeddings and only its disk
+counts; the others get its result.
+"""
 
 import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 
-from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.pool import Pool
 from miwv_trainer.distributed.world import World
 from miwv_trainer.distributed.wrappers import disable_compilation
 from miwv_trainer.rounds.exemplars import find_embeddings
 from miwv_trainer.rounds.identity import Exemplars, TrainingPoint, identify_round
-from miwv_trainer.rounds.inputs import RoundInputs, prepare_inputs, read_measured
+from miwv_trainer.rounds.inputs import RoundInputs, prepare_inputs
 from miwv_trainer.rounds.messages import (
     describe_cost,
     explain_no_candidate,
@@ -34,7 +38,7 @@ from miwv_trainer.scoring.scorer import Scorer
 from miwv_trainer.selection.budget import count_selected
 from miwv_trainer.selection.choose import Choice
 from miwv_trainer.selection.rescoring import update_ages
-from miwv_trainer.selection.scores import Measured, compute_difficulty, get_score
+from miwv_trainer.selection.scores import Measured, get_score
 from miwv_trainer.storage.journal import Journal
 from miwv_trainer.storage.store import Store
 from miwv_trainer.storage.stored_round import RoundIdentity, RoundNotes, RoundSummary, StoredRound
@@ -45,13 +49,13 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class ScoredRound:
     """
-    This round's losses.
+    The losses of a round that is not yet written.
 
     Args:
         refined: Losses of all samples that the round scores.
-        layout: How samples shared a forward; `"none"` where nothing was forwarded.
-        earlier_seconds: What attempts at the same round took that were killed.
-        journal: What the losses were noted in, or None.
+        layout: How samples shared a forward; `"none"` if nothing was forwarded.
+        earlier_seconds: Time that killed attempts at the same round took.
+        journal: The file that the losses were written to; None if nothing was forwarded.
     """
 
     refined: Refined
@@ -60,7 +64,7 @@ class ScoredRound:
     journal: Journal | None = None
 
     def forget(self) -> None:
-        """Removes the journal of a round that cannot be finished: begun again, it would end the same."""
+        """Deletes the journal of a round that cannot be finished. Resumed from it, the round would fail again."""
         if self.journal is not None:
             self.journal.delete_folder()
 
@@ -76,8 +80,8 @@ def run_round(
     """
     Scores the pool with the model as it is, selects, and writes the round. Leaves no trace in the model.
 
-    What a killed attempt at the same round has scored is not scored again, and a round that was finished is read.
-    Scores that need no forward make none.
+    Losses that a killed attempt at the same round has computed are read from its journal. A round that was finished
+    before is read instead. A score that needs no forward runs none.
 
     Args:
         point: Where in training the round stands; by default round 0, before the first step.
@@ -96,11 +100,11 @@ def run_round(
         _tell_interruption(store, point.number, world),
     ):
         identity = identify_round(scorer, exemplars, point, previous)
-        before = find_finished(store, identity, config, notes.get("rows"), world)
-        if before is not None:
+        finished = find_finished(store, identity, config, notes.get("rows"), world)
+        if finished is not None:
             if world.is_main:
-                logger.info("Round %d was finished before and is read from %s.", point.number, before.folder)
-            return replace(before, was_there=True)
+                logger.info("Round %d was finished before and is read from %s.", point.number, finished.folder)
+            return replace(finished, was_there=True)
         scored = (
             _score(scorer, inputs, store, identity) if get_score(config).needs_forwards else _score_nothing(inputs.pool)
         )
@@ -108,30 +112,26 @@ def run_round(
     measured = inputs.merge(scored.refined.losses)
     choice = _select(scorer, inputs, measured, scored, store)
     cost = _add_up(scored, seconds, inputs, choice)
-    described = {**identity, **_summarise(inputs, choice), **cost.to_summary(), "processes": world.size, **notes}
-    described["model"] = scorer.model.config.name_or_path  # empty where the model was made here
-    described["statistics"] = compute_statistics(choice, measured, inputs.is_scored, cost, previous)
-    return _write(
-        scored, store, point.number, _make_columns(inputs, measured, choice), cast(RoundSummary, described), world
-    )
-
-
-def compute_difficulties(current: StoredRound, config: MIWVConfig) -> np.ndarray:
-    """`(k,)` how hard each sample of a round's selection is."""
-    return compute_difficulty(read_measured(current), get_score(config))[current.selection]
+    summary = {**identity, **_summarise(inputs, choice), **cost.to_summary(), "processes": world.size, **notes}
+    # The name is empty if the model was not loaded but made in this process.
+    summary["model"] = scorer.model.config.name_or_path
+    summary["statistics"] = compute_statistics(choice, measured, inputs.is_scored, cost, previous)
+    columns = _make_columns(inputs, measured, choice)
+    return _write(scored, store, point.number, columns, cast(RoundSummary, summary), world)
 
 
 def _score_nothing(pool: Pool) -> ScoredRound:
+    """The losses of a round whose score needs none."""
     nothing = np.full(len(pool), np.nan, dtype=np.float32)
     return ScoredRound(Refined(Losses(nothing, nothing, 0)))
 
 
 def _score(scorer: Scorer, inputs: RoundInputs, store: Store, identity: RoundIdentity) -> ScoredRound:
     """The losses of the samples that the round scores, by the plan that its journal holds."""
-    journal, plan = open_journal(scorer, inputs.shown, store, identity)
+    journal, plan = open_journal(scorer, inputs.scored_behind, store, identity)
     scorer = scorer.follow(plan)
     earlier, refined_earlier = read_earlier_seconds(journal, scorer.world)
-    exemplars = restrict_exemplars(inputs.is_scored, inputs.shown)
+    exemplars = restrict_exemplars(inputs.is_scored, inputs.scored_behind)
     tokens = count_planned_tokens(scorer, exemplars, plan.layout)
     if scorer.world.is_main:
         number, previous = inputs.point.number, inputs.previous
@@ -143,7 +143,12 @@ def _score(scorer: Scorer, inputs: RoundInputs, store: Store, identity: RoundIde
 
 
 def _select(scorer: Scorer, inputs: RoundInputs, measured: Measured, scored: ScoredRound, store: Store) -> Choice:
-    """The choice of rank 0, on every rank: only rank 0 holds embeddings."""
+    """
+    The choice of rank 0, on every rank.
+
+    Raises:
+        ValueError: not one loss is finite, or the guards leave no sample.
+    """
     config, world, number = inputs.config, scorer.world, inputs.point.number
     is_lost = inputs.is_scored & np.isnan(inputs.score(measured))
     if inputs.is_scored.any() and is_lost[inputs.is_scored].all():
@@ -151,21 +156,21 @@ def _select(scorer: Scorer, inputs: RoundInputs, measured: Measured, scored: Sco
             scored.forget()
         raise ValueError(explain_no_finite_loss())
     if world.is_main and get_score(config).needs_forwards:
-        warn_of_unscorable(number, inputs.pool, inputs.shown, inputs.context, is_lost)
+        warn_of_unscorable(number, inputs.pool, inputs.scored_behind, inputs.context, is_lost)
     embeddings = find_embeddings(scorer, store, may_embed=number == 0) if config.needs_embeddings else None
-    found: Any = None
+    choice: Choice | None = None
     with world.run_together("selecting"):
         if world.is_main:
-            found = inputs.choose(measured, embeddings)
-            if not len(found.selection):
+            choice = inputs.choose(measured, embeddings)
+            if not len(choice.selection):
                 scored.forget()
-                raise ValueError(explain_no_candidate(found.left_out))
-            log_left_out(number, found)
-    return world.broadcast_from_main(found)
+                raise ValueError(explain_no_candidate(choice.left_out))
+            log_left_out(number, choice)
+    return cast(Choice, world.broadcast_from_main(choice))
 
 
 def _add_up(scored: ScoredRound, seconds: float, inputs: RoundInputs, choice: Choice) -> Cost:
-    """What the round took; `seconds` is the time of all attempts together."""
+    """What the round cost. `seconds` is the time of all attempts together."""
     refined, pool = scored.refined, inputs.pool
     tokens = refined.losses.tokens_forwarded
     samples_per_epoch = count_selected(inputs.config.fraction, len(pool))
@@ -187,18 +192,18 @@ def _write(
     summary: RoundSummary,
     world: World,
 ) -> StoredRound:
-    """Writes the round on rank 0, in the place of one of that number, and removes its journal."""
-    finished: Any = None
+    """Writes the round on rank 0, in the place of an earlier one of that number, and deletes its journal."""
+    finished: StoredRound | None = None
     with world.run_together("writing the round"):
         if world.is_main:
             store.archive_rounds(number)
             finished = store.write_round(number, columns, summary)
             store.delete_journal(number)
-    finished = world.broadcast_from_main(finished)
+    written = cast(StoredRound, world.broadcast_from_main(finished))
     if scored.journal is not None:
         # Rank 0 has deleted the whole journal, but may not see the disk of this rank's machine.
         scored.journal.delete_file()
-    return finished
+    return written
 
 
 def _make_columns(inputs: RoundInputs, measured: Measured, choice: Choice) -> dict[str, np.ndarray]:
@@ -221,8 +226,8 @@ def _make_columns(inputs: RoundInputs, measured: Measured, choice: Choice) -> di
     }
 
 
-def _summarise(inputs: RoundInputs, choice: Choice) -> dict[str, Any]:
-    """What round.json says of pool, configuration and selection."""
+def _summarise(inputs: RoundInputs, choice: Choice) -> dict[str, object]:
+    """Entries of round.json about pool, configuration and selection."""
     pool = inputs.pool
     return {
         "epoch": inputs.point.epoch,
@@ -238,7 +243,7 @@ def _summarise(inputs: RoundInputs, choice: Choice) -> dict[str, Any]:
 
 @contextmanager
 def _tell_interruption(store: Store, number: int, world: World) -> Iterator[None]:
-    """Says what becomes of a round that is interrupted by hand."""
+    """Tells a user who presses Ctrl-C that what was scored is kept, and where."""
     try:
         yield
     except KeyboardInterrupt:

@@ -1,7 +1,6 @@
-"""A round in numbers."""
+"""A round in numbers: what it cost, and what the Trainer logs of it."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from scipy.stats import spearmanr
@@ -13,7 +12,7 @@ from miwv_trainer.selection.scores import Measured
 from miwv_trainer.storage.stored_round import StoredRound
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-# Of a training step, in forwards of the same tokens: the backward takes about two.
+# The cost of a training step, in forwards of the same tokens: the backward takes about two.
 FORWARDS_A_STEP = 3
 
 
@@ -23,10 +22,10 @@ class Cost:
     What a round took.
 
     Args:
-        scored: Number of samples.
+        scored: Number of samples that were scored.
         tokens: Tokens forwarded for them, padding and trunks that are context only included, refinement excluded.
         seconds: Time of all attempts at the round together.
-        epochs: Its forwards as a multiple of an epoch's compute over the selection, at three forwards a step.
+        epochs: The compute of all forwards as a multiple of that of an epoch over the selection.
         layout: How samples shared a forward.
         refined: The losses, and what the refinement in float32 took.
     """
@@ -38,8 +37,8 @@ class Cost:
     layout: str
     refined: Refined
 
-    def to_summary(self) -> dict[str, Any]:
-        """For round.json."""
+    def to_summary(self) -> dict[str, object]:
+        """Entries of round.json."""
         return {
             "scored": self.scored,
             "tokens_forwarded": self.tokens,
@@ -55,38 +54,45 @@ class Cost:
 
 
 def count_epochs(tokens: int, pool: Pool, samples: np.ndarray, size: int) -> float:
-    """Forwarded tokens as a multiple of the compute of an epoch of `size` samples as long as these."""
-    of_epoch = size * (len(pool.preamble) + float(pool.lengths[samples].mean()))
-    return tokens / (FORWARDS_A_STEP * of_epoch)
+    """
+    The compute of a number of forwarded tokens, as a multiple of that of training an epoch.
+
+    Args:
+        samples: Indices of the samples whose mean length counts.
+        size: Samples of an epoch.
+    """
+    tokens_per_epoch = size * (len(pool.preamble) + float(pool.lengths[samples].mean()))
+    return tokens / (FORWARDS_A_STEP * tokens_per_epoch)
 
 
 def compute_statistics(
     choice: Choice, measured: Measured, is_scored: np.ndarray, cost: Cost, previous: StoredRound | None
 ) -> dict[str, float]:
     """
-    What the Trainer logs of a round; what is not known is left out.
+    What the Trainer logs of a round. An entry that cannot be computed is left out.
 
-    `threshold` is the lowest score that is selected, `overlap` the share of the selection that the round before had
-    selected too, `rank_correlation` Spearman's, of the scores of this round with the last ones of the same samples.
+    `threshold` is the lowest score that is selected. `overlap` is the share of the selection that the round before had
+    selected too. `rank_correlation` is Spearman's, of this round's scores with the last ones of the same samples.
     """
-    found: dict[str, float] = {"threshold": float(choice.scores[choice.selection].min())}
+    logged: dict[str, float] = {"threshold": float(choice.scores[choice.selection].min())}
     miwv = measured.miwv[~np.isnan(measured.miwv)]
     if len(miwv):
-        found["mean"] = float(miwv.mean())
+        logged["mean"] = float(miwv.mean())
         for quantile in QUANTILES:
-            found[f"q{round(100 * quantile):02d}"] = float(np.quantile(miwv, quantile))
-        found["share_above_zero"] = float((miwv > 0).mean())
+            logged[f"q{round(100 * quantile):02d}"] = float(np.quantile(miwv, quantile))
+        logged["share_above_zero"] = float((miwv > 0).mean())
     if previous is not None:
-        found["overlap"] = compute_overlap(choice.selection, previous.selection)
+        logged["overlap"] = compute_overlap(choice.selection, previous.selection)
         correlation = _compute_rank_correlation(choice.scores[is_scored], previous.column("score")[is_scored])
         if correlation is not None:
-            found["rank_correlation"] = correlation
-    found |= {"selected": len(choice.selection), "unscorable": int(np.isnan(choice.scores).sum())}
-    return found | {"scored": cost.scored, "tokens": cost.tokens, "seconds": cost.seconds, "epochs": cost.epochs}
+            logged["rank_correlation"] = correlation
+    logged |= {"selected": len(choice.selection), "unscorable": int(np.isnan(choice.scores).sum())}
+    return logged | {"scored": cost.scored, "tokens": cost.tokens, "seconds": cost.seconds, "epochs": cost.epochs}
 
 
 def _compute_rank_correlation(now: np.ndarray, before: np.ndarray) -> float | None:
-    known = np.isfinite(now) & np.isfinite(before)
-    if known.sum() < 3 or np.ptp(now[known]) == 0 or np.ptp(before[known]) == 0:
+    """Spearman's, over samples with a finite score in both; None for fewer than three, or if all scores are equal."""
+    in_both = np.isfinite(now) & np.isfinite(before)
+    if in_both.sum() < 3 or np.ptp(now[in_both]) == 0 or np.ptp(before[in_both]) == 0:
         return None
-    return float(spearmanr(now[known], before[known]).statistic)
+    return float(spearmanr(now[in_both], before[in_both]).statistic)

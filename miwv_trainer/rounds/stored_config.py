@@ -8,7 +8,7 @@ from miwv_trainer.storage.stored_round import StoredRound
 
 def restore_config(current: StoredRound, **changes: Any) -> MIWVConfig:
     """
-    What a round was selected by, with some fields changed.
+    The configuration that a round was selected by, with some fields changed.
 
     Args:
         current: The round.
@@ -17,7 +17,8 @@ def restore_config(current: StoredRound, **changes: Any) -> MIWVConfig:
     Raises:
         ValueError: a change is impossible, by itself or together with what the round was selected by.
     """
-    MIWVConfig(**changes)  # an error in the changes alone must not blame the round
+    # An error in the changes alone must not blame the round, as the error below does.
+    MIWVConfig(**changes)
     stored = current.summary.get("config", {})
     kept = {name: stored[name] for name in SELECTION_FIELDS if name in stored}
     if "preset" in changes:

@@ -14,8 +14,9 @@ from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.pool import Pool
 from miwv_trainer.distributed.world import World
 from miwv_trainer.rounds.identity import Exemplars, TrainingPoint
+from miwv_trainer.rounds.inputs import compute_difficulties
 from miwv_trainer.rounds.messages import describe_round
-from miwv_trainer.rounds.round import compute_difficulties, run_round
+from miwv_trainer.rounds.round import run_round
 from miwv_trainer.scoring.scorer import prepare_scorer
 from miwv_trainer.storage.store import Store
 from miwv_trainer.storage.stored_round import RoundNotes, StoredRound
