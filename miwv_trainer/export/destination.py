@@ -39,6 +39,7 @@ def _check_folder(target: Path) -> None:
     """A folder is replaced as a whole, so it must hold nothing but an earlier selection, known by its card's tag."""
     if target.exists() and not target.is_dir():
         raise ValueError(f"{target} is a file, but `--format dataset` writes a folder: give another one as `--to`.")
+    # The whole tree, not only the top: a file of somebody else's may lie deep in data/.
     found = {path.relative_to(target).as_posix() for path in target.rglob("*")}
     others = sorted(name for name in found if name not in (CARD_FILE, "data") and not name.startswith("data/train-"))
     is_ours = not others and CARD_FILE in found and f"- {TAG}\n" in (target / CARD_FILE).read_text(encoding="utf-8")

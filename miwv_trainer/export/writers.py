@@ -34,12 +34,14 @@ def add_scores(rows: datasets.Dataset, scored: StoredRound) -> datasets.Dataset:
     taken = sorted(SCORE_COLUMNS.keys() & set(rows.column_names))
     if taken:
         raise ValueError(f"The pool has a column `{taken[0]}` already: leave `--with-scores` away, or rename it.")
+    # Put side by side, not joined: rows and scores are both in pool order.
     scores = scored.scores.select(list(SCORE_COLUMNS.values())).rename_columns(list(SCORE_COLUMNS))
     return datasets.concatenate_datasets([rows, datasets.Dataset(scores)], axis=1)
 
 
 def write_jsonl(path: Path, rows: datasets.Dataset, selection: np.ndarray) -> Path:
     """Writes the rows of the selected samples unchanged, one JSON object a line, in pool order."""
+    # Parquet pools may hold values that JSON does not have, such as dates: they are written as text.
     lines = [json.dumps(rows[int(index)], ensure_ascii=False, default=str) for index in selection]
     write_text(path, "".join(line + "\n" for line in lines))
     return path
@@ -76,6 +78,7 @@ def write_folder(target: Path, rows: datasets.Dataset, origin: Origin, loaded_as
 
 def _write_shards(folder: Path, rows: datasets.Dataset, selection: np.ndarray) -> None:
     """Splits the selection into Parquet files of about `SHARD_BYTES`, none of them empty unless the selection is."""
+    # Estimated from the whole pool: measuring the selection would mean to copy it.
     bytes_selected = rows.data.nbytes * len(selection) / max(len(rows.data), 1)
     shards = min(len(selection), ceil(bytes_selected / SHARD_BYTES)) or 1
     for shard, indices in enumerate(np.array_split(selection, shards)):

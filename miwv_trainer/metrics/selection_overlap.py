@@ -48,11 +48,13 @@ class SelectionOverlap(evaluate.Metric):
             "jaccard": _average([len(one & other) / len(one | other) for one, other in pairs]),
         }
         if pool_size is not None:
+            # A random sample lies in the second selection with this probability, whatever the first one's size is.
             result["overlap_by_chance"] = _average([len(other) / pool_size for _, other in pairs])
         return result
 
 
 def _check_members(selection: list[int], pool_size: int | None) -> set[int]:
+    # A sample named twice would count twice in one direction of the comparison and once in the other.
     members = set(selection)
     if not members or len(members) != len(selection):
         raise ValueError(

@@ -1,1 +1,1 @@
-"""What people look at: tables, charts, and a page that says why each sample was selected."""
+"""Tables, charts and a page that show what a run selected, and why each sample was selected or not."""

@@ -21,6 +21,7 @@ from miwv_trainer.storage.stored_round import StoredRound
 NAMES = ("distribution", "losses", "length", "similarity", "overlap", "movement", "between-rounds", "cost")
 LOSS = "nats per response token"
 BINS = 48
+# More texts than these would overlap in a picture of 460 units' width.
 MOST_BARS_WITH_VALUES = 8
 MOST_TICKS_OF_ROUNDS = 12
 UNITS = (("hours", 3600), ("minutes", 60), ("seconds", 1))
@@ -78,10 +79,12 @@ def chart_losses(current: StoredRound) -> Chart:
     zero_shot, one_shot = current.column("zero_shot_loss"), current.column("one_shot_loss")
     is_finite = find_finite(current, "zero_shot_loss", "one_shot_loss")
     low, high = find_range(np.concatenate([zero_shot[is_finite], one_shot[is_finite]]))
+    # Losses begin at 0, unless that would leave half of the picture empty.
     low = min(low, 0.0) if low < 0.5 else low
     lines: list[Layer] = [Line((low, high), (low, high), "MIWV 0")]
     threshold = find_miwv_threshold(current)
     if threshold is not None:
+        # The line one-shot = zero-shot + threshold, cut where it leaves the axes.
         start, end = max(low, low - threshold), min(high, high - threshold)
         label = f"threshold {threshold:.3f}"
         lines.append(Line((start, end), (start + threshold, end + threshold), label, "threshold"))
@@ -142,6 +145,7 @@ def chart_overlaps(rounds: Sequence[StoredRound]) -> Chart:
         Bars(x, x + 0.36, zeros, with_first, "third", "with the first round", first_values),
     ]
     caption = "Share of a round's selection that an earlier round had selected too."
+    # Up to 110: the values above bars of 100 % need room.
     y = Axis("share of the selection (%)", 0, 110, ticks=[(value, str(value)) for value in range(0, 101, 25)])
     return Chart("overlap", "Overlap between rounds", caption, _make_rounds_axis(rounds[1:]), y, layers)
 
@@ -167,6 +171,7 @@ def chart_costs(rounds: Sequence[StoredRound]) -> Chart:
     unit, size = next((unit, size) for unit, size in UNITS if seconds.max() >= 2 * size or size == 1)
     time, x = seconds / size, np.arange(len(rounds), dtype=np.float64)
     bars = Bars(x - 0.3, x + 0.3, np.zeros(len(time)), time, "plain", "", _write_values(time, "{:,.1f}"))
+    # A round that forwards nothing may take 0.0 s, and an axis needs a width.
     y = Axis(f"time ({unit})", 0, max(float(time.max()) * 1.15, 1e-3))
     caption = "Time of scoring and selecting, over all attempts at a round. The table of rounds gives tokens and rates."
     return Chart("cost", "Cost per round", caption, _make_rounds_axis(rounds), y, [bars])

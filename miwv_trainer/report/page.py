@@ -86,6 +86,7 @@ def _hash_inline(text: str) -> str:
 
 def _describe_run(current: StoredRound) -> str:
     summary, fingerprint = current.summary, current.summary["fingerprint"]
+    # The Trainer's rounds know no names of a dataset or model, and rounds without forwards no model at all.
     model = fingerprint.get("model") or {}
     parts = [summary.get("dataset"), summary.get("model"), model.get("dtype"), f"layout {summary['layout']}"]
     return " · ".join(str(part) for part in parts if part)
@@ -153,7 +154,7 @@ def _build_rounds_table(rounds: Sequence[StoredRound]) -> str:
         cells = [
             f"{summary['global_step']:,}",
             f"{summary['number_selected']:,}",
-            f"{summary.get('scored', summary['samples']):,}",
+            f"{summary.get('scored', summary['samples']):,}",  # earlier versions scored all and did not say so
             f"{summary['tokens_forwarded']:,}",
             f"{summary['seconds']:,.1f}",
             f"{summary['samples_per_second']:,.1f}",
@@ -171,4 +172,5 @@ def _build_rounds_table(rounds: Sequence[StoredRound]) -> str:
 
 
 def _format_number(value: float) -> str:
+    # The minus sign is as wide as a digit; a hyphen at the beginning of a number is easily overlooked.
     return f"{value:.3f}".replace("-", "−")

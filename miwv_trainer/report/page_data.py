@@ -18,9 +18,11 @@ from miwv_trainer.rounds.stored_config import restore_config
 from miwv_trainer.selection.scores import get_score
 from miwv_trainer.storage.stored_round import StoredRound
 
+# A browser sorts and searches so many rows in 0.1 to 0.6 s.
 MOST_ROWS = 60_000
 MOST_BYTES_OF_ROUNDS = 12_000_000  # before compression
-COMPRESSION = 3  # about how many bytes of text take one byte of the page
+# About how many bytes of text take one byte of the page, compressed and in base64: where the search for a limit starts.
+COMPRESSION = 3
 DIGITS = 3  # of losses and scores, in nats
 Numbers = list[float | None] | None  # None for a sample without a number; None for a column without any
 
@@ -107,6 +109,7 @@ def _encode_rounds(
 ) -> list[bytes]:
     """The columns of as many of the last rounds as have room, at least one, in the order of the rounds."""
     encoded: list[bytes] = []
+    # From the last round back: the last one is what people open the page for.
     for current, explained in zip(reversed(rounds), reversed(explanations), strict=True):
         columns = encode_json(_collect_round_columns(current, explained, rows))
         if encoded and sum(map(len, encoded)) + len(columns) > MOST_BYTES_OF_ROUNDS:
@@ -139,6 +142,7 @@ def _round_numbers(values: np.ndarray) -> Numbers:
     is_finite = np.isfinite(values)
     if not is_finite.any():
         return None
+    # JSON has no NaN. Rounded first: float32 numbers in full would take three times the bytes.
     rounded = np.round(values.astype(np.float64), DIGITS).tolist()
     return [value if finite else None for value, finite in zip(rounded, is_finite.tolist(), strict=True)]
 
@@ -163,7 +167,8 @@ def _add_texts(start: bytes, texts: list[str], matters: np.ndarray, room: int) -
     """
     texts = [replace_surrogates(text) for text in texts]
     half, sizes, size_without = len(texts) // 2, measure_texts(texts), len(pack_json(start))
-    # How well texts compress shows only when they are compressed: a first guess, then by the ratio that came out.
+    # How well texts compress is known only afterwards. So the budget starts from a guess and is corrected by the ratio
+    # that came out, a little too far each time, until the data fit.
     budget = COMPRESSION * room
     while True:
         cut = shorten_texts(texts, sizes, matters, budget)

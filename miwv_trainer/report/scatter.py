@@ -6,7 +6,7 @@ import numpy as np
 
 from miwv_trainer.report.layers import Cells, Chart, Layer, Points
 
-# Points of thousands of samples hide each other and make the page slow: beyond this they are counted in cells.
+# Thousands of points hide each other and take 13 bytes of the page each. More than these are counted in cells instead.
 MOST_POINTS_OF_OTHERS = 1_500
 MOST_POINTS_OF_SELECTED = 5_000
 CELLS = (56, 40)
@@ -37,7 +37,9 @@ def add_samples(chart: Chart, x: np.ndarray, y: np.ndarray, is_selected: np.ndar
         layers.append(Points(x[others], y[others], "plain", "others"))
     if len(selected) > MOST_POINTS_OF_SELECTED:
         caption += f" {MOST_POINTS_OF_SELECTED:,} of {len(selected):,} selected samples are drawn."
+        # Drawn with a fixed seed: the same rounds give the same page.
         selected = np.random.default_rng(0).choice(selected, MOST_POINTS_OF_SELECTED, replace=False)
+    # Last, so that the selected are never hidden by the others.
     layers.append(Points(x[selected], y[selected], "selected", "selected"))
     caption += describe_outliers(int(is_outside.sum()), "are drawn at the edge")
     return replace(chart, caption=caption, layers=[*layers, *chart.layers])

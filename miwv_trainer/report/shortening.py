@@ -7,9 +7,11 @@ import numpy as np
 
 from miwv_trainer.report.embedded_json import encode_json
 
-CUT = " …[cut]"  # ends a text that was cut
-LONGEST = 20_000  # bytes of one text, however few texts there are
-WEIGHT = 8  # a text that matters may be so many times as long as another
+CUT = " …[cut]"
+# Bytes of one text, however few there are. A single huge text would else take the room of thousands of others.
+LONGEST = 20_000
+# Selected samples are what people read: a text that matters may be this many times as long as another.
+WEIGHT = 8
 
 
 @dataclass(frozen=True)

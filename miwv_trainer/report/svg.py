@@ -82,6 +82,7 @@ def _draw_bars(layer: Bars, scales: _Scales) -> str:
     shapes, texts = [], []
     for left, right, bottom, top in zip(layer.left, layer.right, layer.bottom, layer.top, strict=True):
         if top != bottom:
+            # A gap of one unit between bars, which very narrow ones do without.
             width = max(0.5, scales.x(right) - scales.x(left) - 1)
             height = scales.y(bottom) - scales.y(top)
             shapes.append(f"M{scales.x(left) + 0.5:.1f} {scales.y(bottom):.1f}v{-height:.2f}h{width:.1f}v{height:.2f}z")
@@ -100,6 +101,7 @@ def _draw_points(layer: Points, scales: _Scales) -> str:
 
 def _draw_cells(layer: Cells, scales: _Scales) -> str:
     """One path for each shade."""
+    # Edges are scaled once and not per cell: there are 2,240 cells, most of them empty.
     shades = grade_counts(layer.counts)
     columns, rows = [scales.x(edge) for edge in layer.x_edges], [scales.y(edge) for edge in layer.y_edges]
     parts = []

@@ -1,4 +1,4 @@
-"""What people look at: rounds as text."""
+"""Rounds as text for a terminal and a log."""
 
 from collections.abc import Sequence
 
@@ -9,17 +9,19 @@ from miwv_trainer.selection.choose import compute_overlap
 from miwv_trainer.storage.stored_round import StoredRound
 
 HIGHEST, LOWEST = 5, 2
+# Numbers and two prompts of this width take 125 columns.
 PROMPT_WIDTH = 44
 
 
 def format_scores(current: StoredRound, texts: Sequence[str] | None = None) -> str:
     """
-    The five samples of highest and the two of lowest MIWV, with both losses and the exemplar's prompt.
+    The five samples of highest and the two of lowest MIWV, with both losses, their own and their exemplars' prompts.
 
     Args:
         current: The round.
-        texts: The pool's instructions, in pool order.
+        texts: The pool's instructions, in pool order; None shows indices instead.
     """
+    # By MIWV also where another score was selected by: the table shows what MIWV means, not the selection.
     miwv = current.column("miwv")
     ranked = np.argsort(-miwv, kind="stable")
     ranked = ranked[~np.isnan(miwv[ranked])]
@@ -67,6 +69,6 @@ def _format_line(index: str, zero_shot: str, one_shot: str, miwv: str, prompt: s
 
 
 def _shorten_text(text: str) -> str:
-    # A text that steers the terminal is shown, and does not steer it.
+    # A prompt may hold escape sequences, which would move the cursor or change colours: they are printed as text.
     words = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in " ".join(text.split()))
     return words if len(words) <= PROMPT_WIDTH else words[: PROMPT_WIDTH - 3] + "..."

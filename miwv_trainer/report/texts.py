@@ -28,6 +28,7 @@ def _read_response(row: Mapping[str, Any]) -> str:
         messages, given = read_conversation(row)
     except ValueError:
         return ""
+    # `given` is 0 for conversations in one column: there the prompt ends where the first answer begins.
     first = given or next((i for i, message in enumerate(messages) if message["role"] == "assistant"), len(messages))
     if len(messages) <= first + 1:
         return "\n\n".join(message["content"] for message in messages[first:])
