@@ -71,12 +71,14 @@ def _is_number(value: object) -> TypeGuard[float]:
 
 def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
     """Raises `ValueError` unless the value is one of the allowed names."""
+    # Looking into a tuple works for any value; a set would raise on a list that was given by mistake.
     if value not in allowed:
         raise ValueError(f"`{name}` must be one of {', '.join(map(repr, allowed))}, but got {value!r}.")
 
 
 def check_whole_number(name: str, value: object, least: int = 1) -> None:
     """Raises `ValueError` unless the value is an `int` of at least `least`; 2.0 is refused."""
+    # A float is refused even where it is whole: 0.5 of something was probably meant as a share.
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f"`{name}` must be a whole number of at least {least}, but got {value!r}.")
 
@@ -107,7 +109,7 @@ def check_embedder(embedder: object) -> None:
     elif isinstance(embedder, list | tuple):
         given = f"a {type(embedder).__name__}, which `numpy.asarray` turns into one"
     else:
-        given = repr(embedder)[:60]
+        given = repr(embedder)[:60]  # of a model, say, the whole text would fill the screen
     raise ValueError(
         "Unknown embedder: `embedder` must be a sentence-transformers name or folder, 'tfidf', 'model', or an array "
         f"of shape (N, d) with one line per sample, but got {given}."

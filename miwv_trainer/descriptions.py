@@ -32,6 +32,7 @@ class FieldDescription(NamedTuple):
 def describe_fields(cls: type) -> list[FieldDescription]:
     """The entries of the docstring's `Args` section; none under `python -OO`, which removes docstrings."""
     docstring = inspect.getdoc(cls) or ""
+    # The section ends with its first blank line, where `Raises` or another section begins.
     section = docstring.partition("Args:\n")[2].partition("\n\n")[0]
     entries = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", section, re.MULTILINE)
     return [FieldDescription(name, " ".join(text.split())) for name, text in entries]
@@ -42,5 +43,6 @@ def with_help(cls: type[Described]) -> type[Described]:
     summaries = {described.name: described.summary for described in describe_fields(cls)}
     for each in fields(cls):  # type: ignore[arg-type]
         if each.name in summaries:
+            # HfArgumentParser hands all of a field's metadata to `add_argument`, so the long text has no place in it.
             each.metadata = MappingProxyType({**each.metadata, "help": summaries[each.name]})
     return cls

@@ -199,6 +199,7 @@ def add_setting(
     if shows_default and default is not None and default is not MISSING:
         parts.append(f"(default: {default})")
     option = OPTIONS.get(name, name_option(name))
+    # `dest` is the field's name, and argparse would show that where the option is called otherwise.
     shown = None if name in CHOICES else option.lstrip("-").replace("-", "_").upper()
     add_argument(
         option,
@@ -209,7 +210,7 @@ def add_setting(
         choices=CHOICES.get(name),
         nargs=2 if is_pair else None,
         metavar=("LOW", "HIGH") if is_pair else shown,
-        help=" ".join(filter(None, parts)).replace("%", "%%"),
+        help=" ".join(filter(None, parts)).replace("%", "%%"),  # argparse formats help with %
     )
 
 

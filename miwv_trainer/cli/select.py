@@ -31,6 +31,7 @@ def select(options: SelectOptions) -> None:
     if config.allow_identical_exemplars and not latest.summary["config"].get("allow_identical_exemplars"):
         print("These scores were made without copies as exemplars, which --preset paper allows.", file=sys.stderr)
     if rows is None or options.dataset is None:
+        # Nothing but the indices, one a line, so that another program can read them.
         print("\n".join(map(str, choice.selection.tolist())))
         return
     rows = add_scores(rows, latest) if options.with_scores else rows

@@ -45,6 +45,7 @@ def score_and_select(
         RuntimeError: another process writes to the folder.
     """
     config = config or MIWVConfig()
+    # A pool holds token ids and no columns. Without this check, all samples would count as one group.
     if config.group_column is not None and pool.groups is None:
         raise ValueError(
             f"`group_column` is {config.group_column!r}, but the pool has no groups. Score it without, and give the "
@@ -79,6 +80,7 @@ def select_again(scored: StoredRound, config: MIWVConfig, rows: MapStyleDataset 
         ValueError: groups are asked for without `rows`, or no sample may be selected.
         FileNotFoundError: the configuration needs embeddings, and the run has left none.
     """
+    # Random scores are drawn again: the stored ones are of the round's own seed.
     measured = read_measured(scored, get_draw_seed(config, scored.number))
     groups = None
     if config.group_column is not None:
@@ -100,6 +102,7 @@ def select_again(scored: StoredRound, config: MIWVConfig, rows: MapStyleDataset 
 def _read_embeddings(scored: StoredRound, config: MIWVConfig) -> Embeddings:
     """The embeddings by which the run found its exemplars; they lie beside its rounds."""
     folder = scored.folder.parent
+    # They are taken without comparing fingerprints: a run on another pool would have moved them aside with the round.
     embeddings = Store(folder.parent).read_embeddings({})
     if embeddings is not None:
         return embeddings
