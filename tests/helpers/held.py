@@ -53,3 +53,15 @@ def plain_losses(model: Any, pool: Pool, exemplars: np.ndarray) -> np.ndarray:
             with torch.no_grad():
                 losses[kind, sample] = model(input_ids=ids, labels=labels).loss.item()
     return losses
+
+
+def scoring_forwards(model: nn.Module) -> list[int]:
+    """Tokens of every forward without gradients from now on."""
+    seen: list[int] = []
+
+    def note(module: Any, args: Any, kwargs: Any) -> None:
+        if not torch.is_grad_enabled():
+            seen.append(kwargs["input_ids"].numel())
+
+    model.register_forward_pre_hook(note, with_kwargs=True)
+    return seen

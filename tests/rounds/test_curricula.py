@@ -1,19 +1,15 @@
-"""Scores, guards and budgets in real Trainers."""
+"""Rounds of other scores, with guards, and on a budget."""
 
 import dataclasses
 import logging
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pytest
 import torch
-from scipy.stats import spearmanr
-from torch import nn
-from trl import SFTConfig, SFTTrainer
 
-from miwv_trainer import MIWVCallback, MIWVConfig, MIWVDataSampler, attach
+from miwv_trainer import MIWVConfig
 from miwv_trainer.data.build import pool_from_rows
 from miwv_trainer.data.pool import Pool
 from miwv_trainer.distributed.world import World
@@ -23,9 +19,8 @@ from miwv_trainer.rounds.round import run_round
 from miwv_trainer.scoring.scorer import prepare_scorer
 from miwv_trainer.storage.store import Store
 from miwv_trainer.storage.stored_round import StoredRound
-from tests.helpers.resumed import Run
-from tests.helpers.tiny import instruction_rows, tiny_dataset, tiny_model, tiny_tokenizer
-from tests.helpers.trainers import PositionCollator, arguments, by_epoch, noting_trainer
+from tests.helpers.held import scoring_forwards
+from tests.helpers.tiny import tiny_dataset, tiny_model, tiny_tokenizer
 
 WORLD = World(0, 1, torch.device("cpu"))
 COUNT = 32
@@ -34,18 +29,6 @@ COUNT = 32
 @pytest.fixture(scope="module")
 def pool() -> Pool:
     return pool_from_rows(tiny_dataset(60), tiny_tokenizer())
-
-
-def scoring_forwards(model: nn.Module) -> list[int]:
-    """Tokens of every forward without gradients from now on."""
-    seen: list[int] = []
-
-    def note(module: Any, args: Any, kwargs: Any) -> None:
-        if not torch.is_grad_enabled():
-            seen.append(kwargs["input_ids"].numel())
-
-    model.register_forward_pre_hook(note, with_kwargs=True)
-    return seen
 
 
 def a_round(
@@ -60,36 +43,6 @@ def a_round(
         TrainingPoint(number, 5 * number),
         previous=previous,
     )
-
-
-@pytest.mark.parametrize("score", ["random", "longest"])
-def test_a_score_without_losses_makes_no_forward_and_embeds_nothing(score: str, tmp_path: Path) -> None:
-    trainer = noting_trainer(tmp_path)
-    seen = scoring_forwards(trainer.model)
-    # The default embedder is on a hub that is out of reach.
-    callback = attach(trainer, MIWVConfig(fraction=0.25, score=score, rescore_strategy="epoch"))
-    trainer.train()
-    assert seen == []
-    assert [sorted(positions) for positions in by_epoch()] == [each.selection.tolist() for each in callback.rounds]
-    first, second = callback.rounds
-    tokens = first.column("response_tokens")
-    if score == "longest":
-        assert first.selection.tolist() == sorted(sorted(range(COUNT), key=lambda i: (-tokens[i], i))[: COUNT // 4])
-    assert (first.selection.tolist() == second.selection.tolist()) == (score == "longest")
-    assert np.isnan(first.column("miwv")).all() and (first.column("exemplar") == -1).all()
-    assert (first.column("age") == -1).all()
-    assert first.summary["layout"] == "none" and first.summary["tokens_forwarded"] == 0
-    assert not list(first.folder.parent.glob("e*"))
-
-
-def test_random_draws_follow_the_seed_of_the_order(tmp_path: Path) -> None:
-    drawn = []
-    for number, seed in enumerate((3, 3, 4)):
-        trainer = noting_trainer(tmp_path / str(number))
-        callback = attach(trainer, MIWVConfig(fraction=0.25, score="random", sampler_seed=seed))
-        trainer.train()
-        drawn.append(callback.rounds[0].selection.tolist())
-    assert drawn[0] == drawn[1] != drawn[2]
 
 
 def test_the_zero_shot_loss_forwards_each_sample_once_and_finds_no_exemplars(pool: Pool, tmp_path: Path) -> None:
@@ -190,120 +143,6 @@ def test_under_bfloat16_the_selection_of_any_score_is_float32s(
     assert refined.selection.tolist() == exact.selection.tolist()
 
 
-def test_statistics_go_through_the_trainers_log(tmp_path: Path) -> None:
-    trainer = noting_trainer(tmp_path, logging_steps=100)
-    callback = attach(trainer, MIWVConfig(fraction=0.25, embedder="tfidf", rescore_strategy="epoch"))
-    trainer.train()
-    logged = [line for line in trainer.state.log_history if "miwv/round" in line]
-    assert [line["miwv/round"] for line in logged] == [0, 1]
-    first, second = callback.rounds
-    miwv = second.column("miwv")
-    expected = {
-        "threshold": miwv[second.selection].min(),
-        "mean": miwv.mean(),
-        "q05": np.quantile(miwv, 0.05),
-        "q50": np.median(miwv),
-        "q95": np.quantile(miwv, 0.95),
-        "share_above_zero": (miwv > 0).mean(),
-        "overlap": len(set(first.selection) & set(second.selection)) / 8,
-        "rank_correlation": spearmanr(first.column("miwv"), miwv).statistic,
-        "unscorable": 0,
-        "scored": COUNT,
-        "tokens": second.summary["tokens_forwarded"],
-        "share_of_training": (first.summary["epochs"] + second.summary["epochs"]) / 2,
-    }
-    for name, value in expected.items():
-        assert logged[1][f"miwv/{name}"] == pytest.approx(value, rel=1e-5), name
-    assert logged[1]["step"] == 2 and "miwv/overlap" not in logged[0]
-    assert second.summary["statistics"]["mean"] == pytest.approx(miwv.mean(), rel=1e-5)
-
-
-def test_a_callback_made_by_hand_logs_nothing_unless_it_is_told_where(tmp_path: Path) -> None:
-    for told in (False, True):
-        trainer = noting_trainer(tmp_path / str(told), logging_steps=100)
-        sampler = MIWVDataSampler(COUNT, fraction=0.25)
-        trainer._get_train_sampler = lambda *_, sampler=sampler: sampler
-        callback = MIWVCallback(MIWVConfig(fraction=0.25, embedder="tfidf"), sampler)
-        callback.log = trainer.log if told else None
-        trainer.add_callback(callback)
-        trainer.train()
-        assert any("miwv/round" in line for line in trainer.state.log_history) == told
-
-
-def test_a_budget_in_tokens_leaves_the_number_of_steps_and_walks_through_what_it_selects(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    trainer = noting_trainer(tmp_path, num_train_epochs=4)
-    callback = attach(trainer, MIWVConfig(fraction=0.25, embedder="tfidf", selection_budget="tokens", score="low_miwv"))
-    with caplog.at_level(logging.WARNING):
-        trainer.train()
-    (current,) = callback.rounds
-    tokens = current.column("response_tokens")
-    budget = int(tokens.sum() * 0.25)
-    order = np.argsort(current.column("miwv"), kind="stable")
-    most = int((np.cumsum(tokens[order]) <= budget).sum())
-    assert current.selection.tolist() == sorted(order[:most].tolist())
-    assert trainer.state.global_step == trainer.state.max_steps == 4 * 2
-    epochs = by_epoch()
-    assert [len(positions) for positions in epochs] == [8] * 4
-    counts = np.bincount(np.concatenate(epochs), minlength=COUNT)[current.selection]
-    assert counts.sum() == 32 and counts.max() - counts.min() <= 1
-    assert ("repeated" in caplog.text) == (len(current.selection) < 8)
-
-
-@pytest.mark.parametrize("strategy", ["random", "group_by_length"])
-@pytest.mark.parametrize("epoch_order", ["easy_to_hard", "hard_to_easy"])
-def test_an_epoch_goes_from_easy_to_hard_or_back(strategy: str, epoch_order: Any, tmp_path: Path) -> None:
-    trainer = noting_trainer(tmp_path, count=64, train_sampling_strategy=strategy, per_device_train_batch_size=2)
-    callback = attach(trainer, MIWVConfig(fraction=0.5, embedder="tfidf", epoch_order=epoch_order))
-    trainer.train()
-    miwv = callback.rounds[0].column("miwv")
-    sign = 1 if epoch_order == "easy_to_hard" else -1
-    for positions in by_epoch():
-        trained = sign * miwv[positions]
-        if strategy == "random":
-            assert (np.diff(trained) >= 0).all()
-        else:  # 16 batches in groups of 4
-            groups = trained.reshape(4, 8)
-            assert (groups.max(axis=1)[:-1] <= groups.min(axis=1)[1:]).all()
-            assert not (np.diff(trained) >= 0).all()
-
-
-@pytest.mark.parametrize("strategy", ["epoch", "steps"])
-@pytest.mark.parametrize("values", [{"rescore_budget": 0.4}, {"score": "random"}, {"epoch_order": "easy_to_hard"}])
-def test_a_resumed_curriculum_ends_as_the_undisturbed_one(
-    strategy: str, values: dict[str, Any], tmp_path: Path
-) -> None:
-    steps = {"rescore_steps": 5} if strategy == "steps" else {}
-    config = MIWVConfig(fraction=0.5, embedder="tfidf", rescore_strategy=strategy, **steps, **values)
-    whole = Run(tmp_path, config=config)
-    scores = [current.scores for current in whole.callback.rounds]
-    for step in (11, 16):
-        resumed = Run(tmp_path, tmp_path / f"checkpoint-{step}", config)
-        assert resumed.order == whole.order[step:]
-        assert resumed.has_the_weights_of(whole)
-        for current, expected in zip(resumed.callback.rounds, scores, strict=True):
-            assert current.scores.equals(expected)
-        lines = [line["miwv/round"] for line in resumed.trainer.state.log_history if "miwv/round" in line]
-        assert lines == sorted(set(lines)) == list(range(len(scores)))
-
-
-@pytest.mark.parametrize(
-    ("values", "words"),
-    [
-        ({"min_response_tokens": 3}, "min_response_tokens = 0, but this run has min_response_tokens = 3"),
-        ({"score": "low_miwv"}, "score = 'miwv', but this run has score = 'low_miwv'"),
-        ({"rescore_budget": 0.5}, "rescore_budget = 1.0, but this run has rescore_budget = 0.5"),
-        ({"epoch_order": "hard_to_easy"}, "epoch_order = 'shuffled', but this run has epoch_order = 'hard_to_easy'"),
-    ],
-)
-def test_another_score_or_guard_is_refused_on_a_resume(values: dict[str, Any], words: str, tmp_path: Path) -> None:
-    config = MIWVConfig(fraction=0.5, embedder="tfidf", rescore_strategy="epoch")
-    Run(tmp_path, config=config, num_train_epochs=1)
-    with pytest.raises(ValueError, match=words):
-        Run(tmp_path, tmp_path / "checkpoint-4", dataclasses.replace(config, **values), num_train_epochs=1)
-
-
 def test_another_score_in_the_same_folder_does_not_reuse_the_rounds(tmp_path: Path, pool: Pool) -> None:
     rounds = [
         a_round(tiny_model(), pool, tmp_path, MIWVConfig(embedder="tfidf", fraction=0.2, score=score))
@@ -315,49 +154,6 @@ def test_another_score_in_the_same_folder_does_not_reuse_the_rounds(tmp_path: Pa
     before = (rounds[2].folder / "scores.parquet").stat().st_mtime_ns
     again = a_round(tiny_model(), pool, tmp_path, MIWVConfig(embedder="tfidf", fraction=0.2, score="one_shot_loss"))
     assert (again.folder / "scores.parquet").stat().st_mtime_ns == before
-
-
-class WithoutTask(PositionCollator):
-    def __call__(self, features: list[dict[str, Any]], return_tensors: str | None = None) -> Any:
-        for feature in features:
-            del feature["task"]
-        return super().__call__(features, return_tensors)
-
-
-@pytest.mark.parametrize("kind", ["plain", "trl"])
-def test_groups_keep_their_shares(kind: str, tmp_path: Path) -> None:
-    names = ["chess" if index % 7 == 0 else "bread" if index % 3 else "taxes" for index in range(60)]
-    config = MIWVConfig(fraction=0.2, embedder="tfidf", group_column="task")
-    trainer: Any
-    if kind == "plain":
-        trainer = noting_trainer(tmp_path, count=60, num_train_epochs=1)
-        trainer.train_dataset = trainer.train_dataset.add_column("task", names)
-        trainer.data_collator = WithoutTask(tiny_tokenizer())
-    else:
-        rows = [
-            {"prompt": f"{row['instruction']} {row['input']}", "completion": " " + row["output"], "task": name}
-            for row, name in zip(instruction_rows(60), names, strict=True)
-        ]
-        values = arguments(tmp_path, num_train_epochs=1).to_dict()
-        kept = {name: values[name] for name in ("output_dir", "use_cpu", "report_to", "save_strategy")}
-        trainer = SFTTrainer(
-            model=tiny_model(),
-            args=SFTConfig(**kept, num_train_epochs=1, bf16=False),
-            train_dataset=datasets.Dataset.from_list(rows),
-            processing_class=tiny_tokenizer(),
-        )
-    callback = attach(trainer, config)
-    trainer.train()
-    selected = np.asarray(names)[callback.rounds[0].selection]
-    assert len(selected) == 12
-    for name in set(names):
-        assert abs((selected == name).sum() - 12 * names.count(name) / 60) < 1
-
-
-def test_a_group_column_that_is_not_there_is_named(tmp_path: Path) -> None:
-    trainer = noting_trainer(tmp_path)
-    with pytest.raises(ValueError, match="`group_column` is 'task', but the dataset has the columns .*position"):
-        attach(trainer, MIWVConfig(embedder="tfidf", group_column="task"))
 
 
 def test_guards_that_leave_nothing_say_which(pool: Pool, tmp_path: Path) -> None:
