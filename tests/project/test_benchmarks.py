@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoTokenizer
 
-from benchmarks import diversity, layouts, precision
+from benchmarks import layouts
 from benchmarks.cases import Case, draw_random_pool, make_random_model, parse_llama_config, read_pool
 from benchmarks.layouts import LAYOUTS, count_work, forward_plain_rows, plan_case_trees, prepare
 from benchmarks.measure import measure
@@ -312,34 +312,3 @@ def test_a_missing_default_pool_is_told(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setattr("benchmarks.cases.DEFAULT_POOL", tmp_path / "alpaca_gpt4_1k.jsonl.gz")
     with pytest.raises(FileNotFoundError, match="The default pool, alpaca_gpt4_1k.jsonl.gz, is not beside .*--pool"):
         read_pool(None)
-
-
-def test_precision_is_compared_with_float32_on_the_same_weights(
-    arguments: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    model_and_pool = arguments[arguments.index("--model") :][:2] + arguments[arguments.index("--pool") :][:2]
-    assert precision.main([*model_and_pool, "--samples", str(SAMPLES), "--fraction", "0.25"]) == 0
-    printed = capsys.readouterr().out
-    lines = {line[:18].strip(): line[18:].split() for line in printed.splitlines() if line.endswith("%")}
-    assert lines["float32"][1:] == [str(SAMPLES), "100.0%"]
-    assert lines["bfloat16"][1] == "0" and 0 < int(lines["bfloat16, refined"][1]) <= SAMPLES
-    moved = float(printed.split("single losses: moved by at most ")[1].split(",")[0])
-    assert 0 < moved < 0.5
-
-
-def test_bad_input_to_the_precision_benchmark_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert precision.main(["--pool", "nowhere.jsonl"]) == 2
-    assert "benchmarks.precision: " in capsys.readouterr().err
-
-
-def test_the_diversity_benchmark_has_a_line_for_each_method_and_embedding(
-    pool_file: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("sys.argv", ["diversity", "--pool", pool_file, "--take", "3", "--candidates", "6"])
-    diversity.main()
-    printed = capsys.readouterr().out.splitlines()
-    assert printed[0].endswith(f"{SAMPLES} samples; 3 taken of 6")
-    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in printed[4:]]
-    assert [row[0] for row in cells] == ["tf-idf"] * 4 + ["dense, 384-d"] * 4
-    assert len({row[1] for row in cells}) == 4
-    assert all(row[3] == "3" and -1 <= float(row[4]) <= 1 for row in cells)

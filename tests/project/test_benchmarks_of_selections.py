@@ -1,0 +1,122 @@
+"""The benchmarks of selections: precision, diversity, planted faults, partial rescoring, settings."""
+
+import json
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+
+from benchmarks import diversity, precision
+from benchmarks.faults import Faults, plant_faults
+from benchmarks.rescoring import format_curve
+from benchmarks.settings import Result, compare_with_random, format_table
+from miwv_trainer.data.pool import Pool
+from tests.helpers.rounds import highest, made_columns, write_round
+from tests.helpers.tiny import instruction_rows, save_tiny
+
+SAMPLES = 8
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_tiny(tmp_path_factory.mktemp("model")))
+
+
+@pytest.fixture(scope="module")
+def pool_file(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("pool") / "pool.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in instruction_rows(SAMPLES)), encoding="utf-8")
+    return str(path)
+
+
+def test_precision_is_compared_with_float32_on_the_same_weights(
+    model_folder: str, pool_file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["--model", model_folder, "--pool", pool_file, "--samples", str(SAMPLES), "--fraction", "0.25"]
+    assert precision.main(command) == 0
+    printed = capsys.readouterr().out
+    lines = {line[:18].strip(): line[18:].split() for line in printed.splitlines() if line.endswith("%")}
+    assert lines["float32"][1:] == [str(SAMPLES), "100.0%"]
+    assert lines["bfloat16"][1] == "0" and 0 < int(lines["bfloat16, refined"][1]) <= SAMPLES
+    moved = float(printed.split("single losses: moved by at most ")[1].split(",")[0])
+    assert 0 < moved < 0.5
+
+
+def test_bad_input_to_the_precision_benchmark_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert precision.main(["--pool", "nowhere.jsonl"]) == 2
+    assert "benchmarks.precision: " in capsys.readouterr().err
+
+
+def test_the_diversity_benchmark_has_a_line_for_each_method_and_embedding(
+    pool_file: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["diversity", "--pool", pool_file, "--take", "3", "--candidates", "6"])
+    diversity.main()
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].endswith(f"{SAMPLES} samples; 3 taken of 6")
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in printed[4:]]
+    assert [row[0] for row in cells] == ["tf-idf"] * 4 + ["dense, 384-d"] * 4
+    assert len({row[1] for row in cells}) == 4
+    assert all(row[3] == "3" and -1 <= float(row[4]) <= 1 for row in cells)
+
+
+def test_faults_are_planted_where_they_are_said_to_be() -> None:
+    rows = datasets.Dataset.from_list(instruction_rows(60))
+    changed, faults = plant_faults(rows)
+    swapped, copies, short = (faults.by_kind[kind] for kind in ("swapped", "copies", "one word"))
+    touched = [*swapped.tolist(), *copies.tolist(), *short.tolist(), *faults.originals.tolist()]
+    assert len(touched) == len(set(touched)) == 4 * 3
+    assert sorted(changed[i]["output"] for i in swapped) == sorted(rows[i]["output"] for i in swapped)
+    assert all(changed[i]["output"] != rows[i]["output"] for i in swapped)
+    assert [changed[i] for i in copies] == [rows[i] for i in faults.originals]
+    assert all(len(changed[i]["output"].split()) == 1 for i in short)
+    for index in set(range(60)) - {*swapped, *copies, *short}:
+        assert changed[index] == rows[index]
+
+
+def test_a_copy_counts_where_its_original_is_selected_too() -> None:
+    faults = Faults({"copies": np.asarray([1, 2, 3]), "one word": np.asarray([4])}, np.asarray([11, 12, 13]))
+    selection = np.asarray([1, 2, 4, 12, 13])
+    assert faults.count("copies", selection) == 1 and faults.count("one word", selection) == 1
+
+
+def test_a_full_budget_finds_the_full_rounds_selection(tmp_path: Path) -> None:
+    count = 40
+    columns = [made_columns(count, seed) for seed in range(2)]
+    for each in columns:
+        each["response_tokens"][:] = 2
+        each["exemplar"] = columns[0]["exemplar"]
+    rounds = [write_round(tmp_path, each, highest(each["miwv"], 4), number) for number, each in enumerate(columns)]
+    offsets = np.arange(0, 4 * count + 1, 4)
+    pool = Pool(np.arange(2), np.arange(4 * count) % 50, np.tile([False, False, True, True], count), offsets)
+    lines = [line.strip("| ").split(" | ") for line in format_curve(rounds, pool, 64, 0.1).splitlines()]
+    shares = {line[0]: [int(cell.rstrip(" %")) for cell in line[1:]] for line in lines[2:]}
+    assert shares["1"] == [100, 100]
+    kept = len(np.intersect1d(rounds[0].selection, rounds[1].selection))
+    assert shares["none (round 0 kept)"] == [round(100 * kept / 4), 0]
+    tokens = [cells[1] for budget, cells in shares.items() if budget[0] != "n"]
+    assert tokens == sorted(tokens) and 0 < tokens[0] < 30  # the smallest budget is 5 % of the samples
+
+
+def test_an_arm_is_better_where_the_difference_exceeds_two_standard_errors() -> None:
+    # Standard errors 0.1 / sqrt(3) each, so that of the difference is 0.0816.
+    random = [1.9, 2.0, 2.1]
+    assert compare_with_random([1.7, 1.8, 1.9], random) == "-0.2000 (better)"
+    assert compare_with_random([2.1, 2.2, 2.3], random) == "+0.2000 (worse)"
+    assert compare_with_random([1.8, 1.9, 2.0], random) == "-0.1000 (no difference shown)"
+
+
+def test_the_table_of_settings_is_sorted_by_loss_and_keeps_the_budgets_apart() -> None:
+    def result(arm: str, budget: str, seed: int, loss: float) -> Result:
+        return {"arm": arm, "budget": budget, "seed": seed, "samples": 10, "tokens": 100 + seed, "loss": loss}
+
+    results = [result("untrained", "samples", 0, 9.0), result("MIWV", "tokens", 0, 0.1)]
+    results += [result("random", "samples", seed, 2.0 + seed / 10) for seed in range(2)]
+    results += [result("MIWV", "samples", seed, 3.0 + seed / 10) for seed in range(2)]
+    head, _, *lines = format_table(results, "samples").splitlines()
+    assert head == "Equal numbers of samples; untrained 9.0000:"
+    assert lines[2:] == [
+        "| random | 10 | 100 | 2.0500 | 0.0500 |  |",
+        "| MIWV | 10 | 100 | 3.0500 | 0.0500 | +1.0000 (worse) |",
+    ]
