@@ -74,6 +74,8 @@ def pool_from_tokenized(
         ValueError: it lacks a column, is empty, has one sample, or no response or no prompt.
     """
     tokenizer = processing_class.tokenizer if isinstance(processing_class, ProcessorMixin) else processing_class
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        tokenizer = None  # An image processor or a feature extractor, which knows nothing of tokens.
     if tokenizer is not None:
         markers = find_turn_markers(tokenizer)
     else:

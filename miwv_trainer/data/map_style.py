@@ -44,6 +44,25 @@ def has_own_columns(dataset: MapStyleDataset) -> bool:
     return isinstance(dataset, datasets.Dataset) and dataset.format["type"] != "custom"
 
 
+def list_columns(dataset: MapStyleDataset) -> list[str]:
+    """
+    The names of the columns: under a transform, those that it yields.
+
+    Raises:
+        ValueError: the first sample is no dictionary.
+    """
+    if isinstance(dataset, datasets.Dataset) and has_own_columns(dataset):
+        return dataset.column_names
+    # Other datasets have no list of columns, so the first sample stands for all; each is checked when it is read.
+    first = dataset[0]
+    if not isinstance(first, dict) and not hasattr(first, "keys"):
+        raise ValueError(
+            "Samples of the pool must be dictionaries with `input_ids` and `labels`, but the first is a "
+            f"{type(first).__name__}."
+        )
+    return list(first.keys())
+
+
 def iterate_rows(dataset: MapStyleDataset) -> Iterator[Row]:
     """All rows in order."""
     if not isinstance(dataset, datasets.Dataset):

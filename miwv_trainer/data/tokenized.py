@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from miwv_trainer.data.map_style import MapStyleDataset, check_map_style, has_own_columns
+from miwv_trainer.data.map_style import MapStyleDataset, check_map_style, has_own_columns, list_columns
 from miwv_trainer.data.pool import IGNORED_LABEL, Pool, Samples, TokenizedSample, check_count, join, stack
 
 RESPONSE_COLUMNS = ("labels", "completion_mask", "assistant_masks")
@@ -33,7 +33,7 @@ def read_tokenized(dataset: MapStyleDataset) -> Pool:
     """
     check_map_style(dataset)
     check_count(len(dataset))
-    columns = _list_columns(dataset)
+    columns = list_columns(dataset)
     _check_columns(columns)
     wanted = [name for name in ("input_ids", "attention_mask", POSITIONS, *RESPONSE_COLUMNS) if name in columns]
     if isinstance(dataset, datasets.Dataset) and has_own_columns(dataset):
@@ -41,19 +41,6 @@ def read_tokenized(dataset: MapStyleDataset) -> Pool:
     rows = (dataset[index] for index in range(len(dataset)))
     picked = ({name: row[name] for name in wanted if name in row} for row in rows)
     return join([stack([_read_sample(index, row) for index, row in enumerate(picked)])])
-
-
-def _list_columns(dataset: MapStyleDataset) -> list[str]:
-    if isinstance(dataset, datasets.Dataset) and has_own_columns(dataset):
-        return dataset.column_names
-    # Other datasets have no list of columns, so the first sample stands for all; each is checked when it is read.
-    first = dataset[0]
-    if not isinstance(first, dict) and not hasattr(first, "keys"):
-        raise ValueError(
-            "Samples of the pool must be dictionaries with `input_ids` and `labels`, but the first is a "
-            f"{type(first).__name__}."
-        )
-    return list(first.keys())
 
 
 def _check_columns(columns: list[str]) -> None:

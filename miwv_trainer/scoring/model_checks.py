@@ -1,11 +1,48 @@
 """Whether MIWV is defined for a model, before anything is computed."""
 
 import numpy as np
+from torch import nn
 from transformers import PreTrainedModel
 
 from miwv_trainer.data.pool import Pool
-from miwv_trainer.distributed.wrappers import is_prompt_tuned
+from miwv_trainer.distributed.wrappers import get_inner_model, is_prompt_tuned
 from miwv_trainer.scoring.context import get_text_config
+
+# Endings of the names of transformers' classes, and what such a model does.
+OTHER_TASKS = {
+    "ForSequenceClassification": "classifies sequences (or predicts a number for them)",
+    "ForTokenClassification": "classifies tokens",
+    "ForQuestionAnswering": "marks answers within a text",
+    "ForMultipleChoice": "chooses between texts",
+    "ForNextSentencePrediction": "compares sentences",
+    "ForMaskedLM": "fills masked tokens in, seeing those behind them too",
+    "ForCTC": "transcribes audio",
+    "ForImageClassification": "classifies images",
+}
+
+
+def check_model_kind(model: nn.Module) -> None:
+    """
+    Checks that a model predicts each token from those before it, as far as its class and configuration tell.
+
+    Raises:
+        ValueError: it is no model of transformers, or one for another task.
+    """
+    inside = get_inner_model(model)
+    name = type(inside).__name__
+    if not isinstance(inside, PreTrainedModel):
+        raise ValueError(
+            f"The model is a {name}, which is no `PreTrainedModel` of transformers: it has no configuration that tells "
+            "its context, vocabulary and attention, by which rows are composed and losses computed. Derive it from "
+            "`PreTrainedModel`, or load it with `AutoModelForCausalLM`."
+        )
+    bases = [base.__name__ for base in type(inside).__mro__]
+    for ending, task in OTHER_TASKS.items():
+        if any(base.endswith(ending) for base in bases):
+            raise ValueError(
+                f"{name} is no causal language model: it {task}, and gives no loss of a response behind its prompt. "
+                "Train an `AutoModelForCausalLM`, or train without a selection."
+            )
 
 
 def check_model(model: PreTrainedModel, pool: Pool) -> None:
@@ -15,6 +52,7 @@ def check_model(model: PreTrainedModel, pool: Pool) -> None:
     Raises:
         ValueError: the model is an encoder-decoder or prompt-tuned, or lacks a token id of the pool.
     """
+    check_model_kind(model)
     config = model.config
     if config.is_encoder_decoder:
         raise ValueError(

@@ -6,13 +6,15 @@ FSDP1 supports no forward of a submodule (pytorch#123962); accelerate puts autoc
 """
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NotRequired, Protocol, TypedDict
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, NotRequired, Protocol, TypedDict, cast
 
 import numpy as np
 import torch
 from torch import nn
+from transformers.utils import ModelOutput
 
 from miwv_trainer.data.pool import IGNORED_LABEL
 from miwv_trainer.distributed.wrappers import get_inner_model
@@ -52,9 +54,36 @@ def run_root_forward(model: nn.Module, inputs: ForwardInputs, **options: object)
     if takes_argument(model, "output_router_logits"):
         # The balancing loss is computed from a two-dimensional mask and fails on the masks of rows of trees.
         options["output_router_logits"] = False
-    # Said explicitly, because gradient checkpointing and a configuration's `use_cache=True` exclude each other
-    # (trl#3891).
-    return model(**inputs, use_cache=False, **options)
+    if takes_argument(model, "use_cache") or takes_any_argument(model):
+        # Said explicitly, because gradient checkpointing and a configuration's `use_cache=True` exclude each other
+        # (trl#3891).
+        options["use_cache"] = False
+    return read_output(model(**inputs, **options))
+
+
+def read_output(output: object) -> ForwardOutput:
+    """
+    The output of a forward by name. A model of the user's own may return a dictionary or a tuple.
+
+    Raises:
+        TypeError: it holds no logits.
+    """
+    if isinstance(output, ModelOutput):
+        return cast(ForwardOutput, output)
+    if isinstance(output, Mapping) and "logits" in output:
+        return cast(ForwardOutput, SimpleNamespace(**output))
+    if isinstance(output, tuple) and output and isinstance(output[0], torch.Tensor) and output[0].ndim == 3:
+        return cast(ForwardOutput, SimpleNamespace(logits=output[0]))
+    raise TypeError(
+        f"The model's forward returned a {type(output).__name__} without logits. Return them as the entry `logits`, or "
+        "as the first of a tuple, `(rows, length, vocabulary)`, where no labels are given."
+    )
+
+
+def takes_any_argument(model: nn.Module) -> bool:
+    """Whether the model's forward takes arguments of any name."""
+    parameters = inspect.signature(get_inner_model(model).forward).parameters.values()
+    return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
 
 
 def forward_one_position(model: nn.Module, inputs: ForwardInputs) -> None:

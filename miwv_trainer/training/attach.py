@@ -7,12 +7,13 @@ from typing import Any
 from transformers import Trainer, TrainingArguments
 
 from miwv_trainer.config import MIWVConfig
-from miwv_trainer.data.map_style import check_map_style
 from miwv_trainer.embeddings.embedders import get_embedder, validate_embeddings
+from miwv_trainer.scoring.model_checks import check_model_kind
 from miwv_trainer.training.begin import read_pool
 from miwv_trainer.training.callback import MIWVCallback
 from miwv_trainer.training.dataloader import check_batches, count_step_samples, read_strategy
 from miwv_trainer.training.sampler import MIWVDataSampler
+from miwv_trainer.training.trainer_checks import check_inputs, check_trainer_kind
 
 
 def attach(trainer: Trainer, config: MIWVConfig | Mapping[str, Any] | None = None) -> MIWVCallback:
@@ -30,13 +31,13 @@ def attach(trainer: Trainer, config: MIWVConfig | Mapping[str, Any] | None = Non
         The callback that was added; its `rounds` hold the scores.
 
     Raises:
-        TypeError: the dataset is not map-style, or a configuration key is unknown.
+        TypeError: `trainer` is no Trainer, the dataset is not map-style, or a configuration key is unknown.
         ValueError:
-            the dataset cannot be a pool, the Trainer has a pool attached already, or one of its dataloader options does
-            not go with a selection.
+            the Trainer or its model does something else than predict given responses, the dataset cannot be a pool or
+            has inputs that scoring does not pass on, the Trainer has a pool attached already, or one of its dataloader
+            options does not go with a selection.
     """
-    if not isinstance(config, MIWVConfig):
-        config = MIWVConfig.from_dict(config or {})
+    config = _read_config(config)
     _check_trainer(trainer)
     strategy = read_strategy(trainer.args)
     pool = read_pool(trainer.train_dataset, trainer.processing_class, trainer.model.config, config)
@@ -74,7 +75,20 @@ def _give_sampler(trainer: Trainer, sampler: MIWVDataSampler) -> None:
     trainer._get_train_sampler = give_sampler
 
 
+def _read_config(config: MIWVConfig | Mapping[str, Any] | None) -> MIWVConfig:
+    if isinstance(config, MIWVConfig):
+        return config
+    if config is not None and not isinstance(config, Mapping):
+        raise TypeError(
+            f"`config` must be a MIWVConfig or a mapping of its values, but got {config!r}. For a fraction: "
+            f"`attach(trainer, MIWVConfig(fraction=0.05))`."
+        )
+    return MIWVConfig.from_dict(config or {})
+
+
 def _check_trainer(trainer: Trainer) -> None:
+    check_trainer_kind(trainer)
+    check_model_kind(trainer.model)
     if any(isinstance(callback, MIWVCallback) for callback in trainer.callback_handler.callbacks):
         raise ValueError("A MIWVCallback is attached to this Trainer already; a Trainer takes one pool.")
     if trainer.train_dataset is None:
@@ -84,7 +98,7 @@ def _check_trainer(trainer: Trainer) -> None:
             "The Trainer packs its dataset (`packing=True`): several samples share a line, so none can be chosen by "
             "itself. Set `packing=False`."
         )
-    check_map_style(trainer.train_dataset)
+    check_inputs(trainer.train_dataset, trainer.model)
     if trainer.accelerator.use_stateful_dataloader:
         raise ValueError(
             "`use_stateful_dataloader=True` makes a state for every batch that the Trainer neither saves nor restores: "
