@@ -1,69 +1,35 @@
-import contextlib
-import random
+"""Losses of a pool in padded rows, against plain forwards of one row each."""
 
 import numpy as np
-import peft
 import pytest
 import torch
 from torch import nn
-from transformers import (
-    Gemma2Config,
-    GPT2Config,
-    GPTNeoXConfig,
-    LlamaForCausalLM,
-    MambaConfig,
-    MistralConfig,
-    Qwen2Config,
-)
+from transformers import MistralConfig
 from transformers.modeling_outputs import CausalLMOutput
 
-from miwv_trainer.config import MIWVConfig
 from miwv_trainer.distributed.world import World
 from miwv_trainer.scoring import row_losses
-from miwv_trainer.scoring.isolation import leave_no_trace, preserve_rng
+from miwv_trainer.scoring.isolation import leave_no_trace
 from miwv_trainer.scoring.losses import Losses, score_batches
-from miwv_trainer.scoring.prompt_embeddings import average_hidden_states, embed_prompts
+from miwv_trainer.scoring.prompt_embeddings import average_hidden_states
 from miwv_trainer.scoring.row_losses import compute_row_losses
-from miwv_trainer.scoring.rows import Row, plan_padded, plan_prompts, plan_zero_shot
-from miwv_trainer.scoring.scorer import Scorer, prepare_scorer
-from tests.helpers.losses import CONTEXT, EXEMPLARS, PREAMBLE, SAMPLES, losses_by_hand, pool_of
-from tests.helpers.tiny import tiny_config, tiny_model
-
-ONE_PROCESS = World(0, 1, torch.device("cpu"))
-SHAPE = {
-    "vocab_size": 512,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "initializer_range": 0.3,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": None,
-}
-ATTENTION = {**SHAPE, "num_attention_heads": 4, "intermediate_size": 64, "max_position_embeddings": 256}
-GROUPED = {**ATTENTION, "num_key_value_heads": 2}
-
-CONFIGS = {
-    "llama": tiny_config(),
-    "gpt2": GPT2Config(
-        vocab_size=512, n_embd=32, n_layer=2, n_head=4, n_positions=256, initializer_range=0.3,
-        bos_token_id=None, eos_token_id=None,
-    ),
-    "gpt_neox": GPTNeoXConfig(**ATTENTION),
-    "qwen2": Qwen2Config(**GROUPED),
-    "gemma2": Gemma2Config(**GROUPED, head_dim=8, sliding_window=8),
-    "mistral": MistralConfig(**GROUPED, sliding_window=8),
-    "mamba": MambaConfig(**SHAPE, state_size=8),
-}  # fmt: skip
-
-
-class WithoutLogitsToKeep(LlamaForCausalLM):
-    def forward(self, input_ids, attention_mask, use_cache=None, output_hidden_states=None):
-        return super().forward(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            use_cache=use_cache,
-            output_hidden_states=output_hidden_states,
-        )
+from miwv_trainer.scoring.rows import Row, plan_padded, plan_zero_shot
+from tests.helpers.losses import (
+    CONFIGS,
+    CONTEXT,
+    EXEMPLARS,
+    GROUPED,
+    POOL,
+    PREAMBLE,
+    SAMPLES,
+    as_array,
+    lora_model,
+    losses_by_hand,
+    model_named,
+    score,
+    scorer_of,
+)
+from tests.helpers.tiny import tiny_model
 
 
 class Unconnected(World):
@@ -73,47 +39,7 @@ class Unconnected(World):
         return array
 
 
-def lora_model() -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        config = peft.LoraConfig(
-            r=4, target_modules=["q_proj", "v_proj", "down_proj"], lora_dropout=0.1, init_lora_weights=False
-        )
-        return peft.get_peft_model(tiny_model(), config).eval()
-
-
-def model_named(name: str) -> nn.Module:
-    if name == "lora":
-        return lora_model()
-    if name == "without logits_to_keep":
-        model = WithoutLogitsToKeep(tiny_config()).eval()
-        model.load_state_dict(tiny_model().state_dict())
-        return model
-    return tiny_model(CONFIGS[name])
-
-
 FAMILIES = [*CONFIGS, "lora", "without logits_to_keep"]
-
-
-POOL = pool_of(SAMPLES)
-
-
-def scorer_of(model, pool=POOL, world=ONE_PROCESS, scoring_max_length=CONTEXT, **values) -> Scorer:
-    config = MIWVConfig(scoring_max_length=scoring_max_length, **values)
-    return prepare_scorer(model, pool, config, world)
-
-
-def score(
-    model, pool=POOL, exemplars=EXEMPLARS, context=CONTEXT, tokens_per_batch=150, logits_chunk=5, world=ONE_PROCESS
-):
-    batches = plan_padded(pool, exemplars, context, tokens_per_batch)
-    with torch.no_grad():
-        scorer = scorer_of(model, pool, world, scoring_max_length=context, logits_chunk=logits_chunk)
-        return score_batches(scorer, batches, exemplars)
-
-
-def as_array(losses: Losses) -> np.ndarray:
-    return np.stack([losses.zero_shot, losses.one_shot])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -261,102 +187,12 @@ def test_the_losses_of_several_ranks_add_up_to_those_of_one(model, size):
     assert sum(counts) == size + len(batches)  # each rank's first one checks the head
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "lora", "without logits_to_keep"])
-@pytest.mark.parametrize("tokens_per_batch", [1, 60])
-def test_model_embeddings_equal_the_mean_of_the_last_hidden_states_over_the_prompt(family, tokens_per_batch):
-    model = model_named(family)
-    batches = plan_prompts(POOL, CONTEXT, tokens_per_batch)
-    with torch.no_grad():
-        embeddings = embed_prompts(scorer_of(model), batches)
-    base = model.get_base_model() if family == "lora" else model
-    for index, sample in enumerate(SAMPLES):
-        flags = [is_response for _, is_response in sample]
-        prompt = [token for token, _ in sample[: flags.index(True)]]
-        with torch.no_grad():
-            hidden = base.base_model(input_ids=torch.tensor([PREAMBLE + prompt])).last_hidden_state[0]
-        by_hand = hidden[len(PREAMBLE) :].mean(dim=0)
-        np.testing.assert_allclose(embeddings[index], by_hand.numpy(), rtol=0, atol=1e-5)
-
-
-def test_model_embeddings_of_different_prompts_differ(model):
-    with torch.no_grad():
-        embeddings = embed_prompts(scorer_of(model), plan_prompts(POOL, CONTEXT, 60))
-    unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
-    assert (unit @ unit.T - 2 * np.eye(len(SAMPLES))).max() < 0.99
-
-
 def test_miwv_is_one_shot_minus_zero_shot_where_both_are_finite(recwarn):
     inf, nan = np.inf, np.nan
     zero_shot = np.array([1.0, 2.0, inf, nan, 1.0, inf], dtype=np.float32)
     one_shot = np.array([1.5, 0.5, 1.0, 1.0, inf, inf], dtype=np.float32)
     assert Losses(zero_shot, one_shot, 0).miwv.tolist() == pytest.approx([0.5, -1.5, nan, nan, nan, nan], nan_ok=True)
     assert not recwarn.list
-
-
-def draw_from_all() -> tuple[float, float, float]:
-    return random.random(), float(np.random.rand()), torch.rand(1).item()
-
-
-def random_states() -> tuple:
-    return random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()
-
-
-@pytest.mark.parametrize(
-    "guard", [preserve_rng, lambda: leave_no_trace(nn.Dropout())], ids=["preserve_rng", "leave_no_trace"]
-)
-@pytest.mark.parametrize("raising", [False, True])
-def test_random_states_come_back_although_the_block_draws_from_all_of_them(guard, raising):
-    before = random_states()
-    context = pytest.raises(RuntimeError, match="in the block") if raising else contextlib.nullcontext()
-    with context, guard():
-        draw_from_all()
-        random.seed(0)
-        np.random.seed(0)
-        torch.manual_seed(0)
-        assert all(inside != outside for inside, outside in zip(random_states(), before, strict=True))
-        if raising:
-            raise RuntimeError("in the block")
-    assert random_states() == before
-
-
-def test_without_the_guard_random_states_do_not_come_back():
-    before = random_states()
-    draw_from_all()
-    assert all(after != outside for after, outside in zip(random_states(), before, strict=True))
-
-
-@pytest.mark.parametrize("raising", [False, True])
-def test_every_module_gets_its_own_training_flag_back(model, raising):
-    model.train()
-    model.model.layers[0].eval()
-    before = {name: module.training for name, module in model.named_modules()}
-    assert len(set(before.values())) == 2
-    context = pytest.raises(RuntimeError, match="in the block") if raising else contextlib.nullcontext()
-    with context, leave_no_trace(model):
-        assert not any(module.training for module in model.modules())
-        assert not torch.is_grad_enabled()
-        if raising:
-            raise RuntimeError("in the block")
-    assert {name: module.training for name, module in model.named_modules()} == before
-    assert torch.is_grad_enabled()
-
-
-def test_a_model_with_dropout_in_training_mode_gives_the_losses_of_evaluation_mode():
-    model = tiny_model(tiny_config(attention_dropout=0.5))
-    in_evaluation = as_array(score(model))
-    model.train()
-    assert not np.array_equal(as_array(score(model)), in_evaluation)
-    with leave_no_trace(model):
-        assert np.array_equal(as_array(score(model)), in_evaluation)
-    assert model.training
-
-
-def test_scoring_leaves_weights_and_gradients_alone(model):
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with leave_no_trace(model):
-        score(model)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("adapter", [False, True])

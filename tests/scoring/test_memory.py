@@ -4,6 +4,7 @@ import functools
 import logging
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -108,9 +109,25 @@ def test_the_formula_by_hand() -> None:
     assert estimate_memory(random_model("Llama", SMALL, "eager"), 50, 100, 10, "mask") == activations + weights + head
 
 
-def test_free_memory_is_that_of_the_machine_shared_by_the_ranks() -> None:
-    free = find_least_free_memory(CPU, WORLD)
-    assert 2**26 < free < 2**50
+class OtherRankFree(World):
+    """Rank 0 of two, the other of which has so much free."""
+
+    def all_reduce_sum(self, array: np.ndarray) -> np.ndarray:
+        return array + np.array([0, 3_000])
+
+
+def test_ranks_on_a_cpu_share_what_the_machine_has_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=4_001, total=9_000))
+    assert find_least_free_memory(CPU, WORLD) == 4_001
+    assert find_least_free_memory(CPU, OtherRankFree(0, 2, CPU)) == 2_000
+
+
+def test_what_torch_has_reserved_on_a_gpu_and_not_used_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("mem_get_info", (4_000, 9_000)), ("memory_reserved", 700), ("memory_allocated", 200)):
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    device = torch.device("cuda", 0)
+    assert find_least_free_memory(device, WORLD) == 4_500
+    assert find_least_free_memory(device, OtherRankFree(0, 2, device)) == 3_000
 
 
 def out_of_memory_above(most: int, model: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[list[int], list[int]]:
