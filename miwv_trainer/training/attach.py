@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 from transformers import Trainer, TrainingArguments
 
@@ -16,7 +15,7 @@ from miwv_trainer.training.sampler import MIWVDataSampler
 from miwv_trainer.training.trainer_checks import check_inputs, check_trainer_kind
 
 
-def attach(trainer: Trainer, config: MIWVConfig | Mapping[str, Any] | None = None) -> MIWVCallback:
+def attach(trainer: Trainer, config: MIWVConfig | Mapping[str, object] | None = None) -> MIWVCallback:
     """
     Lets a Trainer choose its training data: its `train_dataset` becomes the pool, and it trains on selections of it.
 

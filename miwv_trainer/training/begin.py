@@ -127,6 +127,7 @@ def begin_run(
         ValueError: the checkpoint, its rounds or stored exemplars belong to another training.
     """
     world, store = start.world, Store(config.scores_dir or start.args.output_dir)
+    # Before anything is read: a second run in the same folder would move the rounds of the first aside.
     with world.run_together("claiming the output folder"):
         if world.is_main:
             store.claim()

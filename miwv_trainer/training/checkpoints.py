@@ -6,7 +6,6 @@ import re
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -61,7 +60,7 @@ def _is_whole(folder: Path, step: int) -> bool:
     return _has_weights(folder) and _has_optimizer(folder) and _is_whole_file(folder / "scheduler.pt")
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+def _read_json(path: Path) -> dict[str, object] | None:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -69,17 +68,18 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _read_world_size(state: dict[str, Any]) -> int | None:
+def _read_world_size(state: dict[str, object]) -> int | None:
     """The number of ranks that wrote the checkpoint, which is in the state of `MIWVCallback`; None without it."""
-    try:
-        return int(state["stateful_callbacks"]["MIWVCallback"]["attributes"]["run_state"]["world_size"])
-    except (KeyError, TypeError, ValueError):
-        return None
+    match state:
+        case {"stateful_callbacks": {"MIWVCallback": {"attributes": {"run_state": {"world_size": int(size)}}}}}:
+            return size
+    return None
 
 
 def _has_random_states(folder: Path, world_size: int | None) -> bool:
     if (folder / "rng_state.pth").exists():
         return _is_whole_file(folder / "rng_state.pth")
+    # A rank that died before it wrote its file leaves nothing to count.
     ranks = world_size or len(list(folder.glob("rng_state_*.pth")))
     return ranks > 0 and _are_whole(folder / f"rng_state_{rank}.pth" for rank in range(ranks))
 
@@ -91,6 +91,7 @@ def _has_weights(folder: Path) -> bool:
             return isinstance(listed, dict) and bool(listed) and _are_whole(folder / name for name in listed.values())
     if (folder / f"{FSDP_WEIGHTS}.bin").exists():
         return _is_whole_file(folder / f"{FSDP_WEIGHTS}.bin")
+    # torch.distributed.checkpoint writes `.metadata` after all shards.
     if shards := list(folder.glob(f"{FSDP_WEIGHTS}*/")):
         return all((shard / ".metadata").is_file() for shard in shards)
     # PEFT saves each of several adapters in a folder of its own.

@@ -45,6 +45,7 @@ def sort_by_difficulty(indices: np.ndarray, difficulty: np.ndarray, epoch_order:
     """
     if epoch_order == "shuffled":
         return indices
+    # A stable sort keeps equally hard samples shuffled.
     ascending = difficulty if epoch_order == "easy_to_hard" else -difficulty
     return indices[np.argsort(ascending, kind="stable")]
 

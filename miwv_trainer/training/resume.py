@@ -39,6 +39,7 @@ def read_run_state(state: TrainerState, args: TrainingArguments, name: str, was_
             "then it was trained without the MIWVCallback, on other data. Resume from the checkpoint at step "
             f"{before.global_step}, {AFRESH}."
         )
+    # At the end of an epoch there is nothing to skip.
     if args.ignore_data_skip and state.global_step % before.steps_per_epoch > 0:
         raise ValueError(
             f"`ignore_data_skip=True` would train the beginning of the epoch again (the checkpoint at step "
@@ -75,6 +76,7 @@ def _read_round(store: Store, state: RunState, entry: RoundEntry) -> StoredRound
             f"Set `scores_dir` to the folder whose `miwv` holds it, {AFRESH}."
         )
     stored = store.read_round(entry.round, state.fingerprint)
+    # The fingerprint does not hold the model: two runs of one configuration have the same, and other selections.
     if hash_selection(stored.selection) != entry.selection:
         raise ValueError(
             f"{stored.folder} is not the round that the checkpoint at step {state.global_step} was trained on: it "

@@ -91,6 +91,7 @@ class TrainingRun:
         """Moves rounds aside that training has not come to again, and lets other processes use the output folder."""
         self.stop_watching()
         if self.world.is_main:
+            # Such rounds are left where a run is resumed that then trains fewer steps, or rescores less often.
             self.store.archive_rounds(len(self.rounds))
             self.store.release()
 
@@ -125,6 +126,8 @@ class TrainingRun:
         Raises:
             RuntimeError: a loader has drawn beyond that position.
         """
+        # Together, because the ranks' loaders differ: if one rank alone raised, the others would wait for it in the
+        # round's first collective until the launcher's timeout.
         with self.world.run_together("placing a round"):
             self._check_undrawn(position)
         step, previous = self.trainer_state.global_step, self.rounds[-1] if self.rounds else None
@@ -174,6 +177,8 @@ class TrainingRun:
             self.sampler.set_selection(current.selection, difficulty)
         else:
             self.sampler.switch_selection(current.selection, epoch, position, difficulty)
+        # The Trainer counted its steps before the first score existed. When epochs became shorter, it was seen to end after
+        # 8 of 12 steps without an error, with a learning rate above 0. So the length stays.
         missing = len(self.sampler) - len(current.selection)
         if missing > 0:
             logger.warning(

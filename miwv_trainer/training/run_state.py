@@ -43,6 +43,9 @@ class RoundEntry:
     selection: str
 
 
+# In trainer_state.json and not in a file of its own, because the Trainer writes, rotates and deletes it with the
+# checkpoint. Read by `read_run_state`, because the Trainer would build a new callback from it, without pool and sampler
+# (`restore_callback_states_from_checkpoint`, transformers 5.23).
 @dataclass(frozen=True)
 class RunState:
     """
@@ -92,6 +95,7 @@ class RunState:
                 f"The checkpoint's MIWV state is damaged ({error}): its trainer_state.json was edited or cut. Resume "
                 f"from another checkpoint, {AFRESH}."
             ) from error
+        # A checkpoint cannot be older than round 0, which is scored before the first step.
         if not state.history or [entry.round for entry in state.history] != list(range(len(state.history))):
             raise ValueError(
                 f"The checkpoint's MIWV state is damaged (rounds {[entry.round for entry in state.history]}). Resume "
@@ -107,6 +111,8 @@ class RunState:
             ValueError: it does not. The first difference that would change the remaining order is named, with both
                 values.
         """
+        # The Trainer itself only warns of another batch size. With another effective batch it would skip other samples than
+        # those that have been trained.
         names = ("sampler_seed", "train_sampling_strategy", "epoch_order", "effective_batch", "steps_per_epoch")
         before = {**self.fingerprint, **{name: getattr(self, name) for name in names}}
         now = {**own.fingerprint, **{name: getattr(own, name) for name in names}}

@@ -82,7 +82,9 @@ class MIWVDataSampler(Sampler[int]):
         self.num_samples = count_selected(fraction, pool_size)
         self._rules = OrderRules(self.num_samples, seed, strategy, epoch_order, self.lengths, self.batch_size)
         self._selections: list[ScheduledSelection] = []
-        self._drawn = (0, 0)  # epoch, and positions of it
+        # Epoch, and positions of it. What is drawn is not trained yet: with 2 workers a loader of 4 batches was seen to
+        # have drawn all of them after the first step.
+        self._drawn = (0, 0)
 
     @property
     def selection(self) -> np.ndarray | None:
