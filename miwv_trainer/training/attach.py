@@ -74,7 +74,7 @@ def _give_sampler(trainer: Trainer, sampler: MIWVDataSampler) -> None:
     trainer._get_train_sampler = give_sampler
 
 
-def _read_config(config: MIWVConfig | Mapping[str, Any] | None) -> MIWVConfig:
+def _read_config(config: MIWVConfig | Mapping[str, object] | None) -> MIWVConfig:
     if isinstance(config, MIWVConfig):
         return config
     if config is not None and not isinstance(config, Mapping):

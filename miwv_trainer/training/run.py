@@ -177,8 +177,8 @@ class TrainingRun:
             self.sampler.set_selection(current.selection, difficulty)
         else:
             self.sampler.switch_selection(current.selection, epoch, position, difficulty)
-        # The Trainer counted its steps before the first score existed. When epochs became shorter, it was seen to end after
-        # 8 of 12 steps without an error, with a learning rate above 0. So the length stays.
+        # The Trainer counted its steps before the first score existed. When epochs became shorter, it was seen to end
+        # after 8 of 12 steps without an error, with a learning rate above 0. So the length stays.
         missing = len(self.sampler) - len(current.selection)
         if missing > 0:
             logger.warning(

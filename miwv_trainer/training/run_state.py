@@ -111,8 +111,8 @@ class RunState:
             ValueError: it does not. The first difference that would change the remaining order is named, with both
                 values.
         """
-        # The Trainer itself only warns of another batch size. With another effective batch it would skip other samples than
-        # those that have been trained.
+        # The Trainer itself only warns of another batch size. With another effective batch it would skip other samples
+        # than those that have been trained.
         names = ("sampler_seed", "train_sampling_strategy", "epoch_order", "effective_batch", "steps_per_epoch")
         before = {**self.fingerprint, **{name: getattr(self, name) for name in names}}
         now = {**own.fingerprint, **{name: getattr(own, name) for name in names}}
