@@ -9,8 +9,13 @@ from miwv_trainer.data.pool import Pool, TokenizedSample
 from miwv_trainer.data.preamble import build_pool
 from miwv_trainer.data.turn_markers import TurnMarkers
 from miwv_trainer.scoring.model_checks import check_model
-from tests.helpers.tiny import tiny_dataset, tiny_tokenizer
+from tests.helpers.tiny import tiny_dataset
 from tests.helpers.tiny_rounds import pool_of
+
+
+@pytest.fixture
+def pool(tokenizer) -> Pool:
+    return pool_from_rows(tiny_dataset(4), tokenizer)
 
 
 def test_a_token_id_outside_the_vocabulary_is_refused(model):
@@ -35,12 +40,12 @@ def test_an_encoder_decoder_model_is_refused_by_its_name(pool):
         check_model(T5ForConditionalGeneration(config), pool)
 
 
-def test_a_prompt_tuned_model_is_refused(model) -> None:
+def test_a_prompt_tuned_model_is_refused(model, pool) -> None:
     from peft import PromptTuningConfig, get_peft_model
 
     tuned = get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4))
     with pytest.raises(ValueError, match="prompt-tuned by PEFT: its virtual tokens shift every position"):
-        check_model(tuned, pool_from_rows(tiny_dataset(4), tiny_tokenizer()))
+        check_model(tuned, pool)
 
 
 def test_a_negative_token_id_is_refused(model, pool) -> None:
