@@ -5,7 +5,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from miwv_trainer.data.pool import Pool
-from miwv_trainer.distributed.wrappers import get_inner_model, is_prompt_tuned
+from miwv_trainer.distributed.wrappers import get_inner_model, is_prompt_tuned, unwrap_model
 from miwv_trainer.scoring.context import get_text_config
 
 # Endings of the names of transformers' classes, and what such a model does.
@@ -28,7 +28,7 @@ def check_model_kind(model: nn.Module) -> None:
     Raises:
         ValueError: it is no model of transformers, or one for another task.
     """
-    inside = get_inner_model(model)
+    inside = get_inner_model(unwrap_model(model))
     name = type(inside).__name__
     if not isinstance(inside, PreTrainedModel):
         raise ValueError(

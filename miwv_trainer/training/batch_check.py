@@ -46,6 +46,8 @@ class BatchCheck:
         """Looks at the batches of a model from now on, until the handle is removed."""
         return model.register_forward_pre_hook(self._look, with_kwargs=True)
 
+    # `model.compile()` compiles hooks too, and stops at the hash of an array that is not there while it traces.
+    @torch.compiler.disable
     def _look(self, model: nn.Module, args: tuple[Any, ...], inputs: Mapping[str, Any]) -> None:
         # Scoring, evaluation and generation run in evaluation mode; they forward what they like.
         if not model.training:
