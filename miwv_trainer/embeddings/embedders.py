@@ -7,6 +7,7 @@ embedder, so that no other file compares its name.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,9 +22,12 @@ from miwv_trainer.config import describe_embedder
 from miwv_trainer.data.files import is_folder
 from miwv_trainer.distributed.sharding import load_models_whole
 from miwv_trainer.embeddings.vectors import Embeddings
+from miwv_trainer.embeddings.words import iterate_terms, needs_character_terms
 
 if TYPE_CHECKING:  # an optional dependency, and seconds to import
     from sentence_transformers import SentenceTransformer
+
+logger = logging.getLogger(__name__)
 
 # `(N, d)`, as the user gives it.
 GivenArray: TypeAlias = np.ndarray | torch.Tensor
@@ -105,8 +109,12 @@ def validate_embeddings(array: GivenArray, pool_size: int) -> np.ndarray:
 
 
 def _compute_tfidf(texts: Sequence[str], show_progress: bool) -> scipy.sparse.csr_matrix:
+    vectorizer = TfidfVectorizer(dtype=np.float32)
+    if needs_character_terms(texts):
+        logger.info("tf-idf takes pairs of characters as terms where the instructions have no spaces between words.")
+        vectorizer = TfidfVectorizer(dtype=np.float32, analyzer=iterate_terms)
     try:
-        return TfidfVectorizer(dtype=np.float32).fit_transform(texts)
+        return vectorizer.fit_transform(texts)
     except ValueError as error:
         raise ValueError(
             f'`embedder="tfidf"` found no word of two or more letters in the instructions ({error}). Use '

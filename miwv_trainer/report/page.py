@@ -44,6 +44,9 @@ def write_page(output: Path, rounds: Sequence[StoredRound], texts: PoolTexts | N
         OSError: the page could not be written.
     """
     charts, missing = build_charts(rounds)
+    warning = rounds[-1].summary.get("exemplar_warning")
+    if warning is not None:
+        missing = [warning, *missing]
     path = output / FOLDER / PAGE
     write_text(path, build_page(rounds, charts, missing, texts))
     return path, charts
@@ -52,7 +55,7 @@ def write_page(output: Path, rounds: Sequence[StoredRound], texts: PoolTexts | N
 def build_page(
     rounds: Sequence[StoredRound], charts: Sequence[Chart], missing: Sequence[str], texts: PoolTexts | None
 ) -> str:
-    """The page's HTML. `missing` are sentences about charts that are left out."""
+    """The page's HTML. `missing` are sentences about exemplars that tell little and about charts that are left out."""
     current = rounds[-1]
     style, script = _read_template("report.css"), _read_template("report.js")
     parts = {

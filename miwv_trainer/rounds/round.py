@@ -14,9 +14,11 @@ from typing import cast
 
 import numpy as np
 
+from miwv_trainer.config import MIWVConfig, describe_embedder
 from miwv_trainer.data.pool import Pool
 from miwv_trainer.distributed.world import World
 from miwv_trainer.distributed.wrappers import disable_compilation
+from miwv_trainer.embeddings.exemplar_facts import explain_degenerate, measure_exemplars
 from miwv_trainer.rounds.exemplars import find_embeddings
 from miwv_trainer.rounds.identity import Exemplars, TrainingPoint, identify_round
 from miwv_trainer.rounds.inputs import RoundInputs, prepare_inputs
@@ -116,8 +118,20 @@ def run_round(
     # The name is empty if the model was not loaded but made in this process.
     summary["model"] = scorer.model.config.name_or_path
     summary["statistics"] = compute_statistics(choice, measured, inputs.is_scored, cost, previous)
+    summary |= _judge_exemplars(exemplars, config, point.number == 0 and world.is_main)
     columns = _make_columns(inputs, measured, choice)
     return _write(scored, store, point.number, columns, cast(RoundSummary, summary), world)
+
+
+def _judge_exemplars(exemplars: Exemplars, config: MIWVConfig, warns: bool) -> dict[str, object]:
+    """What round.json says of the exemplars as a whole: the same in all rounds of a run, and logged in the first."""
+    facts = measure_exemplars(exemplars.indices, exemplars.similarities)
+    if facts is None:
+        return {}
+    warning = explain_degenerate(facts, f"`embedder={describe_embedder(config.embedder)!r}`")
+    if warning is not None and warns:
+        logger.warning(warning)
+    return {"exemplars": facts.to_dict()} | ({"exemplar_warning": warning} if warning is not None else {})
 
 
 def _score_nothing(pool: Pool) -> ScoredRound:

@@ -96,6 +96,8 @@ class RoundSummary(RoundIdentity, RoundNotes, total=False):
         seconds: Wall-clock time of the round, earlier attempts at it included.
         epochs: The cost of its forwards, as a multiple of the cost of training an epoch of the selection.
         statistics: What the Trainer logs.
+        exemplars: What the exemplars look like as a whole; left out where no sample has one.
+        exemplar_warning: Why the exemplars tell little, if they do.
         model: The name or folder that the model was loaded from.
     """
 
@@ -120,6 +122,8 @@ class RoundSummary(RoundIdentity, RoundNotes, total=False):
     refined_seconds: float
     processes: int
     statistics: dict[str, float]
+    exemplars: dict[str, float | int | bool]
+    exemplar_warning: str
     model: str
 
 

@@ -28,8 +28,9 @@ from miwv_trainer.scoring.layout import check_layout
 from miwv_trainer.scoring.model_checks import check_model
 from miwv_trainer.scoring.scorer import prepare_scorer
 from miwv_trainer.selection.scores import needs_exemplars
-from miwv_trainer.storage.store import Store
+from miwv_trainer.storage.store import FOLDER, Store
 from miwv_trainer.storage.stored_round import StoredRound
+from miwv_trainer.storage.uploads import keep_out_of_uploads
 from miwv_trainer.training.console import Console
 from miwv_trainer.training.dataloader import check_batches, check_pool_size, read_schedule, warn_of_last_batch
 from miwv_trainer.training.resume import keep_exemplars, read_rounds
@@ -131,6 +132,8 @@ def begin_run(
     with world.run_together("claiming the output folder"):
         if world.is_main:
             store.claim()
+            if config.scores_dir is None:
+                keep_out_of_uploads(store.output, FOLDER)
     state, rounds = _describe_run(start, config, sampler, pool), []
     if before is not None:
         state = state.resume(before)
