@@ -18,6 +18,7 @@ from miwv_trainer.embeddings.vectors import Embeddings
 from miwv_trainer.rounds.identity import Exemplars, fingerprint_exemplars
 from miwv_trainer.scoring.isolation import leave_no_trace
 from miwv_trainer.scoring.memory import size_batches
+from miwv_trainer.scoring.padding import settle_padding
 from miwv_trainer.scoring.prompt_embeddings import embed_prompts
 from miwv_trainer.scoring.rows import plan_prompts
 from miwv_trainer.scoring.scorer import Scorer
@@ -134,8 +135,9 @@ def _embed(scorer: Scorer) -> Embeddings | None:
         embeddings = validate_embeddings(embedder.array, len(pool))
     elif embedder.is_model_in_training:
         size = size_batches(model, config, scorer.memory, int(pool.prompt_tokens.sum()))
-        batches = plan_prompts(pool, scorer.context, size.tokens_per_batch)
         with leave_no_trace(model), disable_compilation(model):
+            scorer = settle_padding(scorer)
+            batches = plan_prompts(pool, scorer.context, size.tokens_per_batch, scorer.sharing)
             embeddings = embed_prompts(scorer, batches)
     else:
         with world.run_together("embedding the instructions"):

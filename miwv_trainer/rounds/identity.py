@@ -160,7 +160,7 @@ def identify_round(
     if get_score(config).needs_forwards:
         probes = _choose_probes(find_scorable(pool, get_one_shot_exemplars(exemplars, config), context))
         size = size_batches(scorer.model, config, scorer.memory)
-        batches = plan_zero_shot(pool, context, size.tokens_per_batch, probes)
+        batches = plan_zero_shot(pool, context, size.tokens_per_batch, probes, scorer.sharing)
         # Every rank scores the same four samples, as under ZeRO-3 and FSDP all must run the same forwards.
         losses = score_batches(scorer.restrict_to_this_rank(), batches)
         fingerprint["model"] = fingerprint_model(scorer.model, losses.zero_shot)

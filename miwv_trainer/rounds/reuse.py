@@ -7,7 +7,7 @@ import numpy as np
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.distributed.world import World
 from miwv_trainer.rounds.identity import ModelFingerprint
-from miwv_trainer.scoring.layout import choose_layout
+from miwv_trainer.scoring.layout import EQUAL, choose_layout
 from miwv_trainer.scoring.refine import REFINED
 from miwv_trainer.scoring.scorer import Scorer, ScoringPlan
 from miwv_trainer.storage.journal import Journal, JournalHeader
@@ -85,7 +85,9 @@ def open_journal(
         if world.is_main:
             found = next((each for each in Journal.read_headers(folder) if is_same_round(each, identity)), None)
     found = world.broadcast_from_main(found)
-    if found is not None and scorer.config.layout in ("auto", found["layout"]):
+    # A model that padding changes has rows of equal length where padded ones are asked for.
+    asked = scorer.config.layout
+    if found is not None and (asked in ("auto", found["layout"]) or (asked, found["layout"]) == ("padded", EQUAL)):
         if world.is_main:
             logger.info("Round %d goes on where it was interrupted, by its journal in %s.", identity["round"], folder)
         return Journal(folder, world.rank, found), ScoringPlan.from_header(found)

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 from torch import nn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from miwv_trainer.distributed.wrappers import get_attention_implementation, get_inner_model
+from miwv_trainer.scoring.context import read_size
 from miwv_trainer.scoring.root_forward import PADDING_ID, ForwardInputs, pad
 from miwv_trainer.scoring.trees import TreeRow
 
@@ -34,6 +35,8 @@ SEGMENTS = "miwv_segments"
 TOKENS_PER_CALL = 256
 # Tokens a side of a block of flex attention: what `create_block_mask` takes by default, whose kernels are tuned for it.
 BLOCK_SIZE = 128
+# What families call the tokens that a local layer sees: Mistral; GPT-Neo; RecurrentGemma; ModernBERT's decoder.
+WINDOW_NAMES = ("sliding_window", "window_size", "attention_window_size", "local_attention", "attention_window")
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def find_tree_obstacle(model: nn.Module, context: int) -> str | None:
     if attention not in ("sdpa", "eager", "flex_attention"):
         return f"its attention is {attention!r}, which takes no mask of its own for each row"
     # transformers takes a four-dimensional mask as it is, for layers with a window too: they would see everything.
-    window = getattr(config, "sliding_window", None)
+    window = _find_window(config)
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"]) - {"full_attention"}
     if window is not None and context <= window:
         kinds -= {"sliding_attention"}
@@ -84,6 +87,14 @@ def find_tree_obstacle(model: nn.Module, context: int) -> str | None:
     if "position_ids" not in inspect.signature(inner.forward).parameters:
         return "its forward takes no `position_ids`"
     return None
+
+
+def _find_window(config: PretrainedConfig) -> int | None:
+    """The window in tokens of a model's local attention; None if it has none."""
+    # GPT-Neo has a window in its configuration even where no layer is local.
+    if getattr(config, "attention_types", None) is not None and "local" not in str(config.attention_types):
+        return None
+    return read_size(config, *WINDOW_NAMES)
 
 
 def choose_tree_attention(model: nn.Module) -> Attention:

@@ -1,19 +1,42 @@
-"""How long a sequence may be: the model's context, or less if the user says so."""
+"""How long a sequence may be, and other sizes that families of models name differently."""
 
 from transformers import PretrainedConfig, PreTrainedModel
 
 from miwv_trainer.config import MIWVConfig
+from miwv_trainer.scoring.rope import read_context_factor
 
-# MPT and some others give their context another name or none; then only `scoring_max_length` limits.
+# ALiBi and recurrent models often have no limit; then only `scoring_max_length` limits.
 NO_LIMIT = 2**31 - 1
+# What families of transformers 5.23 call the context, the first that is given: MPT, GPT-2 and its relatives, ChatGLM,
+# decoders of speech and translation, RWKV. Whisper's `max_source_positions` are its encoder's, so they come last.
+CONTEXT_NAMES = (
+    "max_position_embeddings",
+    "max_seq_len",
+    "n_positions",
+    "seq_length",
+    "max_sequence_length",
+    "max_target_positions",
+    "n_ctx",
+    "context_length",
+    "max_source_positions",
+)
 
 
 def find_context_length(model: PreTrainedModel, config: MIWVConfig) -> int:
-    """Longest sequence that is forwarded: `scoring_max_length`, else the model's `max_position_embeddings`."""
-    limit = getattr(get_text_config(model), "max_position_embeddings", None) or NO_LIMIT
+    """Longest sequence that is forwarded: `scoring_max_length`, else what the model's configuration allows."""
+    text_config = get_text_config(model)
+    limit = read_size(text_config, *CONTEXT_NAMES) or NO_LIMIT
+    if limit != NO_LIMIT:
+        limit = int(limit * read_context_factor(text_config))
     return min(limit, config.scoring_max_length) if config.scoring_max_length is not None else limit
 
 
 def get_text_config(model: PreTrainedModel) -> PretrainedConfig:
     """The configuration of the language model; a model for images and text holds others beside it."""
     return model.config.get_text_config()
+
+
+def read_size(config: PretrainedConfig, *names: str) -> int | None:
+    """The first of these entries of a configuration that is a positive whole number; None if none is."""
+    values = (getattr(config, name, None) for name in names)
+    return next((value for value in values if isinstance(value, int) and value > 0), None)

@@ -5,7 +5,13 @@ from torch import nn
 
 from miwv_trainer.distributed.wrappers import get_inner_model
 from miwv_trainer.scoring.logits import finish_logits
-from miwv_trainer.scoring.root_forward import PADDING_ID, hook_head_input, keep_first_position, run_root_forward
+from miwv_trainer.scoring.root_forward import (
+    PADDING_ID,
+    ForwardInputs,
+    hook_head_input,
+    keep_first_position,
+    run_root_forward,
+)
 
 # A model of random weights has logits near 0, where a cap of 30 changes nothing. So the head's output is replaced by
 # logits over this range.
@@ -42,7 +48,7 @@ def find_chunking_obstacle(model: nn.Module) -> str | None:
     handle = head.register_forward_hook(replace_output)
     try:
         with hook_head_input(model, run_by_chunk):
-            own = run_root_forward(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}).logits
+            own = _run_first_forward(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
     finally:
         handle.remove()
     if len(by_chunk) != 1 or len(by_module) != 1:
@@ -53,6 +59,24 @@ def find_chunking_obstacle(model: nn.Module) -> str | None:
     if not _agree(finish_logits(_make_wide_logits(by_module[0]), config), own, by_module[0].dtype):
         return "its forward does something to the logits that its configuration does not tell in known words"
     return None
+
+
+def _run_first_forward(model: nn.Module, inputs: ForwardInputs) -> torch.Tensor:
+    """
+    The logits of the first forward of a pass.
+
+    Raises:
+        ValueError: the model's forward does not take token ids alone, or returns no logits for them.
+    """
+    try:
+        return run_root_forward(model, inputs).logits
+    # Those that Python raises about arguments, parts and shapes. Running out of memory is a RuntimeError.
+    except (TypeError, AttributeError, ValueError, LookupError, AssertionError) as error:
+        name, reason = type(get_inner_model(model)).__name__, str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"{name} cannot be scored: a forward of `input_ids` and `attention_mask` alone fails "
+            f"({type(error).__name__}: {reason}). Give a causal language model that takes these and returns logits."
+        ) from error
 
 
 def _make_wide_logits(output: torch.Tensor) -> torch.Tensor:

@@ -10,17 +10,16 @@ from dataclasses import replace
 from weakref import WeakSet
 
 import numpy as np
-import torch
 from torch import nn
 
 from miwv_trainer.config import MIWVConfig
-from miwv_trainer.data.pool import Pool
 from miwv_trainer.distributed.wrappers import get_inner_model
 from miwv_trainer.scoring.attention import choose_tree_attention, find_tree_obstacle
 from miwv_trainer.scoring.context import find_context_length
 from miwv_trainer.scoring.isolation import watch_autocast
 from miwv_trainer.scoring.losses import NOT_RECORDED, Losses, Recording, score_batches, score_trees
 from miwv_trainer.scoring.memory import BatchSize
+from miwv_trainer.scoring.padding import find_least_tolerance, settle_padding
 from miwv_trainer.scoring.rows import PaddedBatch, find_scorable, plan_padded, plan_zero_shot, restrict_exemplars
 from miwv_trainer.scoring.scorer import Scorer
 from miwv_trainer.scoring.trees import make_tree_batches, plan_trees
@@ -29,11 +28,9 @@ from miwv_trainer.selection.scores import ZERO_SHOT, get_score
 logger = logging.getLogger(__name__)
 
 ZERO_SHOT_ONLY = "zero_shot"
+# Rows of equal length share a forward, for models that right padding changes.
+EQUAL, ZERO_SHOT_EQUAL = "equal", "zero_shot_equal"
 MOST_BRANCHES = 4
-# The mean difference between the layouts over a few samples may be ten times what the padded one alone gives for other
-# batches, and at least this.
-LEAST_TOLERANCE = {torch.float32: 1e-3}
-LEAST_TOLERANCE_LOW_PRECISION = 0.05
 _warned: WeakSet[nn.Module] = WeakSet()
 
 
@@ -73,16 +70,19 @@ def count_planned_tokens(scorer: Scorer, exemplars: np.ndarray, layout: str) -> 
 
 def _plan_batches(scorer: Scorer, exemplars: np.ndarray, layout: str, size: BatchSize) -> list[PaddedBatch]:
     pool, context = scorer.pool, scorer.context
-    if layout == ZERO_SHOT_ONLY:
+    is_equal = layout in (EQUAL, ZERO_SHOT_EQUAL)
+    sharing = scorer.sharing.without_padding() if is_equal else scorer.sharing
+    if layout in (ZERO_SHOT_ONLY, ZERO_SHOT_EQUAL):
         among = np.flatnonzero(find_scorable(pool, exemplars, context))
-        return plan_zero_shot(pool, context, size.tokens_per_batch, among)
-    return plan_padded(pool, exemplars, context, size.tokens_per_batch)
+        return plan_zero_shot(pool, context, size.tokens_per_batch, among, sharing)
+    return plan_padded(pool, exemplars, context, size.tokens_per_batch, sharing)
 
 
 def choose_layout(scorer: Scorer, exemplars: np.ndarray) -> str:
     """
     `"zero_shot"` if the score needs no other loss; `"tree"` if the model's configuration allows it and a few samples
-    have the same losses both ways; else `"padded"`.
+    have the same losses both ways; else `"padded"`. Where right padding changes the losses of a few samples,
+    `"zero_shot_equal"` or `"equal"`, whatever is asked for.
 
     The model is in evaluation mode.
 
@@ -94,10 +94,18 @@ def choose_layout(scorer: Scorer, exemplars: np.ndarray) -> str:
     """
     model, config = scorer.model, scorer.config
     if get_score(config).losses == ZERO_SHOT:
-        return ZERO_SHOT_ONLY
+        return ZERO_SHOT_EQUAL if settle_padding(scorer).sharing.is_equal else ZERO_SHOT_ONLY
+    is_equal = settle_padding(scorer, exemplars).sharing.is_equal
+    if is_equal and config.layout != "tree":
+        return EQUAL
     if config.layout == "padded":
         return "padded"
-    obstacle = find_tree_obstacle(model, scorer.context) or _compare_layouts(scorer, exemplars)
+    obstacle = (
+        ("right padding changes its losses" if is_equal else None)
+        or find_tree_obstacle(model, scorer.context)
+        or _find_rope_obstacle(scorer, exemplars)
+        or _compare_layouts(scorer, exemplars)
+    )
     if obstacle is None:
         return "tree"
     if config.layout == "tree":
@@ -128,6 +136,21 @@ def _explain_no_trees(model: nn.Module, obstacle: str) -> str:
     return f'{name} cannot be scored with `layout="tree"`: {obstacle}. Use "auto" or "padded".'
 
 
+def _find_rope_obstacle(scorer: Scorer, exemplars: np.ndarray) -> str | None:
+    """Why rotary positions forbid trees: sequences that need other factors would share a row."""
+    limit, pool = scorer.sharing.longest_unaffected, scorer.pool
+    if limit is None:
+        return None
+    samples = np.flatnonzero(find_scorable(pool, exemplars, scorer.context))
+    lengths = len(pool.preamble) + pool.lengths[samples] + pool.lengths[exemplars[samples]]
+    longer = int((np.minimum(lengths, scorer.context) > limit).sum())
+    if not longer:
+        return None
+    return (
+        f"its rotary positions depend on the longest sequence of a forward, and {longer} are longer than {limit} tokens"
+    )
+
+
 def _compare_layouts(scorer: Scorer, exemplars: np.ndarray) -> str | None:
     """Scores a few samples both ways on every rank; returns the difference if it is too large on any rank."""
     with scorer.world.run_turn("comparing trees with padded rows"):
@@ -136,7 +159,11 @@ def _compare_layouts(scorer: Scorer, exemplars: np.ndarray) -> str | None:
 
 
 def _compare_layouts_here(scorer: Scorer, exemplars: np.ndarray) -> str | None:
-    few = _choose_related(scorer.pool, exemplars, scorer.context)
+    groups = _choose_related(scorer, exemplars)
+    return next(filter(None, (_compare_samples(scorer, exemplars, few) for few in groups)), None)
+
+
+def _compare_samples(scorer: Scorer, exemplars: np.ndarray, few: np.ndarray) -> str | None:
     their_exemplars = restrict_exemplars(few, exemplars)
 
     def score(layout: str, scorer: Scorer = scorer) -> np.ndarray:
@@ -150,7 +177,8 @@ def _compare_layouts_here(scorer: Scorer, exemplars: np.ndarray) -> str | None:
     noise = np.abs(padded - score("padded", one_by_one)).mean()
     try:
         difference = np.abs(padded - score("tree")).mean()
-    except (RuntimeError, ValueError, TypeError) as error:
+    # XLM asserts the shape of its mask.
+    except (RuntimeError, ValueError, TypeError, AssertionError, LookupError, AttributeError) as error:
         return f"a forward of trees fails ({type(error).__name__}: {str(error).strip().partition(chr(10))[0]})"
     least = find_least_tolerance(scorer.model, any(noticed))
     # NaN compares as false: if the loss itself is NaN, in both layouts alike, the round will say so.
@@ -158,18 +186,28 @@ def _compare_layouts_here(scorer: Scorer, exemplars: np.ndarray) -> str | None:
     return f"the losses of {len(few)} samples differ by {difference:.2g} on average" if too_much else None
 
 
-def find_least_tolerance(model: nn.Module, is_autocast: bool) -> float:
-    """The difference between two ways to compute a loss with the same weights that rounding explains, in nats."""
-    dtype = torch.bfloat16 if is_autocast else next(model.parameters()).dtype
-    return LEAST_TOLERANCE.get(dtype, LEAST_TOLERANCE_LOW_PRECISION)
-
-
-def _choose_related(pool: Pool, exemplars: np.ndarray, context: int) -> np.ndarray:
-    """The shortest exemplar of two samples or more, and a few of these: a row with branches that could be confused."""
+def _choose_related(scorer: Scorer, exemplars: np.ndarray) -> list[np.ndarray]:
+    """
+    Groups of an exemplar of two samples or more and a few of these, which make a row with branches that could be
+    confused: the shortest, and the longest whose row fits the budget, as a window hides nothing from short rows.
+    """
+    pool, context = scorer.pool, scorer.context
     can_score = np.flatnonzero(find_scorable(pool, exemplars, context))
     shared = np.bincount(exemplars[can_score], minlength=len(pool))
     crowded = np.flatnonzero(shared >= min(2, shared.max()))
-    trunk = crowded[np.argmin(pool.lengths[crowded])]
-    branches = can_score[exemplars[can_score] == trunk]
-    branches = branches[np.argsort(pool.lengths[branches], kind="stable")][:MOST_BRANCHES]
-    return np.union1d(branches, np.intersect1d([trunk], can_score))
+    budget = scorer.size_batches(exemplars).tokens_per_row
+
+    def choose(trunk: int, order: int) -> np.ndarray:
+        branches = can_score[exemplars[can_score] == trunk]
+        branches = branches[np.argsort(order * pool.lengths[branches], kind="stable")][:MOST_BRANCHES]
+        return np.union1d(branches, np.intersect1d([trunk], can_score))
+
+    shortest = choose(int(crowded[np.argmin(pool.lengths[crowded])]), 1)
+    longest_branches = np.zeros(len(pool), dtype=np.int64)
+    np.maximum.at(longest_branches, exemplars[can_score], pool.lengths[can_score])
+    needed = len(pool.preamble) + pool.lengths[crowded] + MOST_BRANCHES * longest_branches[crowded]
+    fitting = crowded[needed <= budget]
+    if not len(fitting):
+        return [shortest]
+    longest = choose(int(fitting[np.argmax(needed[needed <= budget])]), -1)
+    return [shortest] if np.array_equal(shortest, longest) else [shortest, longest]

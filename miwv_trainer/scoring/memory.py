@@ -10,6 +10,7 @@ Extra memory of a forward without gradients, in bytes over the loaded model, wit
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import psutil
@@ -20,6 +21,7 @@ from miwv_trainer.config import MIWVConfig
 from miwv_trainer.distributed.world import World
 from miwv_trainer.distributed.wrappers import get_attention_implementation, get_inner_model
 from miwv_trainer.scoring.attention import Attention, choose_tree_attention
+from miwv_trainer.scoring.context import read_size
 
 # The formula leaves out fragmentation, kernels' workspaces and what other processes will take.
 SHARE_OF_FREE_MEMORY = 0.5
@@ -100,15 +102,40 @@ def size_batches(model: nn.Module, config: MIWVConfig, memory: MemoryBudget, wor
 
 def estimate_memory(model: nn.Module, tokens_per_row: int, tokens: int, logits_chunk: int, attention: Attention) -> int:
     """Bytes that a scoring forward of `tokens` tokens takes over the loaded model, by the formula above."""
-    config = get_inner_model(model).config.get_text_config()
     number = next(model.parameters()).dtype.itemsize
-    hidden = config.hidden_size
-    intermediate = getattr(config, "intermediate_size", None) or 4 * hidden
+    hidden, intermediate, heads, vocabulary = read_sizes(model)
     activations = tokens * number * (4 * intermediate + 8 * hidden)
     pairs = 0 if attention != "mask" else -(-tokens // tokens_per_row) * tokens_per_row**2
     is_eager = get_attention_implementation(model) == "eager"
-    of_a_pair = config.num_attention_heads * (4 + 2 * number) if is_eager else 1 + number
-    return activations + pairs * of_a_pair + logits_chunk * config.vocab_size * (8 + number)
+    of_a_pair = heads * (4 + 2 * number) if is_eager else 1 + number
+    return activations + pairs * of_a_pair + logits_chunk * vocabulary * (8 + number)
+
+
+class Sizes(NamedTuple):
+    """What the formula knows of a model."""
+
+    hidden: int
+    intermediate: int
+    heads: int
+    vocabulary: int
+
+
+def read_sizes(model: nn.Module) -> Sizes:
+    """
+    The sizes of a model by its configuration. Entries that a family does not have (Mamba has no heads, MPT no hidden
+    size) come from its modules, whose attributes say the whole size also where weights are sharded.
+    """
+    inner = get_inner_model(model)
+    config = inner.config.get_text_config()
+    linear = [module for module in inner.modules() if isinstance(module, nn.Linear)]
+    embeddings = [module for module in inner.modules() if isinstance(module, nn.Embedding)]
+    vocabulary = read_size(config, "vocab_size") or max((each.num_embeddings for each in embeddings), default=1)
+    hidden = read_size(config, "hidden_size", "d_model") or max((each.embedding_dim for each in embeddings), default=1)
+    widths = [width for each in linear for width in (each.in_features, each.out_features) if width != vocabulary]
+    intermediate = read_size(config, "intermediate_size") or max([4 * hidden, *widths])
+    # Most heads are 64 numbers wide or wider.
+    heads = read_size(config, "num_attention_heads", "n_heads") or max(hidden // 64, 1)
+    return Sizes(hidden, intermediate, heads, vocabulary)
 
 
 def find_least_free_memory(device: torch.device, world: World) -> int:

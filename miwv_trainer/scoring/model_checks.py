@@ -6,7 +6,7 @@ from transformers import PreTrainedModel
 
 from miwv_trainer.data.pool import Pool
 from miwv_trainer.distributed.wrappers import get_inner_model, is_prompt_tuned, unwrap_model
-from miwv_trainer.scoring.context import get_text_config
+from miwv_trainer.scoring.memory import read_sizes
 
 # Endings of the names of transformers' classes, and what such a model does.
 OTHER_TASKS = {
@@ -64,7 +64,7 @@ def check_model(model: PreTrainedModel, pool: Pool) -> None:
             "The model is prompt-tuned by PEFT: its virtual tokens shift every position, and losses would be read at "
             "the wrong ones. Train LoRA, another adapter, or the whole model."
         )
-    vocabulary = get_text_config(model).vocab_size
+    vocabulary = read_sizes(model).vocabulary
     tokens = np.concatenate([pool.preamble, pool.tokens])
     wrong = tokens[(tokens < 0) | (tokens >= vocabulary)]
     if len(wrong):

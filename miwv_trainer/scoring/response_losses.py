@@ -9,6 +9,7 @@ from miwv_trainer.distributed.world import World
 from miwv_trainer.scoring.isolation import leave_no_trace
 from miwv_trainer.scoring.losses import score_batches
 from miwv_trainer.scoring.model_checks import check_model
+from miwv_trainer.scoring.padding import settle_padding
 from miwv_trainer.scoring.rows import plan_zero_shot
 from miwv_trainer.scoring.scorer import prepare_scorer
 
@@ -36,6 +37,7 @@ def compute_response_losses(
     """
     check_model(model, pool)
     scorer = prepare_scorer(model, pool, MIWVConfig(), World(0, 1, model.device, quiet=not show_progress))
-    batches = plan_zero_shot(pool, scorer.context, tokens_per_batch)
     with leave_no_trace(scorer.model):
+        scorer = settle_padding(scorer)
+        batches = plan_zero_shot(pool, scorer.context, tokens_per_batch, sharing=scorer.sharing)
         return score_batches(scorer, batches).zero_shot

@@ -18,6 +18,7 @@ from transformers.utils import ModelOutput
 
 from miwv_trainer.data.pool import IGNORED_LABEL
 from miwv_trainer.distributed.wrappers import get_inner_model
+from miwv_trainer.scoring.rope import forget_longer_forwards
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -58,7 +59,8 @@ def run_root_forward(model: nn.Module, inputs: ForwardInputs, **options: object)
         # Said explicitly, because gradient checkpointing and a configuration's `use_cache=True` exclude each other
         # (trl#3891).
         options["use_cache"] = False
-    return read_output(model(**inputs, **options))
+    with forget_longer_forwards(model):
+        return read_output(model(**inputs, **options))
 
 
 def read_output(output: object) -> ForwardOutput:

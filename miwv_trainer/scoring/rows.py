@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from miwv_trainer.data.pool import NO_EXEMPLAR, Pool
+from miwv_trainer.scoring.sharing import ALL_SHARE, Sharing
 
 ZERO_SHOT, ONE_SHOT = 0, 1
 
@@ -116,18 +117,24 @@ def make_rows(batch: PaddedBatch, pool: Pool, exemplars: np.ndarray | None, cont
     return rows
 
 
-def plan_padded(pool: Pool, exemplars: np.ndarray, context: int, tokens_per_batch: int) -> list[PaddedBatch]:
+def plan_padded(
+    pool: Pool, exemplars: np.ndarray, context: int, tokens_per_batch: int, sharing: Sharing = ALL_SHARE
+) -> list[PaddedBatch]:
     """Batches with each scorable sample once without and once behind its exemplar, longest first."""
     samples = np.flatnonzero(find_scorable(pool, exemplars, context))
     zero_shot = len(pool.preamble) + pool.lengths[samples]
     one_shot = np.minimum(zero_shot + pool.lengths[exemplars[samples]], context)
     lengths = np.concatenate([zero_shot, one_shot])
     kinds = np.repeat([ZERO_SHOT, ONE_SHOT], len(samples))
-    return _fill_batches(np.tile(samples, 2), kinds, lengths, tokens_per_batch)
+    return _fill_batches(np.tile(samples, 2), kinds, lengths, tokens_per_batch, sharing)
 
 
 def plan_zero_shot(
-    pool: Pool, context: int, tokens_per_batch: int, among: np.ndarray | None = None
+    pool: Pool,
+    context: int,
+    tokens_per_batch: int,
+    among: np.ndarray | None = None,
+    sharing: Sharing = ALL_SHARE,
 ) -> list[PaddedBatch]:
     """
     Batches of samples with prompt and response that fit the context, without exemplars, longest first.
@@ -138,14 +145,14 @@ def plan_zero_shot(
     lengths = len(pool.preamble) + pool.lengths
     samples = np.flatnonzero(pool.has_prompt_and_response & (lengths <= context))
     samples = samples if among is None else np.intersect1d(samples, among)
-    return _fill_batches(samples, np.full(len(samples), ZERO_SHOT), lengths[samples], tokens_per_batch)
+    return _fill_batches(samples, np.full(len(samples), ZERO_SHOT), lengths[samples], tokens_per_batch, sharing)
 
 
-def plan_prompts(pool: Pool, context: int, tokens_per_batch: int) -> list[PaddedBatch]:
+def plan_prompts(pool: Pool, context: int, tokens_per_batch: int, sharing: Sharing = ALL_SHARE) -> list[PaddedBatch]:
     """Batches of each sample's prompt behind the preamble, longest first: the rows of the `"model"` embedder."""
     lengths = np.minimum(len(pool.preamble) + pool.prompt_tokens, context)
     samples = np.flatnonzero(lengths > 0)
-    return _fill_batches(samples, np.zeros(len(samples), dtype=np.int64), lengths[samples], tokens_per_batch)
+    return _fill_batches(samples, np.zeros(len(samples), dtype=np.int64), lengths[samples], tokens_per_batch, sharing)
 
 
 def make_prompt_row(pool: Pool, sample: int, context: int) -> Row:
@@ -155,13 +162,14 @@ def make_prompt_row(pool: Pool, sample: int, context: int) -> Row:
 
 
 def _fill_batches(
-    samples: np.ndarray, kinds: np.ndarray, lengths: np.ndarray, tokens_per_batch: int
+    samples: np.ndarray, kinds: np.ndarray, lengths: np.ndarray, tokens_per_batch: int, sharing: Sharing
 ) -> list[PaddedBatch]:
     order = np.argsort(-lengths, kind="stable")
     batches, start = [], 0
     while start < len(order):
         longest = int(lengths[order[start]])
         rows = order[start : start + max(tokens_per_batch // longest, 1)]
+        rows = rows[: sharing.count_companions(lengths[rows])]
         batches.append(PaddedBatch(samples[rows], kinds[rows], lengths[rows]))
         start += len(rows)
     return batches

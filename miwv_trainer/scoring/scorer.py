@@ -15,10 +15,12 @@ from transformers import PreTrainedModel
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.pool import Pool
 from miwv_trainer.distributed.world import World
-from miwv_trainer.distributed.wrappers import unwrap_model
-from miwv_trainer.scoring.context import find_context_length
+from miwv_trainer.distributed.wrappers import get_inner_model, unwrap_model
+from miwv_trainer.scoring.context import find_context_length, get_text_config
 from miwv_trainer.scoring.memory import BatchSize, MemoryBudget, measure_memory, size_batches
+from miwv_trainer.scoring.rope import read_rope_sharing
 from miwv_trainer.scoring.rows import find_scorable
+from miwv_trainer.scoring.sharing import ALL_SHARE, Sharing
 from miwv_trainer.storage.journal import PlanHeader
 
 
@@ -29,7 +31,7 @@ class ScoringPlan:
 
     Args:
         context: Longest sequence, in tokens, that is forwarded.
-        layout: How samples share a forward: `"tree"`, `"padded"` or `"zero_shot"`.
+        layout: How samples share a forward, from [`~miwv_trainer.scoring.layout.choose_layout`].
         memory: What limits the size of forwards.
     """
 
@@ -59,6 +61,7 @@ class Scorer:
         world: The ranks among which forwards are dealt.
         context: Longest sequence, in tokens, that is forwarded.
         memory: What limits the size of forwards.
+        sharing: Which rows may share a forward.
     """
 
     model: PreTrainedModel
@@ -67,6 +70,7 @@ class Scorer:
     world: World
     context: int
     memory: MemoryBudget
+    sharing: Sharing = ALL_SHARE
 
     def follow(self, plan: ScoringPlan) -> "Scorer":
         """This scorer with the limits of an earlier process, whose journal of the same round holds `plan`."""
@@ -92,4 +96,5 @@ def prepare_scorer(model: nn.Module, pool: Pool, config: MIWVConfig, world: Worl
     """
     unwrapped = unwrap_model(model)
     context, memory = find_context_length(unwrapped, config), measure_memory(unwrapped, world)
-    return Scorer(unwrapped, pool, config, world, context, memory)
+    sharing = read_rope_sharing(get_text_config(get_inner_model(unwrapped)))
+    return Scorer(unwrapped, pool, config, world, context, memory, sharing)

@@ -160,7 +160,13 @@ OTHERS = {
         "it has layers of linear_attention",
     ),
     "Qwen3Next": (
-        {**SMALL, "head_dim": 8, "num_experts": 2, "layer_types": ["linear_attention", "full_attention"]},
+        {
+            **SMALL,
+            "head_dim": 8,
+            "num_experts": 2,
+            "num_experts_per_tok": 1,
+            "layer_types": ["linear_attention", "full_attention"],
+        },
         "it has layers of linear_attention",
     ),
     "Lfm2": ({**SMALL, "layer_types": ["conv", "full_attention"]}, "it has layers of conv"),
@@ -216,7 +222,8 @@ class OfTwo(World):
         return array
 
     def all_gather(self, value: Any) -> list[Any]:
-        return [value, "a forward of trees fails (RuntimeError: no tea)"]
+        is_about_padding = isinstance(value, float)
+        return [value, value if is_about_padding else "a forward of trees fails (RuntimeError: no tea)"]
 
 
 def test_ranks_choose_the_same_layout_where_trees_fail_on_one_alone(case: tuple[Pool, np.ndarray], caplog: Any) -> None:
@@ -238,7 +245,8 @@ def test_other_families_fall_back_with_a_warning_that_says_why(
     model = random_model(family, values)
     with leave_no_trace(model), caplog.at_level(logging.WARNING, logger="miwv_trainer"):
         assert choose_layout(prepare_scorer(model, case[0], MIWVConfig(), WORLD), case[1]) == "padded"
-        (warning,) = caplog.messages
+        # transformers itself warns that kernels of recurrent layers are not installed.
+        (warning,) = (message for message in caplog.messages if "is scored in" in message)
         assert type(model).__name__ in warning and reason in warning and '`layout="padded"` silences' in warning
         with pytest.raises(ValueError, match='cannot be scored with `layout="tree"`.*Use "auto" or "padded"'):
             choose_layout(prepare_scorer(model, case[0], MIWVConfig(layout="tree"), WORLD), case[1])
@@ -250,11 +258,15 @@ def test_other_families_fall_back_with_a_warning_that_says_why(
             choose_layout(prepare_scorer(model, case[0], MIWVConfig(), WORLD), case[1]) == "padded"
         )  # the next round says nothing new
         assert choose_layout(prepare_scorer(model, case[0], MIWVConfig(layout="padded"), WORLD), case[1]) == "padded"
-    assert not caplog.messages
+    assert not [message for message in caplog.messages if "is scored in" in message]
 
 
-def test_attention_that_takes_no_mask_falls_back(case: tuple[Pool, np.ndarray], caplog: Any) -> None:
+def test_attention_that_takes_no_mask_falls_back(
+    case: tuple[Pool, np.ndarray], monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
     model = tiny_model()
+    # FlashAttention is not installed, so nothing can be forwarded.
+    monkeypatch.setattr(layout_module, "settle_padding", lambda scorer, exemplars: scorer)
     model.config._attn_implementation = "flash_attention_2"
     with leave_no_trace(model):
         assert choose_layout(prepare_scorer(model, case[0], MIWVConfig(), WORLD), case[1]) == "padded"
