@@ -1,7 +1,6 @@
 """Models that FSDP has split over two processes, or DDP has wrapped, are scored as one process scores them whole."""
 
 import json
-import sys
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from miwv_trainer.embeddings.embedders import embed_texts
 from miwv_trainer.embeddings.nearest import find_nearest_exemplars
 from miwv_trainer.scoring.rows import make_prompt_row
 from tests.helpers.held import plain_losses
-from tests.helpers.launch import ROOT, free_port, run
+from tests.helpers.launch import ROOT, fork_ranks
 from tests.helpers.tiny import tiny_dataset, tiny_model, tiny_tokenizer
 from tests.launched.sharded import HELD, MODELS, OPTIMIZERS, SHARDED, STEPS
 
@@ -22,9 +21,7 @@ from tests.launched.sharded import HELD, MODELS, OPTIMIZERS, SHARDED, STEPS
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     output = tmp_path_factory.mktemp("sharded")
-    script = str(ROOT / "tests" / "launched" / "sharded.py")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    done = run([*launcher, "--master_port", str(free_port()), script, str(output)])
+    done = fork_ranks(2, ROOT / "tests" / "launched" / "sharded.py", output)
     assert done.returncode == 0, done.stderr[-4000:]
     assert "is scored by the logits" not in done.stderr  # the head is run by chunks wherever its weight lies
     assert "are not scored again in float32: the model's parameters are split over the ranks" in done.stderr

@@ -1,13 +1,21 @@
-"""Starts a script on several CPU processes, as a user would, and gives its output."""
+"""Starts a script on several CPU processes and gives its output."""
 
-import os
 import socket
 import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from accelerate.commands.launch import (
+    _validate_launch_command,
+    launch_command_parser,
+    prepare_deepspeed_cmd_env,
+    prepare_multi_gpu_env,
+)
+
+from tests.helpers.forks import PYTHON, base_environment, fork_python
+from tests.helpers.forks import ROOT as ROOT
+
+Completed = subprocess.CompletedProcess[str]
 CONFIGS = ROOT / "ds_configs"
 
 
@@ -37,31 +45,53 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def launch(
-    backend: str, processes: int, script: Path | str, *arguments: str, timeout: float = 300
-) -> subprocess.CompletedProcess[str]:
+def launch(backend: str, processes: int, *arguments: Path | str, timeout: float = 300) -> Completed:
     """
-    `accelerate launch` of a script, or of a module after `-m`; `backend` is a key of `LAUNCHERS`. Plain
-    `--num_processes 2` would start one.
+    The processes that `accelerate launch` starts for a script, or for a module after `-m`, with the environment that it
+    gives them; `backend` is a key of `LAUNCHERS`. They are forked, which saves the launcher's and their own imports.
     """
-    command = [
-        *(sys.executable, "-m", "accelerate.commands.launch"),
-        *LAUNCHERS[backend],
-        *("--num_processes", str(processes), "--main_process_port", str(free_port())),
-        *(str(script), *arguments),
-    ]
+    given = launch_command_parser().parse_args([*_options(backend, processes), *map(str, arguments)])
+    given, defaults, mixed_precision_given = _validate_launch_command(given)
+    if given.use_deepspeed:
+        fields = [*(defaults.deepspeed_config if defaults else ()), *(["mixed_precision"] * mixed_precision_given)]
+        given.deepspeed_fields_from_accelerate_config = ",".join(fields)
+        _, environment = prepare_deepspeed_cmd_env(given)
+    else:
+        environment = prepare_multi_gpu_env(given)
+    environment = {**environment, **base_environment()}
+    return fork_python(*arguments, ranks=_ranks(processes), environment=environment, timeout=timeout)
+
+
+def accelerate_launch(backend: str, processes: int, *arguments: Path | str, timeout: float = 300) -> Completed:
+    """`accelerate launch` itself, as `launch` describes it. Plain `--num_processes 2` would start one process."""
+    command = [PYTHON, "-m", "accelerate.commands.launch", *_options(backend, processes), *map(str, arguments)]
     return run(command, timeout)
 
 
-def torchrun(processes: int, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-    """`torchrun` of a script, or of a module where the arguments begin with `-m`."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
+def _options(backend: str, processes: int) -> list[str]:
+    port = str(free_port())
+    return [*LAUNCHERS[backend], "--num_processes", str(processes), "--main_process_port", port]
+
+
+def _ranks(processes: int) -> list[dict[str, str]]:
+    """What torchrun sets for each of several processes on one machine."""
+    size, port = str(processes), str(free_port())
+    shared = {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+
+
+def fork_ranks(processes: int, *arguments: Path | str, timeout: float = 300) -> Completed:
+    """The processes that torchrun starts for a script, or for a module after `-m`, forked."""
+    return fork_python(*arguments, ranks=_ranks(processes), timeout=timeout)
+
+
+def torchrun(processes: int, *arguments: str, timeout: float = 300) -> Completed:
+    """`torchrun` itself, of a script, or of a module where the arguments begin with `-m`."""
+    launcher = [PYTHON, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
     return run([*launcher, "--master_port", str(free_port()), *arguments], timeout)
 
 
-def launch_machines(
-    file: str, machines: int, script: Path, *arguments: str, timeout: float = 300
-) -> list[subprocess.CompletedProcess[str]]:
+def launch_machines(file: str, machines: int, script: Path, *arguments: str, timeout: float = 300) -> list[Completed]:
     """`accelerate launch` of a script once for each of several machines of one process, all of them this one."""
     port = str(free_port())
     with ThreadPoolExecutor(machines) as pool:
@@ -69,7 +99,7 @@ def launch_machines(
             pool.submit(
                 run,
                 [
-                    *(sys.executable, "-m", "accelerate.commands.launch", *with_file(file)),
+                    *(PYTHON, "-m", "accelerate.commands.launch", *with_file(file)),
                     *("--num_machines", str(machines), "--num_processes", str(machines), "--machine_rank", str(rank)),
                     *("--main_process_ip", "127.0.0.1", "--main_process_port", port, str(script), *arguments),
                 ],
@@ -80,14 +110,6 @@ def launch_machines(
         return [one.result() for one in started]
 
 
-def run(command: list[str], timeout: float = 300, threads: int = 1) -> subprocess.CompletedProcess[str]:
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "HF_HUB_OFFLINE": "1",
-        "DS_ACCELERATOR": "cpu",
-        "OMP_NUM_THREADS": str(threads),
-        # DeepSpeed builds its CPU operators with the ninja that lies beside this Python.
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-    }
+def run(command: list[str], timeout: float = 300, threads: int = 1) -> Completed:
+    environment = {**base_environment(), "OMP_NUM_THREADS": str(threads)}
     return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=timeout)

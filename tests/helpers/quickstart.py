@@ -1,20 +1,20 @@
 """The quickstart, run as a user does."""
 
 import re
-import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
+from tests.helpers.forks import PYTHON, fork_python
 from tests.helpers.launch import ROOT, run
 
 EXAMPLES = ROOT / "examples"
 
 
 def quickstart(output: Path, *options: str, threads: int = 1) -> str:
-    command = [sys.executable, str(EXAMPLES / "quickstart.py"), "--output", str(output), *options]
-    done = run(command, timeout=900, threads=threads)
+    command = [str(EXAMPLES / "quickstart.py"), "--output", str(output), *options]
+    done = fork_python(*command) if threads == 1 else run([PYTHON, *command], timeout=900, threads=threads)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done.stdout
 

@@ -21,7 +21,7 @@ RANDOM = re.compile(
     r"(np|numpy)\.random\.(?!(default_rng|get_state|set_state)$)\w+|random\.(?!(getstate|setstate)$)\w+"
     r"|torch\.(rand\w*|normal|bernoulli|multinomial|seed)|(.*\.)?(manual_seed\w*|set_seed|seed_everything)"
 )
-PICKLE = ("pickle", "joblib", "dill", "cloudpickle", "shelve")
+PICKLE = ("pickle", "marshal", "joblib", "dill", "cloudpickle", "shelve")
 
 
 def list_imports(tree: ast.AST) -> set[str]:
@@ -114,7 +114,7 @@ def find_unsafe_loading(tree: ast.AST) -> set[str]:
     found = {name for name in list_imports(tree) if is_within(name, PICKLE)}
     for name, call in list_calls(tree):
         keywords = {each.arg: ast.unparse(each.value) for each in call.keywords}
-        if name in ("torch.save", "torch.load") or "trust_remote_code" in keywords:
+        if name in ("torch.save", "torch.load", "eval", "exec") or "trust_remote_code" in keywords:
             found.add(name)
         if name in ("np.load", "numpy.load") and keywords.get("allow_pickle") != "False":
             found.add(name)

@@ -3,8 +3,6 @@
 import functools
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import evaluate
@@ -15,7 +13,7 @@ from sklearn.metrics import jaccard_score
 from torch.nn.functional import cross_entropy
 
 from miwv_trainer.metrics import metric_path
-from tests.helpers.launch import ROOT
+from tests.helpers.launch import fork_ranks
 
 
 def test_response_loss_weighs_samples_by_their_response_tokens() -> None:
@@ -179,9 +177,9 @@ def test_a_generation_without_reference_is_refused(name: str) -> None:
 
 
 TWO_PROCESSES = """
-import json, sys, evaluate
+import json, os, sys, evaluate
 from miwv_trainer.metrics import metric_path
-process, cache, batches = int(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
+process, cache, batches = int(os.environ["RANK"]), sys.argv[1], json.loads(sys.argv[2])
 for name, by_process in batches.items():
     metric = evaluate.load(metric_path(name), num_process=2, process_id=process, experiment_id=name, cache_dir=cache)
     predictions, references = by_process[process]
@@ -197,14 +195,14 @@ BATCHES = {
 
 
 def test_batches_of_two_processes_make_one_corpus(tmp_path: Path) -> None:
-    command, given = [sys.executable, "-c", TWO_PROCESSES], json.dumps(BATCHES)
-    other = subprocess.Popen([*command, "1", str(tmp_path), given], stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    first = subprocess.run([*command, "0", str(tmp_path), given], capture_output=True, text=True, cwd=ROOT, timeout=300)
-    together = [json.loads(line) for line in first.stdout.splitlines()]
-    assert len(together) == len(BATCHES), first.stderr
+    done = fork_ranks(2, "-c", TWO_PROCESSES, tmp_path, json.dumps(BATCHES))
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines.count("null") == len(BATCHES)  # of the second process
+    together = [json.loads(line) for line in lines if line != "null"]
+    assert len(together) == len(BATCHES)
     assert together[0]["response_loss"] == 2.625
     for found, (name, ((ours, expected), (theirs, others))) in zip(together, BATCHES.items(), strict=True):
         assert found == evaluate.load(metric_path(name)).compute(
             predictions=[*ours, *theirs], references=[*expected, *others]
         )
-    assert other.communicate(timeout=60)[0].split() == ["null"] * len(BATCHES)

@@ -14,7 +14,8 @@ import trl
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from tests.helpers.launch import CONFIGS, ROOT, launch, launch_machines, run, torchrun
+from tests.helpers.forks import fork_python
+from tests.helpers.launch import CONFIGS, ROOT, accelerate_launch, launch, launch_machines, torchrun
 from tests.helpers.quickstart import EXAMPLES, check_quickstart, quickstart
 from tests.helpers.tiny import instruction_rows, save_tiny, tiny_tokenizer
 
@@ -100,10 +101,10 @@ def test_on_one_process(
 ) -> None:
     output, notes = tmp_path / "output", tmp_path
     files = ["--model_name_or_path", str(model_folder), "--dataset", str(pools[pool]), "--output_dir", str(output)]
-    command = [sys.executable, str(NOTING), str(notes), str(EXAMPLES / script), *files, *COMMON, *options]
+    done = fork_python(NOTING, notes, EXAMPLES / script, *files, *COMMON, *options)
     is_lora = any("lora" in option for option in options)
     wrapper = "LlamaForCausalLM" if not is_lora else "PeftModelForCausalLM" if "trl" in script else "PeftModel"
-    check(run(command), output, notes, 1, wrapper)
+    check(done, output, notes, 1, wrapper)
     check_saved(output, model_folder, is_lora)
 
 
@@ -136,7 +137,8 @@ def test_on_two_processes(
     files = ["--model_name_or_path", str(model_folder), "--dataset", str(pools[pool]), "--output_dir", str(output)]
     options = [minilm() if option == "MINILM" else option for option in options]
     # With offload, DeepSpeed builds its CPU optimizer the first time.
-    done = launch(backend, 2, NOTING, str(notes), str(EXAMPLES / script), *files, *COMMON, *options, timeout=600)
+    start = accelerate_launch if backend in ("ddp.yaml", "deepspeed.yaml") else launch
+    done = start(backend, 2, NOTING, notes, EXAMPLES / script, *files, *COMMON, *options, timeout=600)
     optimizer = "DeepSpeedCPUAdam" if backend == "zero3_offload" else "AdamW"
     check(done, output, notes, 2, DDP if "ddp" in backend else DEEPSPEED, STAGES.get(backend), optimizer)
     check_saved(output, model_folder, "--lora_rank" in options)

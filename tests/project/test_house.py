@@ -131,6 +131,8 @@ def test_what_a_wing_may_do_alone_is_found_there(name: str) -> None:
         ("patches of other libraries", "import sys\nsys.modules['a'] = b"),
         ("pickles and code of strangers", "import pickle"),
         ("pickles and code of strangers", "np.load(path)"),
+        ("pickles and code of strangers", "torch.load(path, weights_only=True)"),
+        ("pickles and code of strangers", "eval(text)"),
         ("pickles and code of strangers", "load(name, trust_remote_code=True)"),
     ],
 )
@@ -149,6 +151,7 @@ def test_what_breaks_a_rule_is_found(name: str, code: str) -> None:
         ("global randomness", "generator.random()"),
         ("patches of other libraries", "import torch\nmodel.training = torch.tensor(1)"),
         ("pickles and code of strangers", "np.load(path, allow_pickle=False)"),
+        ("pickles and code of strangers", "model.eval()"),
     ],
 )
 def test_what_keeps_a_rule_is_not_found(name: str, code: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from tests.helpers.forks import fork_python
 from tests.helpers.launch import ROOT, free_port
 from tests.helpers.tiny import instruction_rows, save_tiny, tiny_tokenizer
 
@@ -42,8 +43,7 @@ def test_alpacas_script_trains_on_what_it_selects(place: Path, tmp_path: Path) -
         "--num_train_epochs 2 --fraction 0.25 --rescore_strategy epoch --embedder tfidf --report_to none "
         "--save_strategy no --model_max_length 300"
     )
-    command = [sys.executable, str(EXAMPLES / "train_alpaca.py"), *options.split()]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    done = fork_python(EXAMPLES / "train_alpaca.py", *options.split())
     assert done.returncode == 0, done.stderr[-3000:]
     assert selected_in(tmp_path) == [10, 10]
     state = json.loads((tmp_path / "trainer_state.json").read_text())
@@ -93,6 +93,7 @@ def test_the_slurm_file_starts_two_machines_and_goes_on_when_queued_again(place:
     assert json.loads((output / "checkpoint-9" / "trainer_state.json").read_text())["global_step"] == 9
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_from_top_to_bottom(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")

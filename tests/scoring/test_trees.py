@@ -2,10 +2,7 @@
 
 import logging
 import re
-import subprocess
-import sys
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +19,7 @@ from miwv_trainer.scoring.layout import check_layout, choose_layout, score_pool
 from miwv_trainer.scoring.losses import Losses
 from miwv_trainer.scoring.scorer import prepare_scorer
 from miwv_trainer.scoring.trees import Tree, TreeBatch, make_tree_batches, make_tree_row, plan_trees
+from tests.helpers.forks import fork_python
 from tests.helpers.tiny import tiny_model
 from tests.helpers.trees import (
     CONTEXT,
@@ -34,7 +32,6 @@ from tests.helpers.trees import (
 )
 
 WORLD = World(0, 1, torch.device("cpu"))
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def scorable(pool: Pool, exemplars: np.ndarray, context: int) -> list[int]:
@@ -98,8 +95,8 @@ def test_rows_are_the_same_in_another_process_and_for_any_number_of_ranks() -> N
         "pool, exemplars, context, budget = random_case(3)\n"
         "print(plan_trees(pool, exemplars, context, budget))"
     )
-    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert other.stdout.strip() == str(rows)
+    other = fork_python("-c", code)
+    assert other.stdout.strip() == str(rows), other.stderr
     batches = make_tree_batches(rows, pool, 2 * budget, is_padded=False)
     for size in (1, 2, 4, 8):
         shares = [World(rank, size, torch.device("cpu")).split_between_ranks(batches) for rank in range(size)]

@@ -3,8 +3,6 @@
 import json
 import logging
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +10,8 @@ import pytest
 
 from miwv_trainer.storage import journal as journal_module
 from miwv_trainer.storage.journal import Journal, JournalLine
+from tests.helpers.forks import fork_python
 from tests.helpers.journals import HEADER, entry, samples
-from tests.helpers.launch import ROOT
 
 
 def write(folder: Path, rank: int, *entries: JournalLine, header: dict = HEADER) -> Path:
@@ -122,7 +120,7 @@ def test_every_line_outlives_the_process(tmp_path: Path) -> None:
         "for number in range(5): journal.append(entry(number), 10**9)\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, check=False)
+    done = fork_python("-c", code, tmp_path)
     assert done.returncode == -9
     assert samples(Journal(tmp_path, 0, HEADER).read()) == [[number] for number in range(5)]
 
@@ -135,7 +133,7 @@ def test_a_disk_that_is_full_is_an_error_that_names_the_file(tmp_path: Path) -> 
         "journal = Journal(Path(sys.argv[1]), 0, HEADER)\n"
         "for number in range(50): journal.append(entry(number), 10**9)"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    done = fork_python("-c", code, tmp_path)
     assert done.returncode == 1
     assert "journal could not be written" in done.stderr and "rank-00000.jsonl" in done.stderr
     found = samples(Journal(tmp_path, 0, HEADER).read())

@@ -14,7 +14,7 @@ from transformers import TrainingArguments
 from miwv_trainer import MIWVConfig, MIWVDataSampler, attach
 from miwv_trainer.training.dataloader import check_batches, count_batch_samples, count_step_samples
 from tests.helpers.batches import POOL_SIZE, drawn, steps
-from tests.helpers.launch import ROOT, torchrun
+from tests.helpers.launch import ROOT, fork_ranks
 from tests.helpers.tiny import save_tiny
 from tests.helpers.trainers import by_epoch, noting_trainer, trained
 from tests.launched.batches import train_cases
@@ -187,7 +187,7 @@ def ranks_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], list[d
         output = tmp_path_factory.mktemp(f"on-{processes}")
         if processes == 1:
             return [train_cases(folder, output, processes)]
-        done = torchrun(processes, str(ROOT / "tests" / "launched" / "batches.py"), str(folder), str(output))
+        done = fork_ranks(processes, ROOT / "tests" / "launched" / "batches.py", folder, output)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
         ranks = [json.loads((output / f"rank-{rank}.json").read_text()) for rank in range(processes)]
         assert [(seen["rank"], seen["world_size"]) for seen in ranks] == [

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.launch import ROOT, free_port, run
+from tests.helpers.launch import ROOT, fork_ranks, run
 
 pytestmark = pytest.mark.slow
 
@@ -53,8 +53,7 @@ def test_killed_at_26_points_of_one_process_a_run_ends_the_same(tmp_path: Path) 
 
 
 def on_two(output: Path, kill_at: int, rank: int = 1) -> subprocess.CompletedProcess[str]:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port"]
-    return run([*launcher, str(free_port()), SCRIPT, str(output), "--alone", str(kill_at)], timeout=300)
+    return fork_ranks(2, SCRIPT, output, "--alone", str(kill_at))
 
 
 def test_killed_at_four_points_of_two_processes_a_run_ends_the_same(tmp_path: Path) -> None:
