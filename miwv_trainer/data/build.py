@@ -1,5 +1,6 @@
 """A pool from what people bring: rows of text, or the tokenised dataset of a Trainer."""
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
@@ -10,6 +11,7 @@ from tqdm.auto import tqdm
 from transformers import PretrainedConfig, PreTrainedTokenizerBase, ProcessorMixin
 
 from miwv_trainer.data.alpaca import render_alpaca
+from miwv_trainer.data.assistant_turns import mark_assistant_turns
 from miwv_trainer.data.chat_template import find_turn_markers, render_chat
 from miwv_trainer.data.columns import read_instruction
 from miwv_trainer.data.instructions import read_instructions
@@ -25,7 +27,9 @@ from miwv_trainer.data.pool import IGNORED_LABEL, Pool, TokenizedSample
 from miwv_trainer.data.preamble import build_pool, split_preamble
 from miwv_trainer.data.token_masks import encode
 from miwv_trainer.data.tokenized import read_tokenized
-from miwv_trainer.data.turn_markers import TurnMarkers
+from miwv_trainer.data.turn_markers import TurnMarkers, make_blank_test
+
+logger = logging.getLogger(__name__)
 
 
 def pool_from_rows(rows: MapStyleDataset, tokenizer: PreTrainedTokenizerBase, show_progress: bool = False) -> Pool:
@@ -82,7 +86,16 @@ def pool_from_tokenized(
         # A model without a tokenizer, trained on token ids: its configuration still names BOS.
         text_config = model_config.get_text_config() if model_config is not None else None
         markers = TurnMarkers(bos=getattr(text_config, "bos_token_id", None))
-    pool = split_preamble(read_tokenized(dataset), markers)
+    whole = read_tokenized(dataset)
+    if tokenizer is not None and not whole.has_prompt_and_response.any():
+        turns = mark_assistant_turns(whole, markers, make_blank_test(tokenizer))
+        if turns.has_prompt_and_response.any():
+            logger.info(
+                "The labels cover whole conversations: samples are scored on the assistant's turns, found by the chat "
+                "template, and trained as they are."
+            )
+            whole = turns
+    pool = split_preamble(whole, markers)
     return replace(pool, texts=read_instructions(dataset, pool, tokenizer, markers)) if with_texts else pool
 
 

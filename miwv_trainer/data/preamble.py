@@ -91,6 +91,7 @@ def _check_usable(pool: Pool) -> None:
     if not pool.has_prompt_and_response.any():
         raise ValueError(
             "No prompt can be told from the response: in every sample of the pool the labels begin with the first "
-            "token. MIWV is defined for instruction and response. Give prompt/completion pairs, or messages with "
-            "`assistant_only_loss=True`, instead of plain text."
+            "token, and the tokenizer's chat template finds no assistant's turn. MIWV is defined for instruction and "
+            "response. Give prompt/completion pairs or messages instead of plain text, and a tokenizer with the chat "
+            "template that rendered them as `processing_class`."
         )
