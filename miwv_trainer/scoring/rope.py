@@ -62,11 +62,11 @@ def forget_longer_forwards(model: nn.Module) -> Iterator[None]:
     factors are those that training had. Changes nothing in models with other rotary positions.
     """
     inner = get_inner_model(model)
-    if read_rope_sharing(inner.config.get_text_config()).equal_beyond is None:
-        yield
-        return
     # The modules of rotary positions have no common class. All of them keep the length under this name.
     modules = [module for module in inner.modules() if "max_seq_len_cached" in vars(module)]
+    if not modules or read_rope_sharing(inner.config.get_text_config()).equal_beyond is None:
+        yield
+        return
     attributes = [{name: value for name, value in vars(module).items() if _is_state(name)} for module in modules]
     buffers = [{name: value for name, value in module.named_buffers() if "inv_freq" in name} for module in modules]
     for module, state in zip(modules, attributes, strict=True):
