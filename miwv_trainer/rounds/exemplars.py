@@ -58,6 +58,7 @@ def find_exemplars(scorer: Scorer, store: Store, reuse: bool) -> Exemplars:
             stored = store.read_exemplars(fingerprint) if needs_exemplars(config) else None
     try:
         return _find_or_read(scorer, store, fingerprint, world.broadcast_from_main(stored))
+    # Ctrl-C too: a user who began a run in the wrong folder must find the earlier run as it was.
     except BaseException:
         if earlier_run is not None and store.restore_archived(earlier_run):
             earlier_run = None

@@ -92,6 +92,7 @@ def prepare_inputs(
         raise ValueError(explain_nothing_scorable(pool, scored_behind, scorer.context))
     nothing = np.full(len(pool), np.nan, dtype=np.float32)
     _check_guards(can_score if needs_forwards else pool.has_prompt_and_response, pool, exemplars, config)
+    # Of seed and round, so that each round draws anew and a resumed one draws what it drew before.
     draw = get_draw_seed(config, point.number)
     earlier = Measured(nothing, nothing, exemplars.similarities, pool.response_tokens, draw)
     inputs = RoundInputs(

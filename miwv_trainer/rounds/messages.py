@@ -82,6 +82,7 @@ def describe_threshold(choice: Choice, config: MIWVConfig) -> str:
     score = get_score(config)
     threshold = choice.scores[choice.selection].min()
     value = f"{-threshold if score.is_lowest_first else threshold:.4f}"
+    # Samples that a guard leaves out are in cell -1.
     is_left = choice.cells >= 0
     is_left[choice.selection] = False
     if (choice.scores[is_left] > threshold).any():

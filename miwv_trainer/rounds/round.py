@@ -143,6 +143,7 @@ def _score_nothing(pool: Pool) -> ScoredRound:
 def _score(scorer: Scorer, inputs: RoundInputs, store: Store, identity: RoundIdentity) -> ScoredRound:
     """The losses of the samples that the round scores, by the plan that its journal holds."""
     journal, plan = open_journal(scorer, inputs.scored_behind, store, identity)
+    # Free memory may be less now than when the round began; its plan holds what was measured then.
     scorer = scorer.follow(plan)
     earlier, refined_earlier = read_earlier_seconds(journal, scorer.world)
     exemplars = restrict_exemplars(inputs.is_scored, inputs.scored_behind)
@@ -165,6 +166,7 @@ def _select(scorer: Scorer, inputs: RoundInputs, measured: Measured, scored: Sco
     """
     config, world, number = inputs.config, scorer.world, inputs.point.number
     is_lost = inputs.is_scored & np.isnan(inputs.score(measured))
+    # Float16 that overflows and damaged weights give NaN everywhere. A selection of nothing would train on nothing.
     if inputs.is_scored.any() and is_lost[inputs.is_scored].all():
         if world.is_main:
             scored.forget()
@@ -210,6 +212,7 @@ def _write(
     finished: StoredRound | None = None
     with world.run_together("writing the round"):
         if world.is_main:
+            # A round of that number with another identity is of an earlier run, and so are all that follow it.
             store.archive_rounds(number)
             finished = store.write_round(number, columns, summary)
             store.delete_journal(number)
