@@ -81,7 +81,7 @@ def test_a_pool_whose_labels_are_all_ignored_is_refused():
 
 
 def test_a_pool_in_which_no_prompt_can_be_told_is_refused():
-    words = "No prompt can be told from the response.*prompt/completion pairs, or messages with `assistant_only_loss"
+    words = "No prompt can be told from the response.*prompt/completion pairs or messages instead of plain text"
     with pytest.raises(ValueError, match=words):
         pool_of(IDS, [[1] * len(ids) for ids in IDS])
 
