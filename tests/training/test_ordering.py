@@ -1,4 +1,4 @@
-"""Length grouping, beside transformers' own on the same permutation; the walk and difficulty, by hand."""
+"""Groups of like length, beside transformers' own of the same permutation; windows and difficulty, by hand."""
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def test_what_was_given_is_not_changed() -> None:
     assert given.tolist() == list(range(40))
 
 
-def test_a_walk_by_hand() -> None:
+def test_the_windows_of_epochs_by_hand() -> None:
     passes = [np.array(list("abcde")), np.array(list("edcba")), np.array(list("badce"))]
     # The second epoch ends the first pass with d and e, so the second pass c b a e d ends with these, in its own order;
     # the fourth ends it with d, so the third pass is b a c e d.
@@ -47,7 +47,7 @@ def test_a_walk_by_hand() -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_walk_trains_every_sample_equally_often_and_none_twice_in_an_epoch(seed: int) -> None:
+def test_over_epochs_counts_differ_by_at_most_one_and_no_epoch_has_a_sample_twice(seed: int) -> None:
     for count in range(2, 20):
         for length in range(1, count):
             times = np.zeros(count, dtype=int)

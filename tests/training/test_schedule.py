@@ -1,7 +1,5 @@
 """Where a round takes effect, against what real loaders have drawn by then."""
 
-import math
-
 import pytest
 from accelerate.data_loader import BatchSamplerShard, DataLoaderShard
 from torch.utils.data import BatchSampler
@@ -19,7 +17,7 @@ def test_the_look_ahead_by_hand(workers: int, prefetch: int | None, accumulation
 
 
 @pytest.mark.parametrize(
-    ("step", "place"),
+    ("step", "undrawn"),
     [
         (0, EpochPosition(0, 0, 0)),
         (1, EpochPosition(0, 36, 3)),
@@ -30,20 +28,20 @@ def test_the_look_ahead_by_hand(workers: int, prefetch: int | None, accumulation
         (6, EpochPosition(1, 36, 8)),
     ],
 )
-def test_the_first_free_place_by_hand(step: int, place: EpochPosition) -> None:
-    assert StepSchedule(steps_per_epoch=5, effective_batch=12, look_ahead=2).find_undrawn(step) == place
+def test_the_first_undrawn_position_by_hand(step: int, undrawn: EpochPosition) -> None:
+    assert StepSchedule(steps_per_epoch=5, effective_batch=12, look_ahead=2).find_undrawn(step) == undrawn
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 @pytest.mark.parametrize(("workers", "prefetch"), [(0, None), (1, 2), (2, 3)])
 @pytest.mark.parametrize("accumulation", [1, 2, 3])
-def test_no_rank_has_drawn_the_first_free_place_and_none_before_it_was_free(
+def test_no_rank_has_drawn_the_first_undrawn_position_and_a_step_earlier_one_has(
     ranks: int, workers: int, prefetch: int | None, accumulation: int
 ) -> None:
-    """Each rank's own loader, walked as the Trainer does: a step's batches are fetched, then the step ends."""
+    """Each rank's own loader, drawn from as the Trainer does: a step's batches are fetched, then the step ends."""
     batch, steps = 2, 14
     effective = batch * ranks * accumulation
-    pace = StepSchedule(steps, effective, count_steps_ahead(workers, prefetch, accumulation))
+    schedule = StepSchedule(steps, effective, count_steps_ahead(workers, prefetch, accumulation))
     for rank in range(ranks):
         sampler = MIWVDataSampler(steps * effective, fraction=1.0)
         sampler.set_selection(list(range(steps * effective)))
@@ -53,10 +51,9 @@ def test_no_rank_has_drawn_the_first_free_place_and_none_before_it_was_free(
         for step in range(1, 4):
             for _ in range(accumulation):
                 next(loader)
-            place = pace.find_undrawn(step)
-            assert (place.epoch, place.global_step) == (0, place.position // effective)
-            assert not sampler.is_drawn(0, place.position)
+            undrawn = schedule.find_undrawn(step)
+            assert (undrawn.epoch, undrawn.global_step) == (0, undrawn.position // effective)
+            assert not sampler.is_drawn(0, undrawn.position)
             # One step earlier would have been too early: a sample of it has been drawn.
-            assert sampler.is_drawn(0, place.position - effective)
+            assert sampler.is_drawn(0, undrawn.position - effective)
         del loader
-    assert pace.look_ahead == math.ceil((1 + workers * (prefetch or 0)) / accumulation)
