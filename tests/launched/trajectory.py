@@ -77,7 +77,9 @@ def train(folder: Path, output: Path, is_lora: bool, options: dict[str, Any], sc
     )
     callback = None
     if scores:
-        callback = attach(trainer, MIWVConfig(fraction=1.0, embedder="tfidf", tokens_per_batch=128))
+        # Batches are checked by a hook that stays on the model during training; here nothing may stay.
+        config = MIWVConfig(fraction=1.0, embedder="tfidf", tokens_per_batch=128, check_batches=False)
+        callback = attach(trainer, config)
     else:
         sampler = MIWVDataSampler(COUNT, 1.0, trainer.args.seed)
         sampler.set_selection(range(COUNT))

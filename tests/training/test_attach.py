@@ -91,6 +91,18 @@ def test_other_callbacks_may_be_added_before_or_after(tmp_path: Path, when: str)
     assert counter.steps == 4
 
 
+class NotingSFTTrainer(SFTTrainer):
+    """Notes the token ids of every row that is trained, without padding."""
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        pairs = zip(inputs["input_ids"].tolist(), inputs["attention_mask"].tolist(), strict=True)
+        trained_rows.extend(tuple(token for token, kept in zip(*pair, strict=True) if kept) for pair in pairs)
+        return super().training_step(model, inputs, num_items_in_batch)
+
+
+trained_rows: list[tuple[int, ...]] = []
+
+
 # The other two pairs are trained by TRL's own script, in test_foreign.py.
 @pytest.mark.parametrize(("kind", "adapter"), [("prompt_completion", "lora"), ("messages", "full")])
 def test_sft_trainer_trains_its_selection(tmp_path: Path, kind: str, adapter: str) -> None:
@@ -99,7 +111,8 @@ def test_sft_trainer_trains_its_selection(tmp_path: Path, kind: str, adapter: st
     rows = prompt_completions(24) if kind == "prompt_completion" else conversations(24)
     values = arguments(tmp_path).to_dict()
     kept = ("output_dir", "num_train_epochs", "per_device_train_batch_size", "use_cpu", "disable_tqdm", "save_strategy")
-    trainer = SFTTrainer(
+    trained_rows.clear()
+    trainer = NotingSFTTrainer(
         model=tiny_model(),
         args=SFTConfig(
             **{name: values[name] for name in kept},
@@ -113,12 +126,12 @@ def test_sft_trainer_trains_its_selection(tmp_path: Path, kind: str, adapter: st
         peft_config=LoraConfig(r=4, target_modules=["q_proj"]) if adapter == "lora" else None,
     )
     callback = attach(trainer, MIWVConfig(fraction=0.5, embedder="tfidf", rescore_strategy="epoch"))
-    order: list[int] = []
-    draw = callback.sampler.order
-    callback.sampler.order = lambda epoch: (order.append(epoch), draw(epoch))[1]  # type: ignore[method-assign]
     trainer.train()
-    assert [len(current.selection) for current in callback.rounds] == [12, 12]
-    assert order == [0, 1]
+    pool = callback.pool
+    whole = [(*pool.preamble.tolist(), *pool.sample(index).tolist()) for index in range(24)]
+    assert len(set(whole)) == 24
+    for current, rows in zip(callback.rounds, (trained_rows[:12], trained_rows[12:]), strict=True):
+        assert sorted(rows) == sorted(whole[index] for index in current.selection)
     assert trainer.state.global_step == trainer.state.max_steps == 6
     assert not np.isnan(callback.rounds[0].column("miwv")).any()
 
