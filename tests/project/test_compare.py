@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from comparison import (  # noqa: E402
     format_markdown,
     make_rows,
     read_results,
+    write_results,
 )
 
 ARMS = list(compare.ARMS)
@@ -61,6 +63,7 @@ def results_of(output: Path) -> list[dict[str, Any]]:
     return json.loads((output / "results.json").read_text())["results"]
 
 
+@pytest.mark.slow
 def test_every_arm_is_trained_with_every_seed_at_both_budgets(finished: tuple[Path, str]) -> None:
     results = results_of(finished[0])
     expected = {("untrained", "", 0)} | {("full set", "", seed) for seed in range(SEEDS)}
@@ -81,6 +84,7 @@ def test_every_arm_is_trained_with_every_seed_at_both_budgets(finished: tuple[Pa
     assert longest == {max(longest)} and max(longest) >= max(others)
 
 
+@pytest.mark.slow
 def test_the_arm_that_rescores_has_a_second_round_and_the_others_none(finished: tuple[Path, str]) -> None:
     rounds = {path.parents[1].name for path in finished[0].glob("trained/*/miwv/round-001")}
     assert rounds == {
@@ -92,6 +96,7 @@ def test_the_arm_that_rescores_has_a_second_round_and_the_others_none(finished: 
     assert not list(finished[0].glob("trained/*/miwv/round-002"))
 
 
+@pytest.mark.slow
 def test_what_it_prints_and_writes(finished: tuple[Path, str]) -> None:
     output, printed = finished
     page = (output / "comparison.md").read_text()
@@ -103,6 +108,7 @@ def test_what_it_prints_and_writes(finished: tuple[Path, str]) -> None:
     assert (output / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_a_killed_comparison_goes_on_and_ends_the_same(
     command: list[str], finished: tuple[Path, str], tmp_path: Path
 ) -> None:
@@ -126,19 +132,34 @@ def test_a_killed_comparison_goes_on_and_ends_the_same(
         assert {**line, "seconds": 0} == {**other, "seconds": 0}
 
 
-def test_other_settings_in_the_same_folder_are_refused(command: list[str], finished: tuple[Path, str]) -> None:
-    described = vars(compare.make_parser().parse_args([*command[2:], "--fraction", "0.5"]))
+@pytest.fixture
+def written(tmp_path: Path) -> Path:
+    """Results as a comparison leaves them."""
+    path = tmp_path / "results.json"
+    results = [asdict(result("untrained", "", 0, 9.0)), asdict(result("random", "samples", 0, 1.0))]
+    write_results(
+        path, {"settings": {"fraction": 0.25}, "data": {"pool": "a" * 64, "held_out": "b" * 64}, "results": results}
+    )
+    return path
+
+
+def test_results_are_read_as_they_were_written(written: Path) -> None:
+    data = {"pool": "a" * 64, "held_out": "b" * 64}
+    expected = [result("untrained", "", 0, 9.0), result("random", "samples", 0, 1.0)]
+    assert read_results(written, {"fraction": 0.25}, data) == expected
+    assert read_results(written.with_name("none.json"), {"fraction": 0.25}, data) == []
+
+
+def test_other_settings_in_the_same_folder_are_refused(written: Path) -> None:
     with pytest.raises(SystemExit, match=r"was made with --fraction 0\.25, not 0\.5: give that, or another --output"):
-        read_results(finished[0] / "results.json", {"fraction": described["fraction"]}, {})
+        read_results(written, {"fraction": 0.5}, {})
 
 
-def test_other_samples_under_the_same_name_are_refused(finished: tuple[Path, str]) -> None:
-    path = finished[0] / "results.json"
-    data = json.loads(path.read_text())["data"]
-    assert len(read_results(path, {}, data)) == 27
-    for name in ("pool", "held_out"):
-        with pytest.raises(SystemExit, match="made with other samples, though of the same name: give another --output"):
-            read_results(path, {}, {**data, name: "0" * 64})
+@pytest.mark.parametrize("name", ["pool", "held_out"])
+def test_other_samples_under_the_same_name_are_refused(name: str, written: Path) -> None:
+    data = {"pool": "a" * 64, "held_out": "b" * 64, name: "0" * 64}
+    with pytest.raises(SystemExit, match="made with other samples, though of the same name: give another --output"):
+        read_results(written, {}, data)
 
 
 @pytest.mark.parametrize(

@@ -168,6 +168,7 @@ def test_every_page_is_in_the_navigation() -> None:
     assert named == {page.name for page in DOCS.glob("*.md")}
 
 
+@pytest.mark.slow
 def test_the_site_builds(tmp_path: Path) -> None:
     pytest.importorskip("material")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]

@@ -92,34 +92,45 @@ def environment(**variables: str) -> dict[str, str]:
     return {**kept, "HF_HUB_OFFLINE": "1", **variables}
 
 
-def check_everything_runs(command: list[str], pool: Path, output: Path, variables: dict[str, str]) -> None:
-    """`command` starts `miwv`."""
-    said, scoring = {}, f"score --model {pool / 'model'} --dataset {pool / 'ten.jsonl'} --output {output}"
-    for typed in (
-        "--help",
-        f"{scoring} --embedder tfidf --fraction 0.2",
-        f"select --scores {output} --dataset {pool / 'ten.jsonl'} --fraction 0.3 --format dataset",
-        f"report --run {output} --dataset {pool / 'ten.jsonl'}",
-    ):
-        done = subprocess.run(
-            [*command, *typed.split()], capture_output=True, text=True, env=variables, cwd=output.parent
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        said[typed.split()[0]] = done.stdout
-    assert "{score,select,report}" in said["--help"]
-    assert "round 0 (step 0): 2 of 10 selected" in said["score"] and "2 of 10 selected" in said["report"]
-    assert "3 of 10 samples, MIWV" in said["select"]
+def command_lines(pool: Path, output: Path) -> list[list[str]]:
+    dataset = pool / "ten.jsonl"
+    lines = (
+        f"score --model {pool / 'model'} --dataset {dataset} --output {output} --embedder tfidf --fraction 0.2",
+        f"select --scores {output} --dataset {dataset} --fraction 0.3 --format dataset",
+        f"report --run {output} --dataset {dataset}",
+    )
+    return [line.split() for line in lines]
+
+
+def check_what_was_made(printed: str, output: Path) -> None:
+    assert printed.count("round 0 (step 0): 2 of 10 selected") == 2  # by score and by report
+    assert "3 of 10 samples, MIWV" in printed
     assert len((output / "selected.jsonl").read_text().splitlines()) == 2
     assert (output / "selected" / "README.md").is_file()
+    assert (output / "report" / "index.html").is_file()
+
+
+def run(command: list[object], folder: Path, variables: dict[str, str]) -> str:
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=variables, cwd=folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+ALL_IN_ONE = """
+import importlib.util, json, sys
+from miwv_trainer.cli.main import main
+assert not [name for name in json.loads(sys.argv[1]) if importlib.util.find_spec(name)]
+assert [main(typed) for typed in json.loads(sys.argv[2])] == [0, 0, 0]
+"""
 
 
 def test_everything_runs_without_what_is_optional(pool: Path, tmp_path: Path) -> None:
+    """In a process of its own, where it cannot have been imported."""
     (tmp_path / "sitecustomize.py").write_text(HIDING.format(optional=OPTIONAL))
     variables = environment(PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)]))
-    hidden = subprocess.run([sys.executable, "-c", "import peft"], capture_output=True, text=True, env=variables)
-    assert "No module named 'peft'" in hidden.stderr
-    subprocess.run([sys.executable, "-c", "import miwv_trainer"], check=True, env=variables)
-    check_everything_runs([sys.executable, "-m", "miwv_trainer"], pool, tmp_path / "O", variables)
+    lines = command_lines(pool, tmp_path / "O")
+    printed = run([sys.executable, "-c", ALL_IN_ONE, json.dumps(OPTIONAL), json.dumps(lines)], tmp_path, variables)
+    check_what_was_made(printed, tmp_path / "O")
 
 
 @pytest.mark.slow
@@ -138,8 +149,10 @@ def test_the_wheel_installs_into_an_empty_environment(wheel: Path, pool: Path, t
     found = {entry.metadata["Name"].lower().replace("-", "_") for entry in distributions(tmp_path / "venv")}
     assert {"torch", "transformers", "miwv_trainer"} <= found
     assert not found & set(OPTIONAL)
-    check_everything_runs([str(programs / "miwv")], pool, tmp_path / "O", variables)
-    check_everything_runs([str(programs / "python"), "-m", "miwv_trainer"], pool, tmp_path / "P", variables)
+    for name, command in (("O", [programs / "miwv"]), ("P", [programs / "python", "-m", "miwv_trainer"])):
+        assert "{score,select,report}" in run([*command, "--help"], tmp_path, variables)
+        lines = command_lines(pool, tmp_path / name)
+        check_what_was_made("".join(run([*command, *line], tmp_path, variables) for line in lines), tmp_path / name)
 
 
 def distributions(folder: Path) -> list[importlib.metadata.Distribution]:
