@@ -134,7 +134,7 @@ class MIWVConfig:
             order.
         sampler_seed: Seed of the order within an epoch and of random draws; by default the Trainer's `data_seed`, else
             its `seed`, and 0 without a Trainer.
-        scoring_max_length: Longest sequence that is forwarded, in tokens; by default the model's
+        scoring_max_length: Longest sequence that is forwarded, in tokens; by default the model's context, such as
             `max_position_embeddings`.
         tokens_per_batch: Most tokens of one scoring forward, padding included; by default what the free memory holds.
             A longer row is forwarded alone. The default is 4,096 on a CPU and 32,768 elsewhere, halved until it needs

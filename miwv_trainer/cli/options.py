@@ -1,8 +1,8 @@
 """The options of the command `miwv`: how they are parsed, and into what.
 
-What `MIWVConfig` has a field for is described there: its option takes help, choices and default from the field. Such an
-option is absent from what is parsed unless it is typed, so that a preset, or the round that is selected from, can tell
-what was asked for from what was left alone.
+What `MIWVConfig` has a field for is described there: its option takes help, choices and default from the field. An
+option that was not typed is missing from the parsed result, so that a preset or a stored round replaces only values
+that the user did not type.
 """
 
 import argparse

@@ -38,7 +38,7 @@ def find_complete_samples(prompt_tokens: np.ndarray, response_tokens: np.ndarray
     """
     Returns `(N,)` bool, whether a sample has both a prompt and a response; only such samples can be scored.
 
-    Of two `(N,)` numbers of tokens, because a stored round has these and not the pool.
+    Takes the two `(N,)` token counts instead of a pool, because a stored round has only the counts.
     """
     return (response_tokens > 0) & (prompt_tokens > 0)
 

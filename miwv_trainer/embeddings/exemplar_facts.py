@@ -6,7 +6,7 @@ import numpy as np
 
 from miwv_trainer.data.pool import NO_EXEMPLAR
 
-# A cosine at most this far from 0, or from all others, is none that tells two samples apart in float32.
+# Cosines that differ from 0, or from each other, by at most this are equal up to float32 rounding.
 ALIKE = 1e-6
 # In a smaller pool, a few samples are a large share by chance.
 FEWEST_SAMPLES = 20

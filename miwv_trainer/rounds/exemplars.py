@@ -1,7 +1,7 @@
 """
 Exemplars and embeddings: found once, before the first step, and read from the store afterwards.
 
-Found again by a model that has been trained since, exemplars would be others, and two rounds could not be compared.
+A model that has been trained would find other exemplars, and two rounds could not be compared.
 """
 
 import logging

@@ -1,5 +1,5 @@
 """
-What a round and its exemplars depend on. What is stored with another identity is not taken for this round's.
+What a round and its exemplars depend on. A stored round with another identity is not used.
 
 A name, a path or a step says nothing about weights, so a model is known by its losses on four samples. The price is one
 more forward in each round.

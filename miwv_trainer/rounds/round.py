@@ -17,7 +17,7 @@ import numpy as np
 from miwv_trainer.config import MIWVConfig, describe_embedder
 from miwv_trainer.data.pool import Pool
 from miwv_trainer.distributed.world import World
-from miwv_trainer.distributed.wrappers import disable_compilation
+from miwv_trainer.distributed.wrappers import disable_compilation, get_inner_model
 from miwv_trainer.embeddings.exemplar_facts import explain_degenerate, measure_exemplars
 from miwv_trainer.rounds.exemplars import find_embeddings
 from miwv_trainer.rounds.identity import Exemplars, TrainingPoint, identify_round
@@ -116,7 +116,7 @@ def run_round(
     cost = _add_up(scored, seconds, inputs, choice)
     summary = {**identity, **_summarise(inputs, choice), **cost.to_summary(), "processes": world.size, **notes}
     # The name is empty if the model was not loaded but made in this process.
-    summary["model"] = scorer.model.config.name_or_path
+    summary["model"] = get_inner_model(scorer.model).config.name_or_path
     summary["statistics"] = compute_statistics(choice, measured, inputs.is_scored, cost, previous)
     summary |= _judge_exemplars(exemplars, config, point.number == 0 and world.is_main)
     columns = _make_columns(inputs, measured, choice)

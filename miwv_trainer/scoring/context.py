@@ -3,6 +3,7 @@
 from transformers import PretrainedConfig, PreTrainedModel
 
 from miwv_trainer.config import MIWVConfig
+from miwv_trainer.distributed.wrappers import get_inner_model
 from miwv_trainer.scoring.rope import read_context_factor
 
 # ALiBi and recurrent models often have no limit; then only `scoring_max_length` limits.
@@ -33,7 +34,7 @@ def find_context_length(model: PreTrainedModel, config: MIWVConfig) -> int:
 
 def get_text_config(model: PreTrainedModel) -> PretrainedConfig:
     """The configuration of the language model; a model for images and text holds others beside it."""
-    return model.config.get_text_config()
+    return get_inner_model(model).config.get_text_config()
 
 
 def read_size(config: PretrainedConfig, *names: str) -> int | None:

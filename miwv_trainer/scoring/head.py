@@ -3,9 +3,9 @@ From the hidden states of one root forward to the negative log-likelihood of eac
 
 The model's own loss does not serve: it is one mean for the whole batch, and transformers computes it from all logits in
 float32, 1.2 GB for a row of 2,000 tokens and a vocabulary of 152,000. Here logits exist at no more than `logits_chunk`
-positions. A hook before the head takes the hidden states that predict a response token through the head, a chunk at a
-time, and lets one position go on, so that the root forward is whole. If the logits made so are not the model's own
-(`head_check`), the model makes its own.
+positions. A hook before the head runs the head on the hidden states that predict response tokens, one chunk at a time.
+Then it passes a single position on, so that the root forward can finish. If the logits made this way are not the
+model's own (`head_check`), the model makes its own.
 
 A model that TRL has given a fused head is scored through it, as it is trained. Under ZeRO-3, a forward that takes
 another way through the head leaves its weight partitioned where the next training step expects it whole.

@@ -53,7 +53,7 @@ def check_model(model: PreTrainedModel, pool: Pool) -> None:
         ValueError: the model is an encoder-decoder or prompt-tuned, or lacks a token id of the pool.
     """
     check_model_kind(model)
-    config = model.config
+    config = get_inner_model(model).config
     if config.is_encoder_decoder:
         raise ValueError(
             f"{type(model).__name__} is an encoder-decoder model; MIWV is defined for causal language models, where "

@@ -22,8 +22,8 @@ from miwv_trainer.scoring.scorer import Scorer
 
 logger = logging.getLogger(__name__)
 
-# A difference between two ways to compute a loss may be ten times what another batch without padding gives, and at
-# least this.
+# Two ways to compute a loss count as equal up to this many nats, or up to ten times the difference that another batch
+# without padding makes, whichever is larger.
 LEAST_TOLERANCE = {torch.float32: 1e-3}
 LEAST_TOLERANCE_LOW_PRECISION = 0.05
 # Samples whose rows are scored both ways: the shortest, one of middle length, and the longest that fit a forward.

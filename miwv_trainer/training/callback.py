@@ -1,4 +1,4 @@
-"""When rounds are scored and restored, and when their statistics are logged. What is done then stands in run.py.
+"""When rounds are scored and restored, and when their statistics are logged. `run.py` does the work.
 
 Round 0 is scored in `on_train_begin`, where the DeepSpeed engine exists and a checkpoint's weights are loaded. Later
 rounds are scored in `on_epoch_begin`, which runs before the epoch's iterator is made, or in `on_step_end`, which runs

@@ -91,7 +91,7 @@ class TrainingRun:
         """Moves rounds aside that training has not come to again, and lets other processes use the output folder."""
         self.stop_watching()
         if self.world.is_main:
-            # Such rounds are left where a run is resumed that then trains fewer steps, or rescores less often.
+            # Such rounds remain if a resumed run trains fewer steps or rescores less often.
             self.store.archive_rounds(len(self.rounds))
             self.store.release()
 

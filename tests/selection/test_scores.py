@@ -16,7 +16,7 @@ from miwv_trainer.selection.scores import (
     get_score,
     score_samples,
 )
-from miwv_trainer.storage import store
+from miwv_trainer.storage import stored_round
 from tests.helpers.comparisons import find_comparisons, find_in
 from tests.helpers.measured import INF, NAN, measured
 
@@ -116,7 +116,7 @@ def test_the_column_of_a_score_holds_what_is_ranked(name):
     found = [column for column, values in columns.items()
              if np.array_equal(score.formula(TABLE), values, equal_nan=True)]  # fmt: skip
     assert found == [column for column in [score.column] if column is not None]
-    assert score.column is None or score.column in store.SCORES.names
+    assert score.column is None or score.column in stored_round.SCORES.names
 
 
 @pytest.mark.parametrize("name", get_args(ScoreName))
