@@ -87,7 +87,9 @@ def pool_from_tokenized(
         text_config = model_config.get_text_config() if model_config is not None else None
         markers = TurnMarkers(bos=getattr(text_config, "bos_token_id", None))
     whole = read_tokenized(dataset)
-    if tokenizer is not None and not whole.has_prompt_and_response.any():
+    # Not where all labels are -100: these samples are not trained on at all, which `split_preamble` refuses.
+    covers_all = whole.is_response.any() and not whole.has_prompt_and_response.any()
+    if tokenizer is not None and covers_all:
         turns = mark_assistant_turns(whole, markers, make_blank_test(tokenizer))
         if turns.has_prompt_and_response.any():
             logger.info(
