@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTr
 
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.build import pool_from_rows
-from miwv_trainer.data.files import load_rows
+from miwv_trainer.data.files import Rows, load_rows
 from miwv_trainer.data.models import DTYPES, load_model
 from miwv_trainer.data.pool import NO_EXEMPLAR, Pool
 from miwv_trainer.distributed.world import World
@@ -159,12 +159,12 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def read_pool(name: str | None) -> datasets.Dataset:
+def read_pool(name: str | None) -> Rows:
     """The pool's rows. Raises `FileNotFoundError` if there is no such file."""
     if name is None and not DEFAULT_POOL.is_file():
         raise FileNotFoundError(
             f"The default pool, {DEFAULT_POOL.name}, is not beside the project: give `--pool FILE` with "
-            "`instruction/input/output`, `prompt/completion` or `messages` columns (JSON, JSON Lines, CSV or Parquet)."
+            "columns of a known format (docs/formats.md)."
         )
     return load_rows(name or str(DEFAULT_POOL))
 

@@ -35,7 +35,7 @@ def main() -> None:
     given = parse_arguments()
     rows = load_rows(given.pool)
     column = "prompt" if "prompt" in rows.column_names else "instruction"
-    tfidf = embed_texts("tfidf", list(rows[column]))
+    tfidf = embed_texts("tfidf", [row[column] for row in rows])
     ranking = np.random.default_rng(0).permutation(len(rows))
     candidates = ranking[: given.candidates or 4 * given.take]
     print(f"{Path(given.pool).name}, {len(rows):,} samples; {given.take:,} taken of {len(candidates):,}\n")

@@ -36,10 +36,11 @@ from comparison import (
 )
 from held_out import measure_held_out_loss, score_generations
 from peft import PeftModel
-from quickstart import find_default_model, split_rows
+from quickstart import find_default_model, name_columns, split_rows
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 
 from miwv_trainer import (
+    JsonRows,
     MIWVConfig,
     MIWVDataSampler,
     Pool,
@@ -137,7 +138,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--model", help="hub name, folder, or folder with a GGUF file (default: SmolLM2-135M-Instruct)")
-    add("--dataset", help="hub name or file (default: Python's documentation strings)")
+    add("--dataset", help="hub name, file or folder (default: Python's documentation strings)")
+    add("--columns", type=name_columns, help="their names, as in prompt=question,response=answer")
     add("--output", default="comparison", help="folder to write to (default: %(default)s)")
     add("--fraction", type=float, default=0.1, help="share that is selected (default: %(default)s)")
     add(
@@ -171,7 +173,7 @@ def prepare(arguments: argparse.Namespace) -> Setting:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     rows, held_out_rows = split_dataset(arguments, tokenizer)
-    samples, held_out = tokenize(rows, tokenizer), tokenize(held_out_rows, tokenizer)
+    samples, held_out = (tokenize(part, tokenizer, arguments.columns) for part in (rows, held_out_rows))
     pool = pool_from_tokenized(samples, tokenizer)
     sampler = MIWVDataSampler(len(pool), MIWVConfig(fraction=arguments.fraction).fraction)
     steps = max(1, round(arguments.epochs * len(sampler) / arguments.batch_size))
@@ -180,14 +182,14 @@ def prepare(arguments: argparse.Namespace) -> Setting:
 
 def split_dataset(
     arguments: argparse.Namespace, tokenizer: PreTrainedTokenizerBase
-) -> tuple[datasets.Dataset, datasets.Dataset]:
+) -> tuple[datasets.Dataset | JsonRows, datasets.Dataset | JsonRows]:
     """The pool's rows and the held-out rows: split by module for documentation strings, at random for a user's data."""
     if arguments.dataset is None:
         return split_rows(None, tokenizer, arguments.max_samples, arguments.longest)
     rows = load_rows(arguments.dataset)
     kind = f"samples of at most {arguments.longest} tokens" if arguments.longest else "samples"
     if arguments.longest:
-        lengths = pool_from_rows(rows, tokenizer).lengths
+        lengths = pool_from_rows(rows, tokenizer, columns=arguments.columns).lengths
         rows = rows.select(np.flatnonzero(lengths <= arguments.longest))
     rows = rows.shuffle(seed=0)
     part = rows.select(range(min(arguments.max_samples or len(rows), len(rows))))
@@ -313,6 +315,8 @@ def collect_facts(setting: Setting) -> dict[str, str]:
     name = Path(arguments.dataset).name if arguments.dataset else "Python's documentation strings"
     parser = make_parser()
     typed = {name: value for name, value in vars(arguments).items() if value != parser.get_default(name)}
+    if arguments.columns:
+        typed["columns"] = ",".join(f"{read}={column}" for read, column in arguments.columns.items())
     options = [f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}") for name, value in typed.items()]
     return {
         "model": Path(arguments.model or find_default_model()).name,

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import datasets
+import numpy as np
 import torch
 from held_out import measure_held_out_loss
 from peft import LoraConfig, get_peft_model
@@ -23,6 +24,7 @@ from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase, Traine
 
 from docstring_pool import Row, collect_docstring_rows
 from miwv_trainer import (
+    JsonRows,
     MIWVConfig,
     attach,
     format_rounds,
@@ -49,7 +51,7 @@ def main() -> None:
 
     model, tokenizer = load_model(arguments.model or str(find_default_model()), "bfloat16")
     pool_rows, held_out_rows = split_rows(arguments.dataset, tokenizer)
-    pool, held_out = tokenize(pool_rows, tokenizer), tokenize(held_out_rows, tokenizer)
+    pool, held_out = (tokenize(rows, tokenizer, arguments.columns) for rows in (pool_rows, held_out_rows))
     print(f"Pool: {len(pool)} samples, held out: {len(held_out)}.")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -82,7 +84,7 @@ def main() -> None:
     after = measure_held_out_loss(trainer.model, held_out, tokenizer, show_progress=True)
     trainer.save_model()
 
-    texts = pool_from_rows(pool_rows, tokenizer).texts
+    texts = pool_from_rows(pool_rows, tokenizer, columns=arguments.columns).texts
     print("\nRound 0, the highest and the lowest MIWV:")
     print(format_scores(callback.rounds[0], texts))
     print("\n" + format_rounds(callback.rounds))
@@ -96,13 +98,19 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="hub name, folder, or folder with a GGUF file (default: SmolLM2-135M-Instruct)")
-    parser.add_argument("--dataset", help="hub name or file (default: Python's documentation strings)")
+    parser.add_argument("--dataset", help="hub name, file or folder (default: Python's documentation strings)")
+    parser.add_argument("--columns", type=name_columns, help="their names, as in prompt=question,response=answer")
     parser.add_argument(
         "--fraction", type=float, default=FRACTION, help="share that is selected (default: %(default)s)"
     )
     parser.add_argument("--embedder", default="tfidf", help="what finds exemplars (default: %(default)s)")
     parser.add_argument("--output", help="folder to write to (default: a new one in quickstart-output)")
     return parser.parse_args()
+
+
+def name_columns(typed: str) -> dict[str, str]:
+    """What is read of a dataset's columns, from `prompt=question,response=answer`."""
+    return dict(pair.split("=", 1) for pair in typed.split(","))
 
 
 def choose_output() -> Path:
@@ -141,14 +149,15 @@ def split_rows(
     tokenizer: PreTrainedTokenizerBase,
     pool_size: int = POOL_SIZE,
     most_tokens: int = MOST_TOKENS,
-) -> tuple[datasets.Dataset, datasets.Dataset]:
+) -> tuple[datasets.Dataset | JsonRows, datasets.Dataset | JsonRows]:
     """The pool and a held-out tenth, split by module for documentation strings and at random for a user's data."""
     if name is not None:
         rows = load_rows(name)
         if len(rows) < 4:
             raise SystemExit(f"{name} has {len(rows)} samples: two are held out, and a pool needs two more.")
-        parts = rows.train_test_split(test_size=max(2, round(HELD_OUT_SHARE * len(rows))), seed=0)
-        return parts["train"], parts["test"]
+        order = np.random.default_rng(0).permutation(len(rows))  # as `train_test_split` of `datasets` draws
+        count = max(2, round(HELD_OUT_SHARE * len(rows)))
+        return rows.select(order[count:]), rows.select(order[:count])
 
     def is_short(row: Row) -> bool:
         turns = {"role": "user", "content": row["instruction"]}, {"role": "assistant", "content": row["output"]}

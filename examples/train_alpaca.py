@@ -96,7 +96,7 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(script.model_name_or_path, padding_side="right")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    pool = SupervisedDataset(load_rows(script.data_path).to_list(), tokenizer, script.model_max_length)
+    pool = SupervisedDataset(list(load_rows(script.data_path)), tokenizer, script.model_max_length)
     trainer = Trainer(
         model=AutoModelForCausalLM.from_pretrained(script.model_name_or_path),
         args=training,

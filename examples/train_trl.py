@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from transformers import HfArgumentParser
 from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config
 
-from miwv_trainer import MIWVConfig, attach, load_rows
+from miwv_trainer import MIWVConfig, attach, load_rows, to_dataset
 
 
 @dataclass
@@ -32,7 +32,7 @@ def main() -> None:
     trainer = SFTTrainer(
         model=model.model_name_or_path,
         args=training,
-        train_dataset=load_rows(script.dataset, script.max_samples),
+        train_dataset=to_dataset(load_rows(script.dataset, script.max_samples)),
         peft_config=get_peft_config(model),
     )
     attach(trainer, config)

@@ -8,6 +8,7 @@ from miwv_trainer.data.build import pool_from_rows, pool_from_tokenized, tokeniz
 from miwv_trainer.data.files import load_rows
 from miwv_trainer.data.models import load_model
 from miwv_trainer.data.pool import Pool
+from miwv_trainer.data.rows import JsonRows, to_dataset
 from miwv_trainer.report.tables import format_rounds, format_scores
 from miwv_trainer.rounds.without_training import score_and_select, select_again
 from miwv_trainer.scoring.response_losses import compute_response_losses
@@ -29,6 +30,8 @@ __all__ = [
     "last_complete_checkpoint",
     "tokenize",
     "load_rows",
+    "JsonRows",
+    "to_dataset",
     "pool_from_rows",
     "pool_from_tokenized",
     "Pool",

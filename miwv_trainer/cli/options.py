@@ -11,6 +11,7 @@ from dataclasses import MISSING, dataclass, fields
 from typing import Any, get_args, get_origin, get_type_hints
 
 from miwv_trainer.config import CHOICES, SELECTION_FIELDS, MIWVConfig
+from miwv_trainer.data.columns import describe_formats, parse_names
 from miwv_trainer.data.models import DTYPES
 from miwv_trainer.export.destination import FORMATS, Format
 
@@ -41,11 +42,13 @@ class ScoreOptions:
     What was typed after `miwv score`.
 
     Args:
+        columns: The dataset's own names of what is read, such as `{"prompt": "question", "response": "answer"}`.
         settings: The fields of `MIWVConfig` that were typed, by name. An embedder may be the name of a `.npy` file.
     """
 
     model: str
     dataset: str
+    columns: dict[str, str] | None
     output: str
     dtype: str | None
     max_samples: int | None
@@ -121,7 +124,20 @@ def make_parser() -> argparse.ArgumentParser:
 def add_score_options(parser: argparse.ArgumentParser) -> None:
     """The options of `miwv score`."""
     parser.add_argument("--model", required=True, help="hub name, folder, or folder with a GGUF file")
-    parser.add_argument("--dataset", required=True, help="hub name, or a JSON, JSON Lines, CSV or Parquet file")
+    parser.add_argument(
+        "--dataset",
+        required=True,
+        help="hub name, or a JSON, JSON Lines, CSV or Parquet file, or a folder of them; its columns: "
+        f"{describe_formats()}",
+    )
+    parser.add_argument(
+        "--columns",
+        type=parse_columns,
+        metavar="NAME=COLUMN,...",
+        help="which columns are read, if theirs are other names: prompt=...,response=..., or messages=..., or "
+        "chosen=...,rejected=...; and where they have a column: input, system, history, tools, documents, "
+        "chat_template_kwargs",
+    )
     parser.add_argument("--output", default=DEFAULT_OUTPUT, help="folder to write to (default: %(default)s)")
     parser.add_argument("--dtype", choices=list(DTYPES), help="default: as the model was saved")
     parser.add_argument("--max-samples", type=parse_count, help="score the first so many samples only")
@@ -217,6 +233,14 @@ def add_setting(
 def describe(name: str) -> str:
     """The first sentence of a field's description; empty under `python -OO`, which removes docstrings."""
     return FIELDS[name].metadata.get("help", "")
+
+
+def parse_columns(text: str) -> dict[str, str]:
+    """The columns that are read, by name. Raises `argparse.ArgumentTypeError` for anything else."""
+    try:
+        return parse_names(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def parse_count(text: str) -> int:

@@ -16,7 +16,7 @@ def report(options: ReportOptions) -> None:
     rounds = read_rounds(options.run_folder)
     texts = None
     if options.dataset is not None:
-        texts = read_texts(read_scored_rows(options.dataset, rounds[-1]))
+        texts = read_texts(read_scored_rows(options.dataset, rounds[-1]), rounds[-1].summary.get("columns"))
     print(format_rounds(rounds))
     print(format_scores(rounds[-1], texts.prompts if texts is not None else None))
     page, charts = write_page(Path(options.run_folder), rounds, texts)

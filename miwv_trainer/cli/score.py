@@ -20,6 +20,7 @@ from miwv_trainer.data.models import load_model
 from miwv_trainer.distributed.agreement import check_same_pool
 from miwv_trainer.distributed.launched import join_launched, leave_launched
 from miwv_trainer.distributed.world import World
+from miwv_trainer.export.destination import check_outside
 from miwv_trainer.export.writers import SELECTED, write_jsonl
 from miwv_trainer.report.tables import format_rounds, format_scores
 from miwv_trainer.rounds.exemplars import find_exemplars
@@ -41,11 +42,12 @@ def score(options: ScoreOptions) -> None:
     # it is moved aside only for one that can begin.
     with tell_errors_once(world, "reading the model and the pool"):
         check_output(Path(options.output))
+        check_outside(Path(options.output), options.dataset, "--output")
         config = make_config(options)
         rows = load_rows(options.dataset, options.max_samples)
         model, tokenizer = load_model(options.model, options.dtype)
         model.to(world.device)
-        pool = pool_from_rows(rows, tokenizer, show_progress=world.is_main)
+        pool = pool_from_rows(rows, tokenizer, show_progress=world.is_main, columns=options.columns)
         pool = add_groups(pool, rows, config.group_column)
         check_model(model, pool)
         check_layout(model, config)
@@ -62,6 +64,7 @@ def score(options: ScoreOptions) -> None:
         "chat_template": fingerprint_template(tokenizer.chat_template),
         "library": __version__,
         "dataset": options.dataset,
+        "columns": options.columns,
     }
     finished = run_round(scorer, exemplars, store, notes=notes)
     if world.is_main:

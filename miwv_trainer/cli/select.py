@@ -5,6 +5,7 @@ from pathlib import Path
 
 from miwv_trainer.cli.options import SelectOptions, name_option
 from miwv_trainer.cli.shared import read_scored_rows
+from miwv_trainer.data.rows import to_dataset
 from miwv_trainer.export.dataset_card import Origin
 from miwv_trainer.export.destination import ENDINGS, Format, check_destination, check_hub_name
 from miwv_trainer.export.hub import push_folder
@@ -34,12 +35,15 @@ def select(options: SelectOptions) -> None:
         # Nothing but the indices, one a line, so that another program can read them.
         print("\n".join(map(str, choice.selection.tolist())))
         return
+    rows = rows if kind == "jsonl" else to_dataset(rows)
     rows = add_scores(rows, latest) if options.with_scores else rows
-    if kind == "dataset":
-        origin = Origin(latest, config, choice, options.dataset, options.typed)
-        write_folder(target, rows, origin, options.push_to_hub)
+    if kind == "jsonl":
+        write_jsonl(target, rows, choice.selection)
+    elif kind == "parquet":
+        write_parquet(target, to_dataset(rows), choice.selection)
     else:
-        {"jsonl": write_jsonl, "parquet": write_parquet}[kind](target, rows, choice.selection)
+        origin = Origin(latest, config, choice, options.dataset, options.typed)
+        write_folder(target, to_dataset(rows), origin, options.push_to_hub)
     print(f"{len(choice.selection)} of {len(choice.scores)} samples, {describe_threshold(choice, config)}: {target}")
     for guard, count in choice.left_out.items():
         print(f"{guard} leaves out {count}")

@@ -3,13 +3,11 @@
 import hashlib
 import json
 
-import datasets
-
-from miwv_trainer.data.files import load_rows
+from miwv_trainer.data.files import Rows, load_rows
 from miwv_trainer.storage.stored_round import StoredRound
 
 
-def fingerprint_rows(rows: datasets.Dataset, count: int) -> str:
+def fingerprint_rows(rows: Rows, count: int) -> str:
     """A hash of the first `count` rows as they came."""
     digest = hashlib.sha256()
     for row in rows.select(range(count)):
@@ -25,7 +23,7 @@ def fingerprint_template(chat_template: str | dict[str, str] | None) -> str | No
     return hashlib.sha256(json.dumps(chat_template, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def read_scored_rows(dataset: str, scored: StoredRound) -> datasets.Dataset:
+def read_scored_rows(dataset: str, scored: StoredRound) -> Rows:
     """
     The rows of a dataset that a round has scored.
 

@@ -13,7 +13,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase, ProcessorMix
 from miwv_trainer.data.alpaca import render_alpaca
 from miwv_trainer.data.assistant_turns import mark_assistant_turns
 from miwv_trainer.data.chat_template import find_turn_markers, render_chat
-from miwv_trainer.data.columns import read_instruction
+from miwv_trainer.data.columns import ColumnNames, check_names, read_conversation, read_instruction
 from miwv_trainer.data.instructions import read_instructions
 from miwv_trainer.data.map_style import (
     ROWS_AT_ONCE,
@@ -23,36 +23,48 @@ from miwv_trainer.data.map_style import (
     iterate_rows,
     transpose,
 )
+from miwv_trainer.data.plain_text import render_plain
 from miwv_trainer.data.pool import IGNORED_LABEL, Pool, TokenizedSample
 from miwv_trainer.data.preamble import build_pool, split_preamble
-from miwv_trainer.data.token_masks import encode
+from miwv_trainer.data.rows import JsonRows, to_dataset
+from miwv_trainer.data.token_masks import RenderedText, encode
 from miwv_trainer.data.tokenized import read_tokenized
 from miwv_trainer.data.turn_markers import TurnMarkers, make_blank_test
 
 logger = logging.getLogger(__name__)
 
 
-def pool_from_rows(rows: MapStyleDataset, tokenizer: PreTrainedTokenizerBase, show_progress: bool = False) -> Pool:
+def pool_from_rows(
+    rows: MapStyleDataset,
+    tokenizer: PreTrainedTokenizerBase,
+    show_progress: bool = False,
+    columns: ColumnNames | None = None,
+) -> Pool:
     """
-    Makes a pool of raw columns: `instruction/input/output`, `prompt/completion` or `messages`.
+    Makes a pool of raw columns, in one of the formats of `miwv_trainer.data.columns`.
 
-    Rows are rendered by the tokenizer's chat template, or by Alpaca's text template if it has none.
+    Conversations are rendered by the tokenizer's chat template, or by Alpaca's text template if it has none. A prompt
+    and its completion as text are joined as they are, as TRL's SFTTrainer joins them.
+
+    Args:
+        columns: The rows' own names of what is read, such as `{"prompt": "question", "response": "answer"}`.
 
     Raises:
         TypeError: `rows` is not map-style.
         ValueError: columns that are none of these; an empty or one-sample pool; no response or no prompt.
     """
     check_map_style(rows)
+    _check_names(rows, columns)
     markers = find_turn_markers(tokenizer)
     texts: list[str] = []
 
     def read() -> Iterator[Row]:
         progress = tqdm(iterate_rows(rows), desc="Rendering the pool", total=len(rows), disable=not show_progress)
         for row in progress:
-            texts.append(read_instruction(row) or "")
+            texts.append(read_instruction(row, columns) or "")
             yield row
 
-    samples = list(render(read(), tokenizer, markers))
+    samples = list(render(read(), tokenizer, markers, columns))
     return build_pool(samples, markers, texts)
 
 
@@ -101,48 +113,88 @@ def pool_from_tokenized(
     return replace(pool, texts=read_instructions(dataset, pool, tokenizer, markers)) if with_texts else pool
 
 
-def tokenize(dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> datasets.Dataset:
+def tokenize(
+    dataset: datasets.Dataset | JsonRows, tokenizer: PreTrainedTokenizerBase, columns: ColumnNames | None = None
+) -> datasets.Dataset:
     """
     Adds `input_ids`, `attention_mask` and `labels` (-100 outside the response) to a dataset of raw columns.
 
     The other columns stay, so that a text embedder finds the instruction.
-    """
 
-    def add_ids(columns: Mapping[str, list[object]]) -> dict[str, list[list[int]]]:
-        samples = list(render(transpose(columns), tokenizer))
+    Args:
+        dataset: A dataset, or what `load_rows` reads.
+        columns: The dataset's own names of what is read, such as `{"prompt": "question", "response": "answer"}`.
+
+    Raises:
+        ValueError: a sample cannot be read or rendered; the message names it.
+    """
+    _check_names(dataset, columns)
+    markers = find_turn_markers(tokenizer)
+
+    def add_ids(batch: Mapping[str, list[object]], numbers: list[int]) -> dict[str, list[list[int]]]:
+        # Rows of JSON are rendered as they are written: a dataset fills their missing keys with nulls.
+        rows = (dataset[number] for number in numbers) if isinstance(dataset, JsonRows) else transpose(batch)
+        samples = list(render(rows, tokenizer, markers, columns, first=numbers[0]))
         return {
             "input_ids": [ids.tolist() for ids, _ in samples],
             "attention_mask": [[1] * len(ids) for ids, _ in samples],
             "labels": [np.where(mask, ids, IGNORED_LABEL).tolist() for ids, mask in samples],
         }
 
-    return dataset.map(add_ids, batched=True, batch_size=ROWS_AT_ONCE, desc="Tokenizing")
+    return to_dataset(dataset).map(add_ids, batched=True, with_indices=True, batch_size=ROWS_AT_ONCE, desc="Tokenizing")
 
 
 def render(
-    rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, markers: TurnMarkers | None = None
+    rows: Iterable[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    markers: TurnMarkers | None = None,
+    columns: ColumnNames | None = None,
+    first: int = 0,
 ) -> Iterator[TokenizedSample]:
     """
     Renders rows and tokenises them, in order.
 
     Args:
         markers: The tokenizer's turn markers, if they are known already.
+        columns: The rows' own names of what is read.
+        first: The number of the first row in its pool, for messages.
     """
-    has_template = tokenizer.chat_template is not None
     # Three renderings and four encodings, spared where many short lists of rows are rendered.
     markers = find_turn_markers(tokenizer) if markers is None else markers
-    numbered = enumerate(rows)
+    numbered = enumerate(rows, start=first)
     # Few enough to hold as text, enough for the tokenizer's threads.
     while part := list(islice(numbered, ROWS_AT_ONCE)):
         texts = []
         for index, row in part:
             try:
-                if has_template:
-                    texts.append(render_chat(row, tokenizer, markers))
-                else:
-                    texts.append(render_alpaca(row, tokenizer.eos_token or ""))
+                texts.append(_render_row(row, tokenizer, markers, columns))
             # The row's number is the only thing by which its owner finds it among a million.
             except ValueError as error:
                 raise ValueError(f"Sample {index} of the pool cannot be rendered. {error}") from error
-        # A chat template writes its special tokens itself; the tokenizer would add a second BOS.
-        yield from encode(texts, tokenizer, markers, add_special_tokens=not has_template)
+        yield from encode(texts, tokenizer, markers)
+
+
+def _check_names(rows: MapStyleDataset, columns: ColumnNames | None) -> None:
+    """Raises `ValueError` if a column is named that no sample has: each sample by itself may lack some of them."""
+    if columns is None:
+        return
+    check_names(columns)
+    found = (
+        rows.column_names
+        if isinstance(rows, datasets.Dataset)
+        else {name for row in iterate_rows(rows) for name in row}
+    )
+    missing = [column for column in columns.values() if column not in found]
+    if missing:
+        raise ValueError(f"`columns` names {missing[0]!r}, but no sample has it; found: {', '.join(sorted(found))}.")
+
+
+def _render_row(
+    row: Row, tokenizer: PreTrainedTokenizerBase, markers: TurnMarkers, columns: ColumnNames | None
+) -> RenderedText:
+    conversation = read_conversation(row, columns)
+    if conversation.is_plain:
+        return render_plain(conversation, tokenizer.eos_token or "")
+    if tokenizer.chat_template is None:
+        return render_alpaca(conversation, tokenizer.eos_token or "")
+    return render_chat(conversation, tokenizer, markers)

@@ -1,34 +1,49 @@
-"""Dataset files, and datasets on the hub, to rows."""
+"""Dataset files, folders of them, and datasets on the hub, to rows."""
 
-import gzip
-import json
-import zlib
+from itertools import chain
 from pathlib import Path
-from typing import IO
+from typing import TypeAlias
 
 import datasets
 
+from miwv_trainer.data.rows import JsonRows
+from miwv_trainer.data.text_files import read_csv, read_json
+
+Rows: TypeAlias = datasets.Dataset | JsonRows
+
 READERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+TEXT_READERS = {"json": read_json, "csv": read_csv}
+SPLIT = "train"
+# Files with one of the names that are read, in which datasets and models describe themselves.
+DESCRIPTIONS = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json", "config.json")
 
 
-def load_rows(name: str, max_samples: int | None = None) -> datasets.Dataset:
+def load_rows(name: str, max_samples: int | None = None) -> Rows:
     """
     Loads the rows of a pool.
 
     Args:
-        name: A local JSON, JSON Lines (also gzipped), CSV or Parquet file, or a dataset on the hub, of which the
-            `train` split is taken.
+        name: A local JSON, JSON Lines, CSV (all also gzipped) or Parquet file; a folder of such files, or one that
+            `save_to_disk` or `miwv select --format dataset` wrote; or a dataset on the hub. Of several splits `train`
+            is taken.
         max_samples: Number of rows to keep, from the first.
 
+    Returns:
+        Rows of JSON and CSV as they are written; anything else as a `datasets.Dataset`.
+
     Raises:
-        ValueError: a file of another kind, or one that cannot be read.
-        FileNotFoundError: neither a file here nor a dataset that the hub gives.
+        ValueError: a file of another kind, one that cannot be read, or no split `train`.
+        FileNotFoundError: neither a file or folder here nor a dataset that the hub gives.
     """
     path = Path(name).expanduser()
-    if not path.is_file() and (path.suffix in (*READERS, ".gz") or path.is_absolute() or name.startswith((".", "~"))):
+    is_here = path.is_file() or path.is_dir()
+    if not is_here and (path.suffix in (*READERS, ".gz") or path.is_absolute() or name.startswith((".", "~"))):
         # The hub is not asked for a path that is mistyped: its retries take a minute.
-        raise FileNotFoundError(f"There is no file {name!r}.")
-    rows = _read_file(path) if path.is_file() else _read_hub(name)
+        raise FileNotFoundError(f"There is no file {name!r}, and no folder of that name.")
+    if path.is_dir():
+        rows = _read_folder(path)
+    else:
+        rows = _read_file(path) if is_here else _read_hub(name)
     return rows.select(range(min(max_samples, len(rows)))) if max_samples is not None else rows
 
 
@@ -37,61 +52,83 @@ def is_folder(name: str) -> bool:
     return Path(name).is_dir()
 
 
-def _read_file(path: Path) -> datasets.Dataset:
-    suffixes = [suffix for suffix in path.suffixes if suffix != ".gz"]
-    kind = READERS.get(suffixes[-1]) if suffixes else None
+def _read_file(path: Path) -> Rows:
+    kind = _get_kind(path)
     if kind is None:
         raise ValueError(
             f"{path} is not a kind of file that can be read; allowed: {', '.join(READERS)}, also with .gz."
         )
-    # The JSON reader meets an empty file with a StopIteration without words.
     if path.stat().st_size == 0:
         raise ValueError(f"{path} is empty: the pool needs at least two samples.")
-    if kind != "parquet":
-        _check_text(path)
+    if kind not in TEXT_READERS:
+        return _read_tables(path, kind, [str(path)])
+    lines = TEXT_READERS[kind](path)
+    if not lines:
+        raise ValueError(f"{path} is empty: the pool needs at least two samples.")
+    return JsonRows(lines)
+
+
+def _get_kind(path: Path) -> str | None:
+    suffixes = [suffix for suffix in path.suffixes if suffix != ".gz"]
+    return READERS.get(suffixes[-1].lower()) if suffixes else None
+
+
+def _read_tables(path: Path, kind: str, files: list[str]) -> datasets.Dataset:
     try:
-        # pandas would read the answers "None" and "NA" as missing values, and an empty cell too.
-        options = {"keep_default_na": False} if kind == "csv" else {}
-        return datasets.load_dataset(kind, data_files=str(path), split="train", **options)
+        return datasets.load_dataset(kind, data_files=files, split="train")
     except Exception as error:
-        # Errors of pandas, pyarrow, json and gzip come through here, and no class is common to them.
-        where = _describe_broken_line(path) if ".jsonl" in suffixes else None
-        raise ValueError(f"{path} could not be read as {kind}: {where or error.__cause__ or error}") from error
+        raise ValueError(f"{path} could not be read as {kind}: {error.__cause__ or error}") from error
 
 
-def _describe_broken_line(path: Path) -> str | None:
-    """Describes the first bad line of a JSON Lines file. The reader's own error counts lines within a block."""
-    with _open(path) as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                if line.strip() and not isinstance(json.loads(line), dict):
-                    return f"line {number} is no JSON object"
-            except ValueError as error:
-                return f"line {number} is no JSON ({error})"
-    return None
+def _read_folder(path: Path) -> Rows:
+    if (path / "dataset_dict.json").is_file():
+        splits = [folder.name for folder in sorted(path.iterdir()) if (folder / "state.json").is_file()]
+        _check_split(path, splits)
+        path = path / SPLIT
+    if (path / "state.json").is_file():
+        try:
+            return datasets.Dataset.load_from_disk(str(path))
+        except Exception as error:
+            raise ValueError(f"{path} could not be read as what `save_to_disk` wrote: {error}") from error
+    kind, files = _find_shards(path)
+    if kind not in TEXT_READERS:
+        return _read_tables(path, kind, files)
+    return JsonRows(list(chain.from_iterable(TEXT_READERS[kind](Path(file)) for file in files)))
 
 
-def _check_text(path: Path) -> None:
-    """Raises `ValueError` if a file cannot be unpacked or is not UTF-8 (the readers accept it and damage the text)."""
-    # Line by line: the file may be larger than the memory, and the line is named in the error.
-    number = 0
+def _find_shards(path: Path) -> tuple[str, list[str]]:
+    """The kind of a folder's files and those of its split `train`, as `datasets` tells splits by names and card."""
+    files = [file for file in path.rglob("*") if file.is_file() and not _is_hidden(file.relative_to(path))]
+    found = {file.resolve(): _get_kind(file) for file in files if file.name not in DESCRIPTIONS}
+    kinds = sorted({kind for kind in found.values() if kind is not None})
+    if len(kinds) != 1:
+        raise ValueError(
+            f"The folder {path} holds {' and '.join(f'{kind} files' for kind in kinds) or 'no file that can be read'}: "
+            f"give one file, or a folder with one kind of {', '.join(READERS)}."
+        )
     try:
-        with _open(path) as file:
-            for number, line in enumerate(file, start=1):  # noqa: B007
-                line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"Line {number} of {path} is not UTF-8 ({error}): save the file in UTF-8.") from error
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} could not be read: {error}") from error
+        splits = datasets.load_dataset_builder(str(path)).config.data_files or {}
+    except Exception as error:
+        raise ValueError(f"The folder {path} could not be read: {error}") from error
+    _check_split(path, [str(split) for split in splits])
+    return kinds[0], [str(file) for file in splits[SPLIT] if found.get(Path(file).resolve()) == kinds[0]]
 
 
-def _open(path: Path) -> IO[bytes]:
-    return gzip.open(path) if path.suffix == ".gz" else open(path, "rb")  # type: ignore[return-value]
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith((".", "__")) for part in path.parts)
+
+
+def _check_split(path: Path, splits: list[str]) -> None:
+    if SPLIT not in splits:
+        raise ValueError(
+            f"{path} has the splits {', '.join(splits) or 'none'}, but no `{SPLIT}`, which is the one that is read: "
+            "give the folder or file of a split."
+        )
 
 
 def _read_hub(name: str) -> datasets.Dataset:
     try:
-        return datasets.load_dataset(name, split="train")
+        return datasets.load_dataset(name, split=SPLIT)
     except Exception as error:
         raise FileNotFoundError(
             f"{name!r} is no file here and could not be loaded from the hub ({type(error).__name__}: {error}). Give a "

@@ -6,7 +6,7 @@ import datasets
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from miwv_trainer.data.columns import read_instruction
+from miwv_trainer.data.columns import list_text_columns, read_instruction
 from miwv_trainer.data.map_style import MapStyleDataset, has_own_columns, iterate_rows
 from miwv_trainer.data.pool import Pool
 from miwv_trainer.data.turn_markers import TurnMarkers, find_tokens, make_blank_test, strip_blank_end
@@ -25,7 +25,7 @@ def read_instructions(
         rows = dataset
         if isinstance(dataset, datasets.Dataset) and has_own_columns(dataset):
             # The columns of token ids are not decoded: they are most of the dataset.
-            rows = dataset.select_columns([n for n in ("prompt", "messages", "instruction", "input") if n in first])
+            rows = dataset.select_columns([name for name in list_text_columns() if name in first])
         return [read_instruction(row) or "" for row in iterate_rows(rows)]
     if tokenizer is None:
         return None

@@ -22,10 +22,17 @@ class RenderedText(NamedTuple):
     The second is None if the next user's turn follows directly. A template may render the end of an earlier turn
     differently from that of the last one, so rendering the conversation up to there would not show the end; the next
     user's header does.
+
+    Args:
+        adds_special_tokens: Whether the tokenizer adds its special tokens. A chat template writes them itself, and the
+            tokenizer would add a second BOS.
+        ends_once: Whether one EOS is dropped of two, one from the text and one that the tokenizer adds.
     """
 
     whole: str
     responses: list[tuple[str, str | None]]
+    adds_special_tokens: bool = False
+    ends_once: bool = False
 
 
 class _Remainder(NamedTuple):
@@ -36,12 +43,25 @@ class _Remainder(NamedTuple):
 
 
 def encode(
+    texts: Sequence[RenderedText], tokenizer: PreTrainedTokenizerBase, markers: TurnMarkers
+) -> list[TokenizedSample]:
+    """Token ids and response mask of each text, in order."""
+    samples: dict[int, TokenizedSample] = {}
+    for add_special_tokens in (False, True):
+        alike = {i: text for i, text in enumerate(texts) if text.adds_special_tokens is add_special_tokens}
+        if alike:
+            encoded = _encode_alike(list(alike.values()), tokenizer, markers, add_special_tokens)
+            samples.update(zip(alike, encoded, strict=True))
+    return [samples[number] for number in range(len(texts))]
+
+
+def _encode_alike(
     texts: Sequence[RenderedText], tokenizer: PreTrainedTokenizerBase, markers: TurnMarkers, add_special_tokens: bool
 ) -> Iterator[TokenizedSample]:
     """
-    Token ids and response mask of each text, in order.
+    Encodes texts that are alike in whether special tokens are added.
 
-    All texts are encoded in two calls, because a fast tokenizer spreads the texts of one call over its threads.
+    All are encoded in two calls, because a fast tokenizer spreads the texts of one call over its threads.
     """
     # Each text once: pools hold the same sample several times, and many samples share a prompt.
     rows = {whole: row for row, whole in enumerate(dict.fromkeys(text.whole for text in texts))}
@@ -59,8 +79,8 @@ def encode(
     header = np.asarray(markers.user_header, dtype=np.int64)
     for text in texts:
         whole = encoded["input_ids"][rows[text.whole]]
-        if add_special_tokens and eos is not None and whole[-2:] == [eos, eos]:
-            whole = whole[:-1]  # one from the text, one from a tokenizer that ends every text with it
+        if text.ends_once and eos is not None and whole[-2:] == [eos, eos]:
+            whole = whole[:-1]
         array = np.asarray(whole, dtype=np.int64)
         is_response = np.zeros(len(array), dtype=bool)
         for before, through in text.responses:
@@ -123,7 +143,7 @@ def _count_shared(remainder: _Remainder, ids: dict[str, list[int]], whole: list[
     return remainder.known + count_common_prefix(ids[remainder.text], whole[remainder.known :])
 
 
-def count_common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
+def count_common_prefix(left: Sequence[object], right: Sequence[object]) -> int:
     """The number of elements with which both begin."""
     shorter = min(len(left), len(right))
     if left[:shorter] == right[:shorter]:

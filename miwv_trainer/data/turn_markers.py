@@ -20,11 +20,13 @@ class TurnMarkers:
         user_header: The tokens that open a user's turn. Empty if they cannot be told from the template.
         generation_prompt: The tokens between the last user's words and the response.
         bos: The tokenizer's beginning-of-sequence token, if it has one.
+        end_of_turn: The text that follows the last answer of a conversation.
     """
 
     user_header: tuple[int, ...] = ()
     generation_prompt: tuple[int, ...] = ()
     bos: int | None = None
+    end_of_turn: str = ""
 
 
 def find_all_tokens(sequence: np.ndarray, pattern: np.ndarray) -> np.ndarray:

@@ -29,10 +29,20 @@ def check_destination(kind: Format, target: Path, dataset: str) -> None:
         raise ValueError(f"`--to` must end in {ENDINGS[kind]} with `--format {kind}`, but got {target}.")
     if target.exists() and Path(dataset).exists() and target.samefile(dataset):
         raise ValueError(f"{target} is the pool itself: give another file as `--to`.")
+    check_outside(target, dataset, "--to")
     if kind == "dataset":
         _check_folder(target)
     elif target.is_dir():
         raise ValueError(f"{target} is a folder: give a file as `--to`, or `--format dataset`.")
+
+
+def check_outside(target: Path, dataset: str, option: str) -> None:
+    """Raises `ValueError` if `target` lies in the folder that holds the pool, whose files are all read as the pool."""
+    folder = Path(dataset).expanduser().resolve()
+    if folder.is_dir() and target.resolve().is_relative_to(folder):
+        raise ValueError(
+            f"{target} lies in {dataset}, all files of which are the pool: give another place as `{option}`."
+        )
 
 
 def _check_folder(target: Path) -> None:

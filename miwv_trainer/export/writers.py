@@ -7,6 +7,8 @@ from pathlib import Path
 import datasets
 import numpy as np
 
+from miwv_trainer.data.files import Rows
+from miwv_trainer.data.rows import JsonRows
 from miwv_trainer.export.dataset_card import CARD_FILE, Origin, build_card
 from miwv_trainer.storage.atomic import atomic_folder, atomic_path, write_text
 from miwv_trainer.storage.stored_round import StoredRound
@@ -22,11 +24,11 @@ SCORE_COLUMNS = {
 }
 
 
-def add_scores(rows: datasets.Dataset, scored: StoredRound) -> datasets.Dataset:
+def add_scores(rows: Rows, scored: StoredRound) -> Rows:
     """
     Adds the columns `pool_index`, `zero_shot_loss`, `one_shot_loss` and `miwv` to the rows of a pool.
 
-    Unknown losses are null.
+    Unknown losses are null. A row of JSON is written anew, with its own keys first.
 
     Raises:
         ValueError: the pool has a column of one of these names.
@@ -36,14 +38,26 @@ def add_scores(rows: datasets.Dataset, scored: StoredRound) -> datasets.Dataset:
         raise ValueError(f"The pool has a column `{taken[0]}` already: leave `--with-scores` away, or rename it.")
     # Put side by side, not joined: rows and scores are both in pool order.
     scores = scored.scores.select(list(SCORE_COLUMNS.values())).rename_columns(list(SCORE_COLUMNS))
+    if isinstance(rows, JsonRows):
+        scored_rows = ({**row, **added} for row, added in zip(rows, scores.to_pylist(), strict=True))
+        return JsonRows([json.dumps(row, ensure_ascii=False).encode() for row in scored_rows])
     return datasets.concatenate_datasets([rows, datasets.Dataset(scores)], axis=1)
 
 
-def write_jsonl(path: Path, rows: datasets.Dataset, selection: np.ndarray) -> Path:
-    """Writes the rows of the selected samples unchanged, one JSON object a line, in pool order."""
-    # Parquet pools may hold values that JSON does not have, such as dates: they are written as text.
-    lines = [json.dumps(rows[int(index)], ensure_ascii=False, default=str) for index in selection]
-    write_text(path, "".join(line + "\n" for line in lines))
+def write_jsonl(path: Path, rows: Rows, selection: np.ndarray) -> Path:
+    """
+    Writes the rows of the selected samples unchanged, one JSON object a line, in pool order.
+
+    Lines of a JSON Lines file are copied byte for byte.
+    """
+    if isinstance(rows, JsonRows):
+        lines = [rows.get_text(int(index)) for index in selection]
+    else:
+        # Parquet pools may hold values that JSON does not have, such as dates: they are written as text.
+        texts = (json.dumps(rows[int(index)], ensure_ascii=False, default=str) for index in selection)
+        lines = [text.encode() + b"\n" for text in texts]
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(b"".join(lines))
     return path
 
 

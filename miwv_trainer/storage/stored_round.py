@@ -72,7 +72,8 @@ class RoundNotes(TypedDict, total=False):
         rows: Hash of the raw rows; only `miwv score` knows them.
         chat_template: Hash of the chat template; only `miwv score` knows it.
         library: Version of this library.
-        dataset: The file or the name on the hub.
+        dataset: The file, the folder or the name on the hub.
+        columns: The dataset's own names of what was read of it, or None where its columns are a known format's.
         takes_effect: Only in a training.
     """
 
@@ -80,6 +81,7 @@ class RoundNotes(TypedDict, total=False):
     chat_template: str | None
     library: str
     dataset: str
+    columns: dict[str, str] | None
     takes_effect: TakesEffect
 
 

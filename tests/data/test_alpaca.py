@@ -28,7 +28,8 @@ def test_without_a_chat_template_samples_are_stanford_alpacas_texts():
 @pytest.mark.parametrize(
     "row",
     [
-        {"prompt": "Name a colour.", "completion": "Red"},
+        {"question": "Name a colour.", "answer": "Red"},
+        {"prompt": [turn("user", "Name a colour.")], "completion": "Red"},
         {"messages": [turn("user", "Name a colour."), turn("assistant", "Red")]},
     ],
 )
@@ -42,7 +43,27 @@ def test_without_a_chat_template_a_column_named_input_does_not_reach_a_prompt_co
     tokenizer = tiny_tokenizer(chat_template=None)
     row = {"prompt": "Name a colour.", "completion": "Red", "instruction": "unused", "input": "unused"}
     pool = pool_from_rows([row, row], tokenizer)
-    assert tokenizer.decode(pool.sample(0)) == ALPACA_WITHOUT_INPUT + "Red<|im_end|>"
+    assert tokenizer.decode(pool.sample(0)) == "Name a colour.Red<|im_end|>"
+
+
+def test_without_a_chat_template_system_and_history_are_alpacas_texts_too():
+    tokenizer = tiny_tokenizer(chat_template=None)
+    row = {**ALPACA_ROWS[1], "system": "Be brief.", "history": [["Name a colour.", "Red"]]}
+    pool = pool_from_rows([row, row], tokenizer)
+    earlier = ALPACA_WITHOUT_INPUT.replace("Name a", "Be brief.\n\nName a")
+    assert tokenizer.decode(pool.sample(0)) == f"{earlier}Red<|im_end|>{ALPACA_WITH_INPUT}Hello<|im_end|>"
+    row.pop("history")
+    pool = pool_from_rows([row, row], tokenizer)
+    with_system = ALPACA_WITH_INPUT.replace("Translate.", "Be brief.\n\nTranslate.")
+    assert tokenizer.decode(pool.sample(0)) == f"{with_system}Hello<|im_end|>"
+
+
+@pytest.mark.parametrize("beside", [{"tools": [{"name": "look"}]}, {"documents": '[{"text": "a"}]'}])
+def test_alpacas_text_refuses_what_it_has_no_place_for(beside):
+    with pytest.raises(
+        ValueError, match=f"no chat template, and Alpaca's text has no place for `{next(iter(beside))}`"
+    ):
+        pool_from_rows([{**row, **beside} for row in ALPACA_ROWS], tiny_tokenizer(chat_template=None))
 
 
 def test_alpacas_text_begins_with_bos_once_where_the_tokenizer_adds_it():

@@ -7,6 +7,7 @@ import pytest
 
 from miwv_trainer import tokenize
 from miwv_trainer.data.build import pool_from_rows, pool_from_tokenized, render
+from miwv_trainer.data.columns import parse_names
 from tests.helpers.chats import (
     ALPACA_ROWS,
     INSTRUCTIONS,
@@ -28,7 +29,16 @@ def test_the_same_conversation_in_any_columns_is_the_same_pool(name):
         [{"instruction": user, "input": "", "output": assistant} for user, assistant in turns],
         [{"instruction": user, "output": assistant} for user, assistant in turns],
         [{"instruction": user, "input": None, "output": assistant} for user, assistant in turns],
-        [{"prompt": user, "completion": assistant} for user, assistant in turns],
+        [{"instruction": user, "context": "", "response": assistant} for user, assistant in turns],
+        [{"instruction": user, "instances": [{"input": "", "output": assistant}]} for user, assistant in turns],
+        [{"question": user, "answer": assistant} for user, assistant in turns],
+        [{"query": user, "response": assistant} for user, assistant in turns],
+        [{"input": user, "output": assistant} for user, assistant in turns],
+        [{"conversations": [turn("user", u), turn("assistant", a)]} for u, a in turns],
+        [{"conversations": [{"from": "human", "value": u}, {"from": "gpt", "value": a}]} for u, a in turns],
+        [{"instruction": u, "chosen": a, "rejected": a + "?"} for u, a in turns],
+        [{"prompt": [turn("user", u)], "chosen": a, "rejected": a + "?"} for u, a in turns],
+        [{"chosen": [turn("user", u), turn("assistant", a)], "rejected": [turn("user", u)]} for u, a in turns],
         [{"prompt": [turn("user", u)], "completion": [turn("assistant", a)]} for u, a in turns],
         [{"prompt": [turn("user", u)], "completion": a} for u, a in turns],
         as_rows(conversations()),
@@ -75,7 +85,7 @@ def test_a_blank_input_adds_nothing(blank):
 @pytest.mark.parametrize("has_template", [True, False])
 def test_a_row_without_the_known_columns_is_refused_with_what_it_has(row, given, has_template):
     tokenizer = chat_tokenizer("qwen2_5") if has_template else tiny_tokenizer(chat_template=None)
-    words = f"needs the columns `prompt` and `completion`, `messages`, or .*.*; this one has {given}\\.$"
+    words = f"needs the columns `prompt` and `completion`; `messages`; .*`--columns prompt=.* This one has {given}\\.$"
     with pytest.raises(ValueError, match=words):
         pool_from_rows([row, row], tokenizer)
 
@@ -94,7 +104,7 @@ def test_turns_that_are_no_text_are_refused(row: dict[str, Any], template: str |
         {"prompt": 7},
         {"messages": "[]"},
         {"instruction": 5},
-        {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}]},
+        {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
     ],
 )
 def test_a_column_of_a_known_name_that_holds_something_else_is_passed_over(column: dict[str, Any]) -> None:
@@ -104,3 +114,127 @@ def test_a_column_of_a_known_name_that_holds_something_else_is_passed_over(colum
     rows = [{**row, **column} for row in tokenized]
     assert pool_from_tokenized(rows, tokenizer).texts == pool_from_rows(raw, tokenizer).texts
     assert pool_from_tokenized(rows, tokenizer, with_texts=False).texts is None
+
+
+NAMES = {"prompt": "ask", "response": "say"}
+CHAT = [turn("user", "a"), turn("assistant", "b")]
+
+
+def test_named_columns_are_read_as_the_conversation_that_they_hold() -> None:
+    tokenizer = chat_tokenizer("qwen2_5")
+    turns = list(zip(INSTRUCTIONS, RESPONSES, strict=True))
+    expected = pool_from_rows(as_rows(conversations("Be brief.")), tokenizer)
+    named = [
+        ([{"ask": u, "say": a, "system": "Be brief."} for u, a in turns], NAMES),
+        ([{"ask": u, "say": a, "who": "Be brief."} for u, a in turns], {**NAMES, "system": "who"}),
+        ([{"prompt": u, "completion": a, "who": "Be brief."} for u, a in turns],
+         {"prompt": "prompt", "response": "completion", "system": "who"}),
+        ([{"chat": chat, "messages": "other"} for chat in conversations("Be brief.")], {"messages": "chat"}),
+        ([{"a": [turn("system", "Be brief."), turn("user", u), turn("assistant", a)], "b": [turn("system", "Be brief."),
+           turn("user", u)]} for u, a in turns], {"chosen": "a", "rejected": "b"}),
+    ]  # fmt: skip
+    for rows, columns in named:
+        pool = pool_from_rows(rows, tokenizer, columns=columns)
+        assert pool.fingerprint == expected.fingerprint
+        assert pool.texts == expected.texts
+        tokenized = tokenize(datasets.Dataset.from_list(rows), tokenizer, columns).select_columns(
+            ["input_ids", "labels"]
+        )
+        assert pool_from_tokenized(tokenized, tokenizer).fingerprint == expected.fingerprint
+
+
+@pytest.mark.parametrize(
+    "typed, words",
+    [
+        ("prompt", r"Columns are named as in `--columns prompt=\.\.\.,response=\.\.\.` .*got 'prompt'"),
+        ("prompt=a,prompt=b", "each once, but got"),
+        ("prompt=a,response=", "Columns are named as in"),
+        ("prompt=a", "`columns` names prompt; allowed are the names prompt, response, input; messages; prompt, chosen"),
+        ("messages=a,prompt=b", "`columns` names messages, prompt; allowed are"),
+        ("prompt=a,response=b,tone=c", "names prompt, response, tone; allowed are .*each with any of system, history"),
+    ],
+)
+def test_names_that_name_no_sample_are_refused(typed: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        parse_names(typed)
+
+
+def test_a_named_column_that_is_not_there_is_refused_by_name() -> None:
+    tokenizer = chat_tokenizer("qwen2_5")
+    with pytest.raises(ValueError, match="`columns` names 'said', but no sample has it; found: ask, say"):
+        pool_from_rows([{"ask": "a", "say": "b"}] * 2, tokenizer, columns={**NAMES, "response": "said"})
+    with pytest.raises(ValueError, match="Sample 1 .* There is no column 'say', which `columns` names; found: ask"):
+        pool_from_rows([{"ask": "a", "say": "b"}, {"ask": "a"}], tokenizer, columns=NAMES)
+    with pytest.raises(ValueError, match="`columns` names 'who', but no sample has it"):
+        pool_from_rows([{"ask": "a", "say": "b"}] * 2, tokenizer, columns={**NAMES, "system": "who"})
+    # Where some samples have it, the others have no system turn.
+    rows = [{"ask": "a", "say": "b"}, {"ask": "a", "say": "b", "who": "Be brief."}]
+    assert len(pool_from_rows(rows, tokenizer, columns={**NAMES, "system": "who"})) == 2
+
+
+@pytest.mark.parametrize(
+    "row, words",
+    [
+        ({"messages": CHAT, "conversations": CHAT}, "by its columns `messages`, and by `conversations`: say by"),
+        ({"question": "a", "answer": "b", "query": "a", "response": "b"}, "`question` and `answer`, and by `query`"),
+        ({"messages": CHAT, "prompt": "a", "chosen": "b", "rejected": "c"}, "`messages`, and by `prompt`, `chosen`"),
+        ({"messages": CHAT, "history": [["a", "b"]]}, "`history` changes the prompt but is not read beside `messages`"),
+        ({"prompt": CHAT, "completion": "c", "documents": [{"text": "a"}]}, "`documents` changes the prompt but"),
+        ({"conversations": CHAT, "system_prompt": "Be brief."}, "`system_prompt` changes the prompt but"),
+        ({"messages": CHAT, "functions": [{"name": "look"}]}, "`functions` changes the prompt but"),
+        ({"chosen": "a b", "rejected": "a c", "question": "d"}, "`question` cannot be read beside texts"),
+        ({"prompt": "a", "completion": "b", "chat_template_kwargs": {"x": 1}}, "`chat_template_kwargs` cannot be read"),
+        ({"prompt": "a", "completion": "b", "audio": {"path": "a.wav"}}, "has `audio`, but a pool is scored on text"),
+        ({"conversations": [turn("system", "a"), *CHAT], "system": "b"}, "has a system turn, and a column `system`"),
+        ({"instruction": "a", "output": "b", "system": ["c"]}, "column `system` must be text, but got"),
+        ({"instruction": "a", "output": "b", "history": ["c"]}, "column `history` must be a list of pairs"),
+        ({"instruction": "a", "output": "b", "input": ["c"]}, "input of an instruction must be text, but got"),
+        ({"question": "a", "answer": "b", "tools": "look"}, "column `tools` is text that is no JSON"),
+        ({"question": "a", "answer": "b", "tools": {"name": "look"}}, "column `tools` must be a list, or JSON text"),
+        ({"messages": CHAT, "chat_template_kwargs": [1]}, "column `chat_template_kwargs` must be an object"),
+        ({"messages": CHAT, "chat_template_kwargs": {"tokenize": True}}, "sets 'tokenize', which says how to render"),
+        ({"messages": CHAT, "tools": [{"name": "look"}]}, "chat template does not render `tools`"),
+        ({"question": "a", "answer": "b", "documents": [{"text": "c"}]}, "chat template does not render `documents`"),
+    ],
+)
+def test_what_changes_the_prompt_is_rendered_or_refused_by_name(row: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=f"Sample 0 of the pool cannot be rendered.*{words}"):
+        pool_from_rows([row, row], tiny_tokenizer())
+
+
+@pytest.mark.parametrize("form", [{"messages": CHAT}, {"prompt": "a", "completion": "b"}, {"conversations": CHAT}])
+@pytest.mark.parametrize(
+    "name, blanks",
+    [
+        ("system", [None, "", " "]),
+        ("history", [None, "", [], "[]"]),
+        ("tools", [None, "", " ", [], "[]", "null"]),
+        ("documents", [None, "", [], "[]"]),
+        ("images", [None, "", []]),
+        ("chat_template_kwargs", [None, "", {}, "{}"]),
+    ],
+)
+def test_a_column_without_a_value_changes_nothing(name: str, blanks: list[object], form: dict[str, Any]) -> None:
+    tokenizer = tiny_tokenizer()
+    rows = [{**form, name: blank} for blank in blanks]
+    expected = [form] * len(blanks)
+    assert pool_from_rows(rows, tokenizer).fingerprint == pool_from_rows(expected, tokenizer).fingerprint
+
+
+def test_a_faulty_sample_is_named_by_its_number_in_the_pool() -> None:
+    rows = datasets.Dataset.from_list([*[{"question": "a", "answer": "b"}] * 700, {"question": "a", "answer": None}])
+    rows = rows.add_column("images", [None] * 700 + [["a.png"]])
+    with pytest.raises(ValueError, match="Sample 700 of the pool"):
+        pool_from_rows(rows, tiny_tokenizer())
+    with pytest.raises(ValueError, match="Sample 700 of the pool"):
+        tokenize(rows, tiny_tokenizer())
+
+
+def test_an_input_reaches_the_prompt_of_an_instruction_that_is_null() -> None:
+    tokenizer = tiny_tokenizer()
+    rows = [
+        {"instruction": None, "input": "a", "output": "b"},
+        {"instruction": "a", "input": float("nan"), "output": "b"},
+    ]
+    expected = [{"messages": CHAT}] * 2
+    assert pool_from_rows(rows, tokenizer).fingerprint == pool_from_rows(expected, tokenizer).fingerprint

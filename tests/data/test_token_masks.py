@@ -55,7 +55,7 @@ def one_by_one(text: RenderedText, tokenizer: PreTrainedTokenizerBase) -> tuple[
 
 
 def assert_same(texts: list[RenderedText], tokenizer: PreTrainedTokenizerBase) -> None:
-    together = encode(texts, tokenizer, TurnMarkers(), add_special_tokens=False)
+    together = encode(texts, tokenizer, TurnMarkers())
     for text, (ids, is_response) in zip(texts, together, strict=True):
         assert (ids.tolist(), is_response.tolist()) == one_by_one(text, tokenizer), text
 
@@ -150,7 +150,8 @@ def test_real_rows_encoded_together_are_rows_encoded_one_by_one(pool: str, name:
         rows = [json.loads(line) for _, line in zip(range(300), file, strict=False)]
     asked, answered = POOLS[pool]
     checked = 0
-    for row, (ids, is_response) in zip(rows, render(rows, tokenizer), strict=True):
+    columns = {"prompt": "prompt", "response": "completion"} if asked == "prompt" else None
+    for row, (ids, is_response) in zip(rows, render(rows, tokenizer, columns=columns), strict=True):
         if not row[answered].strip():
             assert not is_response.any()
             continue
@@ -178,7 +179,7 @@ def test_of_a_prompt_only_what_follows_its_last_marker_is_encoded_again(name: st
         for row in rows
     ]
     texts = [rendered(plain, chat) for chat in chats]
-    list(encode(texts, tokenizer, TurnMarkers(), add_special_tokens=False))
+    list(encode(texts, tokenizer, TurnMarkers()))
     again = encoded[len(texts) :]
     assert encoded[: len(texts)] == [text.whole for text in texts]
     assert not any(row["prompt"] in text for text in again for row in rows)
@@ -189,7 +190,7 @@ def test_an_added_token_that_only_the_answer_completes_is_none_of_the_prompts() 
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core)
     tokenizer.add_tokens(AddedToken("apples", normalized=False))
     ((ids, is_response),) = encode(
-        [RenderedText("greenapples", [("greenapple", "greenapples")])], tokenizer, TurnMarkers(), False
+        [RenderedText("greenapples", [("greenapple", "greenapples")])], tokenizer, TurnMarkers()
     )
     # The prompt by itself is "greenapple", and both together are "green", "apples".
     assert (ids.tolist(), is_response.tolist()) == ([0, 3], [True, True])

@@ -195,8 +195,8 @@ POOLS: dict[str, tuple[Prepare, str]] = {
         "could not be loaded from the hub",
     ),
     "columns of other names": (
-        with_rows([{"question": "a", "answer": "b"}] * 3),
-        "needs the columns `prompt`.*question",
+        with_rows([{"ask": "a", "say": "b"}] * 3),
+        "needs the columns `prompt`.*--columns.*This one has ask, say",
     ),
     "a column of numbers": (with_rows([{"prompt": 1, "completion": 2}] * 2), "Sample 0 .*`content` that are text"),
     "a column of lists": (parquet(prompt=[["a"], ["b"]], completion=["c", "d"]), "`content` that are text"),
@@ -208,7 +208,7 @@ POOLS: dict[str, tuple[Prepare, str]] = {
     "all responses empty": (with_rows([{"prompt": f"a{n}", "completion": ""} for n in range(4)]), "response token"),
     "all responses null": (with_rows([{"prompt": f"a{n}", "completion": None} for n in range(4)]), "response token"),
     "all prompts without a word": (
-        with_rows([{"prompt": "", "completion": f"a{n}"} for n in range(4)]),
+        with_rows([{"instruction": "", "output": f"a{n}"} for n in range(4)]),
         "found no word",
     ),
     "all samples too long": (with_rows([LONG, {**LONG, "output": "no"}]), "2 with more tokens than the context of 512"),
