@@ -41,7 +41,7 @@ def pool_from_rows(
     columns: ColumnNames | None = None,
 ) -> Pool:
     """
-    Makes a pool of raw columns, in one of the formats of `miwv_trainer.data.columns`.
+    Makes a pool of raw columns, of any format in docs/formats.md.
 
     Conversations are rendered by the tokenizer's chat template, or by Alpaca's text template if it has none. A prompt
     and its completion as text are joined as they are, as TRL's SFTTrainer joins them.

@@ -48,6 +48,13 @@ def with_file(name: str, content: bytes) -> Prepare:
     return prepare
 
 
+def with_shards(folder: Path, *names: str) -> Path:
+    folder.mkdir()
+    for name in names:
+        lines(folder / name, ROWS)
+    return folder
+
+
 def with_options(*options: str) -> Prepare:
     return lambda folder: score(folder, *(option.format(folder=folder) for option in options))
 
@@ -197,6 +204,35 @@ POOLS: dict[str, tuple[Prepare, str]] = {
     "columns of other names": (
         with_rows([{"ask": "a", "say": "b"}] * 3),
         "needs the columns `prompt`.*--columns.*This one has ask, say",
+    ),
+    "columns that can be read in two ways": (
+        with_rows([{"question": "a", "answer": "b", "prompt": "a", "completion": "b"}] * 3),
+        "Sample 0 .*by its columns `prompt` and `completion`, and by `question` and `answer`: say by `--columns",
+    ),
+    "a column that changes the prompt and is not read": (
+        with_rows([{"messages": TURNS, "history": [["a", "b"]]}] * 2),
+        "Sample 0 .*column `history` changes the prompt but is not read",
+    ),
+    "names of columns that are not there": (
+        lambda f: score(f, "--columns", "prompt=ask,response=output"),
+        "`columns` names 'ask', but no sample has it; found: input, instruction, output",
+    ),
+    "JSON with half of a character": (
+        with_file("pool.jsonl", b'{"a": "\\ud83d"}\n'),
+        "line 1 holds half of a character",
+    ),
+    "CSV with a line of too few cells": (with_file("pool.csv", b"a,b\n1\n"), "line 2: it has 1 cells, but"),
+    "a folder of several kinds of files": (
+        lambda f: score(f, dataset=with_shards(f / "pool", "a.jsonl", "b.csv")),
+        "holds csv files and json files",
+    ),
+    "a folder without a split `train`": (
+        lambda f: score(f, dataset=with_shards(f / "pool", "test.jsonl")),
+        "has the splits test, but no `train`",
+    ),
+    "an output in the folder of the pool": (
+        lambda f: score(f, "--output", str(f / "pool" / "out"), dataset=with_shards(f / "pool", "a.jsonl")),
+        "out lies in .*pool, all files of which are the pool: give another place as `--output`",
     ),
     "a column of numbers": (with_rows([{"prompt": 1, "completion": 2}] * 2), "Sample 0 .*`content` that are text"),
     "a column of lists": (parquet(prompt=[["a"], ["b"]], completion=["c", "d"]), "`content` that are text"),
