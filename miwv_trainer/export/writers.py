@@ -10,7 +10,7 @@ import numpy as np
 from miwv_trainer.data.files import Rows
 from miwv_trainer.data.rows import JsonRows
 from miwv_trainer.export.dataset_card import CARD_FILE, Origin, build_card
-from miwv_trainer.storage.atomic import atomic_folder, atomic_path, write_text
+from miwv_trainer.storage.atomic import atomic_folder, atomic_path, write_bytes, write_text
 from miwv_trainer.storage.stored_round import StoredRound
 
 SELECTED = "selected.jsonl"
@@ -56,8 +56,7 @@ def write_jsonl(path: Path, rows: Rows, selection: np.ndarray) -> Path:
         # Parquet pools may hold values that JSON does not have, such as dates: they are written as text.
         texts = (json.dumps(rows[int(index)], ensure_ascii=False, default=str) for index in selection)
         lines = [text.encode() + b"\n" for text in texts]
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(b"".join(lines))
+    write_bytes(path, b"".join(lines))
     return path
 
 

@@ -81,6 +81,12 @@ def write_text(target: Path, text: str) -> None:
         path.write_text(text, encoding="utf-8")
 
 
+def write_bytes(target: Path, content: bytes) -> None:
+    """Writes a file as it is given, whole or not at all."""
+    with atomic_path(target) as path:
+        path.write_bytes(content)
+
+
 def make_folder(folder: Path) -> None:
     """Makes a folder and those above it, if they are not there."""
     with explain_write_errors(folder):

@@ -38,6 +38,15 @@ def test_the_same_conversation_in_any_columns_is_the_same_pool(name):
         [{"conversations": [{"from": "human", "value": u}, {"from": "gpt", "value": a}]} for u, a in turns],
         [{"instruction": u, "chosen": a, "rejected": a + "?"} for u, a in turns],
         [{"prompt": [turn("user", u)], "chosen": a, "rejected": a + "?"} for u, a in turns],
+        [
+            # UltraFeedback: the beginning of both conversations stands in `prompt` too, as text.
+            {
+                "prompt": u,
+                "chosen": [turn("user", u), turn("assistant", a)],
+                "rejected": [turn("user", u), turn("x", "")],
+            }
+            for u, a in turns
+        ],
         [{"chosen": [turn("user", u), turn("assistant", a)], "rejected": [turn("user", u)]} for u, a in turns],
         [{"prompt": [turn("user", u)], "completion": [turn("assistant", a)]} for u, a in turns],
         [{"prompt": [turn("user", u)], "completion": a} for u, a in turns],

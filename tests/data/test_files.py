@@ -80,6 +80,7 @@ def test_every_kind_of_source_gives_the_same_rows(name: str, tmp_path: Path, mon
     rows = load_rows(str(tmp_path / name))
     assert list(rows) == ROWS
     assert list(load_rows(str(tmp_path / name), max_samples=3)) == ROWS[:3]
+    assert list(load_rows(str(tmp_path / name), max_samples=999)) == ROWS
     monkeypatch.chdir(tmp_path)
     assert list(load_rows(name)) == ROWS
     assert rows.column_names == ["instruction", "input", "output"]

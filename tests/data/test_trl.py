@@ -120,10 +120,6 @@ PREFERENCES = {
     "messages that begin alike": [
         {"chosen": chat, "rejected": [*chat[:-1], turn("assistant", "No.")]} for chat in conversations(SHARED_SYSTEM)
     ],
-    "a prompt as text beside conversations": [
-        {"prompt": chat[0]["content"], "chosen": chat, "rejected": [chat[0], turn("assistant", "No.")]}
-        for chat in conversations()
-    ],
     "tools": [
         {"prompt": chat[:1], "chosen": chat[1:], "rejected": [turn("assistant", "No.")], "tools": TOOLS}
         for chat in conversations()

@@ -90,7 +90,7 @@ RULES: dict[str, tuple[Callable[[ast.AST], set[str]], Callable[[Path], bool]]] =
 
 
 def is_pure_data(path: Path) -> bool:
-    return wing_of(path) == "data" and path.stem not in ("files", "models")
+    return wing_of(path) == "data" and path.stem not in ("files", "models", "text_files")
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
