@@ -61,7 +61,7 @@ def split_by_length(indices: np.ndarray, lengths: np.ndarray, batch_size: int) -
         lengths: `(N,)` tokens of each sample of the pool.
         batch_size: Samples of one optimizer step over all processes.
     """
-    # transformers groups by the batch of one process; by that of a step the order is the same on any number of them.
+    # transformers counts the samples of one process here. Those of all make the order the same on any number of them.
     batches_per_group = max(1, min(len(indices) // (batch_size * MIN_GROUPS), MAX_BATCHES_PER_GROUP))
     starts = np.arange(0, len(indices), batches_per_group * batch_size)
     return [group[np.argsort(-lengths[group], kind="stable")] for group in np.split(indices, starts[1:])]
