@@ -13,7 +13,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase, ProcessorMix
 from miwv_trainer.data.alpaca import render_alpaca
 from miwv_trainer.data.assistant_turns import mark_assistant_turns
 from miwv_trainer.data.chat_template import find_turn_markers, render_chat
-from miwv_trainer.data.columns import ColumnNames, check_names, read_conversation, read_instruction
+from miwv_trainer.data.columns import ColumnNames, check_names, read_any, read_conversation, read_instruction
 from miwv_trainer.data.instructions import read_instructions
 from miwv_trainer.data.map_style import (
     ROWS_AT_ONCE,
@@ -65,6 +65,7 @@ def pool_from_rows(
             yield row
 
     samples = list(render(read(), tokenizer, markers, columns))
+    _tell_plain_text(rows, tokenizer, columns)
     return build_pool(samples, markers, texts)
 
 
@@ -129,6 +130,7 @@ def tokenize(
         ValueError: a sample cannot be read or rendered; the message names it.
     """
     _check_names(dataset, columns)
+    _tell_plain_text(dataset, tokenizer, columns)
     markers = find_turn_markers(tokenizer)
 
     def add_ids(batch: Mapping[str, list[object]], numbers: list[int]) -> dict[str, list[list[int]]]:
@@ -187,6 +189,16 @@ def _check_names(rows: MapStyleDataset, columns: ColumnNames | None) -> None:
     missing = [column for column in columns.values() if column not in found]
     if missing:
         raise ValueError(f"`columns` names {missing[0]!r}, but no sample has it; found: {', '.join(sorted(found))}.")
+
+
+def _tell_plain_text(rows: MapStyleDataset, tokenizer: PreTrainedTokenizerBase, columns: ColumnNames | None) -> None:
+    """Tells who brings a chat template that it is not used, where the first sample shows that."""
+    first = read_any(rows[0], columns) if len(rows) else None
+    if first is not None and first.is_plain and tokenizer.chat_template is not None:
+        logger.info(
+            "The prompts and answers of the pool are texts, so they are joined as they are, as TRL's trainers do it. "
+            "To render them by the chat template, name their columns: `--columns prompt=prompt,response=completion`."
+        )
 
 
 def _render_row(

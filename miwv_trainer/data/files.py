@@ -11,7 +11,7 @@ from miwv_trainer.data.text_files import read_csv, read_json
 
 Rows: TypeAlias = datasets.Dataset | JsonRows
 
-READERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+READERS = {".json": "json", ".jsonl": "json", ".ndjson": "json", ".csv": "csv", ".parquet": "parquet"}
 TEXT_READERS = {"json": read_json, "csv": read_csv}
 SPLIT = "train"
 # Files with one of the names that are read, in which datasets and models describe themselves.

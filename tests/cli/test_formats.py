@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from miwv_trainer.cli.main import main
-from miwv_trainer.data.columns import FORMATS
+from miwv_trainer.data.formats import FORMATS
 from tests.helpers.tiny import instruction_rows, save_tiny
 
 ROWS = instruction_rows(12)
@@ -82,7 +82,7 @@ def turns(row: dict[str, str]) -> list[dict[str, Any]]:
 
 
 def test_the_same_data_in_three_formats_of_columns_and_of_files_is_the_same_selection(
-    model_folder: Path, tmp_path: Path
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     chats = [{"messages": turns(row)} for row in ROWS]
     shared = [
@@ -105,6 +105,8 @@ def test_the_same_data_in_three_formats_of_columns_and_of_files_is_the_same_sele
         assert selected == [rows[number] for number in chosen[0]]
     # What is selected as a folder is a pool again.
     select = ["select", "--scores", str(outputs[1]), "--dataset", str(tmp_path / "shards"), "--fraction", "0.34"]
+    assert main([*select, "--to", str(tmp_path / "shards" / "chosen.jsonl")]) == 2
+    assert "chosen.jsonl lies in" in capsys.readouterr().err and not (tmp_path / "shards" / "chosen.jsonl").exists()
     assert main([*select, "--format", "dataset"]) == 0
     again = score(model_folder, outputs[1] / "selected", tmp_path / "again")
     assert len(again) == 1

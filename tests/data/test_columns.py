@@ -239,6 +239,18 @@ def test_a_faulty_sample_is_named_by_its_number_in_the_pool() -> None:
         tokenize(rows, tiny_tokenizer())
 
 
+def test_it_is_told_where_a_chat_template_is_not_used(caplog: pytest.LogCaptureFixture) -> None:
+    rows = [{"prompt": "a", "completion": "b"}] * 2
+    with caplog.at_level("INFO"):
+        pool_from_rows(rows, tiny_tokenizer(chat_template=None))
+        pool_from_rows(rows, tiny_tokenizer(), columns={"prompt": "prompt", "response": "completion"})
+        pool_from_rows([{"question": "a", "answer": "b"}] * 2, tiny_tokenizer())
+        assert "joined as they are" not in caplog.text
+        pool_from_rows(rows, tiny_tokenizer())
+        tokenize(datasets.Dataset.from_list(rows), tiny_tokenizer())
+    assert caplog.text.count("joined as they are, as TRL's trainers do it. To render them by the chat template") == 2
+
+
 def test_an_input_reaches_the_prompt_of_an_instruction_that_is_null() -> None:
     tokenizer = tiny_tokenizer()
     rows = [

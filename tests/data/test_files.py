@@ -50,6 +50,7 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "a.json.gz": lambda path: write(path, json.dumps(ROWS).encode()),
     "marked.json": lambda path: write(path, b"\xef\xbb\xbf\n" + json.dumps(ROWS).encode()),
     "array.jsonl": lambda path: write(path, json.dumps(ROWS).encode()),
+    "a.ndjson": lambda path: write(path, as_lines(ROWS)),
     "A.JSONL": lambda path: write(path, as_lines(ROWS)),
     "a.csv": lambda path: as_table(ROWS).to_csv(path, index=False),
     "marked.csv": lambda path: write(path, b"\xef\xbb\xbfinstruction,input,output\r\n" + write_csv(ROWS)),

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from miwv_trainer.data.build import pool_from_rows
-from miwv_trainer.data.columns import FORMATS, parse_names
+from miwv_trainer.data.columns import parse_names
+from miwv_trainer.data.formats import FORMATS
 from tests.helpers.launch import ROOT
 from tests.helpers.tiny import tiny_tokenizer
 
