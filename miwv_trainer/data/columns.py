@@ -7,7 +7,6 @@ pool of other prompts than those that are trained would be scored in silence.
 
 from collections.abc import Mapping
 from contextlib import suppress
-from functools import partial
 from itertools import takewhile
 from typing import TypeAlias
 
@@ -59,16 +58,18 @@ def read_any(row: Row, columns: ColumnNames | None = None) -> Conversation | Non
     """
     What a row says, by the first format that can be read of those that it has; None if there is none.
 
-    For showing and embedding texts, where a training has read the columns in its own way.
+    For showing and embedding texts, where a training has read the columns in its own way. What stands beside the
+    format's own columns is left out, so that the instruction of a sample with a history is its own.
     """
-    readers = [form.read for form in _find_formats(row, FORMATS)]
+    formats = FORMATS
     if columns is not None:
-        readers = [partial(read_conversation, columns=columns)]
-    for read in readers:
         try:
-            return read(row)
+            row, formats = _rename(row, columns), NAMED_FORMATS
         except ValueError:
-            continue
+            return None
+    for form in _find_formats(row, formats):
+        with suppress(ValueError):
+            return form.read(row)
     return None
 
 

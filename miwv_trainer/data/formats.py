@@ -158,7 +158,7 @@ def _make_turns(content: object, role: str) -> list[Message]:
 
 
 # In the order in which they are tried. Of several that a row has, the first gives the text that is embedded.
-FORMATS = (
+FORMATS: tuple[Format, ...] = (
     Format(
         ("prompt", "completion"), READ_BY_TRL, PROMPT_COLUMNS, _read_pair,
         '{"prompt": "The sky is", "completion": " blue."}',
@@ -216,7 +216,7 @@ FORMATS = (
     ),
 )  # fmt: skip
 # What `columns` can name: the texts are turns of a conversation, also where TRL would take them as plain text.
-NAMED_FORMATS = (
+NAMED_FORMATS: tuple[Format, ...] = (
     Format(("prompt", "response"), ("input", *READ_BESIDE), PROMPT_COLUMNS, _read_named_pair),
     Format(("messages",), READ_BESIDE, PROMPT_COLUMNS, _read_messages),
     Format(("prompt", "chosen", "rejected"), READ_BESIDE, PROMPT_COLUMNS, _read_named_preference),

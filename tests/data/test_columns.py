@@ -251,6 +251,14 @@ def test_it_is_told_where_a_chat_template_is_not_used(caplog: pytest.LogCaptureF
     assert caplog.text.count("joined as they are, as TRL's trainers do it. To render them by the chat template") == 2
 
 
+def test_the_instruction_of_a_sample_with_a_history_is_its_own() -> None:
+    own = {"system": "Be brief.", "history": [["earlier", "yes"]]}
+    rows = [{"instruction": "a", "input": "b", "output": "c", **own}, {"question": "a", "answer": "c", **own}]
+    assert pool_from_rows(rows, tiny_tokenizer()).texts == ["a\n\nb", "a"]
+    named = [{"ask": "a", "say": "c", **own}] * 2
+    assert pool_from_rows(named, tiny_tokenizer(), columns=NAMES).texts == ["a", "a"]
+
+
 def test_an_input_reaches_the_prompt_of_an_instruction_that_is_null() -> None:
     tokenizer = tiny_tokenizer()
     rows = [
