@@ -109,7 +109,7 @@ def pool_from_tokenized(
                 "The labels cover whole conversations: samples are scored on the assistant's turns, found by the chat "
                 "template, and trained as they are."
             )
-            whole = turns
+            whole = replace(turns, is_trained_whole=True)
     pool = split_preamble(whole, markers)
     return replace(pool, texts=read_instructions(dataset, pool, tokenizer, markers)) if with_texts else pool
 

@@ -55,6 +55,7 @@ class Pool:
         offsets: `(N + 1,)` int64. Sample `i` is `tokens[offsets[i]:offsets[i + 1]]`.
         texts: The N instructions as text, if they are known.
         groups: `(N,)` int64. The number of each sample's group, from 0, if there are groups.
+        is_trained_whole: Whether training puts its loss on prompts too, so that its labels are not `is_response`.
     """
 
     preamble: np.ndarray
@@ -64,6 +65,7 @@ class Pool:
     # Not a part of what is compared: the same pool has texts or not, depending on the embedder.
     texts: Sequence[str] | None = field(default=None, compare=False)
     groups: np.ndarray | None = field(default=None, compare=False)
+    is_trained_whole: bool = field(default=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

@@ -47,6 +47,7 @@ def split_preamble(whole: Pool, markers: TurnMarkers) -> Pool:
         is_response=whole.is_response[is_kept],
         offsets=whole.offsets - len(preamble) * np.arange(len(whole.offsets)),
         texts=whole.texts,
+        is_trained_whole=whole.is_trained_whole,
     )
     _check_usable(pool)
     return pool

@@ -16,6 +16,7 @@ from miwv_trainer.embeddings.embedders import embed_texts, get_embedder, validat
 from miwv_trainer.embeddings.nearest import find_nearest_exemplars
 from miwv_trainer.embeddings.vectors import Embeddings
 from miwv_trainer.rounds.identity import Exemplars, fingerprint_exemplars
+from miwv_trainer.scoring.causality import check_causal
 from miwv_trainer.scoring.isolation import leave_no_trace
 from miwv_trainer.scoring.memory import size_batches
 from miwv_trainer.scoring.padding import settle_padding
@@ -137,6 +138,7 @@ def _embed(scorer: Scorer) -> Embeddings | None:
     elif embedder.is_model_in_training:
         size = size_batches(model, config, scorer.memory, int(pool.prompt_tokens.sum()))
         with leave_no_trace(model), disable_compilation(model):
+            check_causal(scorer)
             scorer = settle_padding(scorer)
             batches = plan_prompts(pool, scorer.context, size.tokens_per_batch, scorer.sharing)
             embeddings = embed_prompts(scorer, batches)

@@ -1,5 +1,6 @@
 """How long a sequence may be, and other sizes that families of models name differently."""
 
+from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from miwv_trainer.config import MIWVConfig
@@ -28,8 +29,25 @@ def find_context_length(model: PreTrainedModel, config: MIWVConfig) -> int:
     text_config = get_text_config(model)
     limit = read_size(text_config, *CONTEXT_NAMES) or NO_LIMIT
     if limit != NO_LIMIT:
-        limit = int(limit * read_context_factor(text_config))
+        limit = int(limit * read_context_factor(text_config)) - _count_reserved_positions(model, limit)
     return min(limit, config.scoring_max_length) if config.scoring_max_length is not None else limit
+
+
+def _count_reserved_positions(model: PreTrainedModel, limit: int) -> int:
+    """
+    Rows of a table of positions that no token gets: RoBERTa and its relatives count positions from behind the padding's
+    index, so that a sequence of `max_position_embeddings` ends in an IndexError. (OPT's and BART's tables are larger
+    than the limit by their offset.)
+    """
+    tables = (module for name, module in get_inner_model(model).named_modules() if "position" in name)
+    return max(
+        (
+            table.padding_idx + 1
+            for table in tables
+            if isinstance(table, nn.Embedding) and table.num_embeddings == limit and table.padding_idx is not None
+        ),
+        default=0,
+    )
 
 
 def get_text_config(model: PreTrainedModel) -> PretrainedConfig:

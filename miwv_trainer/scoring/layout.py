@@ -15,13 +15,14 @@ from torch import nn
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.distributed.wrappers import get_inner_model
 from miwv_trainer.scoring.attention import choose_tree_attention, find_tree_obstacle
+from miwv_trainer.scoring.causality import check_causal
 from miwv_trainer.scoring.context import find_context_length
 from miwv_trainer.scoring.isolation import watch_autocast
 from miwv_trainer.scoring.losses import NOT_RECORDED, Losses, Recording, score_batches, score_trees
 from miwv_trainer.scoring.memory import BatchSize
 from miwv_trainer.scoring.padding import find_least_tolerance, settle_padding
 from miwv_trainer.scoring.rows import PaddedBatch, find_scorable, plan_padded, plan_zero_shot, restrict_exemplars
-from miwv_trainer.scoring.scorer import Scorer
+from miwv_trainer.scoring.scorer import CheckedModel, Scorer
 from miwv_trainer.scoring.trees import make_tree_batches, plan_trees
 from miwv_trainer.selection.scores import ZERO_SHOT, get_score
 
@@ -93,19 +94,14 @@ def choose_layout(scorer: Scorer, exemplars: np.ndarray) -> str:
         ValueError: `layout="tree"` was asked for and the model cannot take it.
     """
     model, config = scorer.model, scorer.config
+    checked = _check_forwards(scorer, exemplars)
     if get_score(config).losses == ZERO_SHOT:
-        return ZERO_SHOT_EQUAL if settle_padding(scorer).sharing.is_equal else ZERO_SHOT_ONLY
-    is_equal = settle_padding(scorer, exemplars).sharing.is_equal
-    if is_equal and config.layout != "tree":
+        return ZERO_SHOT_EQUAL if checked.is_equal else ZERO_SHOT_ONLY
+    if checked.is_equal and config.layout != "tree":
         return EQUAL
     if config.layout == "padded":
         return "padded"
-    obstacle = (
-        ("right padding changes its losses" if is_equal else None)
-        or find_tree_obstacle(model, scorer.context)
-        or _find_rope_obstacle(scorer, exemplars)
-        or _compare_layouts(scorer, exemplars)
-    )
+    obstacle = _find_known_obstacle(scorer, exemplars, checked.is_equal) or checked.tree_obstacle
     if obstacle is None:
         return "tree"
     if config.layout == "tree":
@@ -117,6 +113,40 @@ def choose_layout(scorer: Scorer, exemplars: np.ndarray) -> str:
             "silences this.", type(get_inner_model(model)).__name__, obstacle,
         )  # fmt: skip
     return "padded"
+
+
+def _check_forwards(scorer: Scorer, exemplars: np.ndarray) -> CheckedModel:
+    """
+    What a few forwards tell of the model, found once in a training as long as nothing changes that it depends on.
+
+    Raises:
+        ValueError: the model sees tokens that follow.
+    """
+    config, size = get_inner_model(scorer.model).config, scorer.size_batches(exemplars)
+    weights = next(scorer.model.parameters())
+    depends_on = (type(scorer.model), config.to_json_string(), weights.dtype, weights.device, scorer.context, size)
+    key = " ".join(map(str, depends_on))
+    # Ranks agree, because one that asks waits for the others.
+    if all(scorer.world.all_gather(key in scorer.checked)):
+        return scorer.checked[key]
+    check_causal(scorer)
+    needs_exemplars = get_score(scorer.config).losses != ZERO_SHOT
+    is_equal = settle_padding(scorer, exemplars if needs_exemplars else None).sharing.is_equal
+    asks = needs_exemplars and scorer.config.layout != "padded"
+    obstacle = (
+        _find_known_obstacle(scorer, exemplars, is_equal) or _compare_layouts(scorer, exemplars) if asks else None
+    )
+    scorer.checked[key] = CheckedModel(is_equal, obstacle)
+    return scorer.checked[key]
+
+
+def _find_known_obstacle(scorer: Scorer, exemplars: np.ndarray, is_equal: bool) -> str | None:
+    """Why the model takes no trees, as far as no forward is needed to tell."""
+    return (
+        ("right padding changes its losses" if is_equal else None)
+        or find_tree_obstacle(scorer.model, scorer.context)
+        or _find_rope_obstacle(scorer, exemplars)
+    )
 
 
 def check_layout(model: nn.Module, config: MIWVConfig) -> None:

@@ -33,8 +33,12 @@ _warned: WeakSet[nn.Module] = WeakSet()
 
 def find_least_tolerance(model: nn.Module, is_autocast: bool) -> float:
     """The difference between two ways to compute a loss with the same weights that rounding explains, in nats."""
-    dtype = torch.bfloat16 if is_autocast else next(model.parameters()).dtype
-    return LEAST_TOLERANCE.get(dtype, LEAST_TOLERANCE_LOW_PRECISION)
+    return LEAST_TOLERANCE.get(find_dtype(model, is_autocast), LEAST_TOLERANCE_LOW_PRECISION)
+
+
+def find_dtype(model: nn.Module, is_autocast: bool) -> torch.dtype:
+    """The dtype that a forward computes in."""
+    return torch.bfloat16 if is_autocast else next(model.parameters()).dtype
 
 
 def settle_padding(scorer: Scorer, exemplars: np.ndarray | None = None) -> Scorer:

@@ -6,6 +6,7 @@ from transformers import PreTrainedModel
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.pool import Pool
 from miwv_trainer.distributed.world import World
+from miwv_trainer.scoring.causality import check_causal
 from miwv_trainer.scoring.isolation import leave_no_trace
 from miwv_trainer.scoring.losses import score_batches
 from miwv_trainer.scoring.model_checks import check_model
@@ -38,6 +39,7 @@ def compute_response_losses(
     check_model(model, pool)
     scorer = prepare_scorer(model, pool, MIWVConfig(), World(0, 1, model.device, quiet=not show_progress))
     with leave_no_trace(scorer.model):
+        check_causal(scorer)
         scorer = settle_padding(scorer)
         batches = plan_zero_shot(pool, scorer.context, tokens_per_batch, sharing=scorer.sharing)
         return score_batches(scorer, batches).zero_shot

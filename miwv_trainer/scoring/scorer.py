@@ -6,7 +6,7 @@ measured it again would compose other batches, and the batch changes the last bi
 (lm-evaluation-harness#1645): the resumed round would end with other scores.
 """
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 from torch import nn
@@ -50,6 +50,20 @@ class ScoringPlan:
 
 
 @dataclass(frozen=True)
+class CheckedModel:
+    """
+    What the forwards before the first row have told of a model.
+
+    Args:
+        is_equal: Whether no forward may have padding.
+        tree_obstacle: Why the model takes no rows of trees; None if it does, or if nothing asks for them.
+    """
+
+    is_equal: bool
+    tree_obstacle: str | None = None
+
+
+@dataclass(frozen=True)
 class Scorer:
     """
     What scores a pool in one round. Made by [`prepare_scorer`].
@@ -62,6 +76,8 @@ class Scorer:
         context: Longest sequence, in tokens, that is forwarded.
         memory: What limits the size of forwards.
         sharing: Which rows may share a forward.
+        checked: What earlier rounds of the same training have found, by what it depends on, so that a later round does
+            not ask again.
     """
 
     model: PreTrainedModel
@@ -71,6 +87,7 @@ class Scorer:
     context: int
     memory: MemoryBudget
     sharing: Sharing = ALL_SHARE
+    checked: dict[str, CheckedModel] = field(default_factory=dict)
 
     def follow(self, plan: ScoringPlan) -> "Scorer":
         """This scorer with the limits of an earlier process, whose journal of the same round holds `plan`."""
@@ -86,15 +103,18 @@ class Scorer:
         return size_batches(self.model, self.config, self.memory, 2 * int(self.pool.lengths[can_score].sum()))
 
 
-def prepare_scorer(model: nn.Module, pool: Pool, config: MIWVConfig, world: World) -> Scorer:
+def prepare_scorer(
+    model: nn.Module, pool: Pool, config: MIWVConfig, world: World, checked: dict[str, CheckedModel] | None = None
+) -> Scorer:
     """
     Decides the context and measures free memory. All ranks call this together.
 
     Args:
         model: A causal language model of transformers, as a Trainer holds it: it may be wrapped by DataParallel,
             DistributedDataParallel, a DeepSpeed engine, FSDP or `torch.compile`.
+        checked: What earlier rounds of the same training have found, to which this scorer adds; None for nothing.
     """
     unwrapped = unwrap_model(model)
     context, memory = find_context_length(unwrapped, config), measure_memory(unwrapped, world)
     sharing = read_rope_sharing(get_text_config(get_inner_model(unwrapped)))
-    return Scorer(unwrapped, pool, config, world, context, memory, sharing)
+    return Scorer(unwrapped, pool, config, world, context, memory, sharing, {} if checked is None else checked)

@@ -11,9 +11,12 @@ from miwv_trainer.storage.atomic import write_text
 IGNORED_BY = ".gitignore"
 
 
-def keep_out_of_uploads(output: Path, folder: str) -> None:
-    """Names a folder in the `.gitignore` of `output`, behind what stands there."""
-    path = output / IGNORED_BY
+def keep_out_of_uploads(output: Path, folder: Path) -> None:
+    """Names a folder in the `.gitignore` of `output`, behind what stands there, if it lies in `output`."""
+    output, folder = output.resolve(), folder.resolve()
+    if not folder.is_relative_to(output):
+        return
+    path, rule = output / IGNORED_BY, f"{folder.relative_to(output).as_posix()}/"
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    if f"{folder}/" not in lines:
-        write_text(path, "".join(f"{line}\n" for line in [*lines, f"{folder}/"]))
+    if rule not in lines:
+        write_text(path, "".join(f"{line}\n" for line in [*lines, rule]))

@@ -3,22 +3,34 @@
 The dataset is compared before training begins, but a dataloader and a collator stand between it and the model, and both
 may be the user's own. A hook on the model looks at the token ids of some training batches: the first two of every
 epoch, and every hundredth. On a GPU a look waits for the device once, which is why not every batch is looked at.
+
+Labels are compared too, where the model is given them: a collator for language modelling replaces them by all token
+ids, so that prompts are trained and a selection by the loss of responses means little. Two kinds of training are left
+out: where the model gets no labels (a Trainer with label smoothing or a loss of its own takes them out of the batch),
+and where the dataset's own labels cover prompts.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from miwv_trainer.data.pool import Pool
+from miwv_trainer.data.pool import IGNORED_LABEL, Pool
 from miwv_trainer.data.sample_hashes import hash_ids, hash_sample_ids
 
 FIRST_LOOKS = 2
 LOOK_EVERY = 100
 ROWS_PER_LOOK = 4
+
+
+class BatchRow(NamedTuple):
+    """A row of a batch without padding: `(length,)` token ids, and labels if the model is given them."""
+
+    ids: np.ndarray
+    labels: np.ndarray | None
 
 
 class BatchCheck:
@@ -58,15 +70,37 @@ class BatchCheck:
         if self._batches > FIRST_LOOKS and self._batches % LOOK_EVERY:
             return
         rows, allowed = list(_read_rows(inputs)), np.unique(self._order(epoch))
-        hashes = set(self._hashes[allowed].tolist())
-        strangers = [row for row in rows if hash_ids(row) not in hashes and not self._is_cut(row, allowed)]
+        samples = [self._find_samples(row.ids, allowed) for row in rows]
+        strangers = [row.ids for row, found in zip(rows, samples, strict=True) if not found]
         if strangers:
             raise RuntimeError(self._explain(strangers[0], len(strangers), len(rows)))
+        if not self._pool.is_trained_whole:
+            pairs = zip(rows, samples, strict=True)
+            relabelled = [(row, found[0]) for row, found in pairs if not self._has_labels_of_any(row, found)]
+            if relabelled:
+                raise RuntimeError(self._explain_labels(*relabelled[0], len(relabelled), len(rows)))
 
-    def _is_cut(self, row: np.ndarray, allowed: np.ndarray) -> bool:
-        """Whether a row is a selected sample that the collator has cut, or has added tokens to."""
-        samples = (np.concatenate([self._pool.preamble, self._pool.sample(index)]) for index in allowed.tolist())
-        return any(_contains(sample, row) or _contains(row, sample) for sample in samples)
+    def _find_samples(self, ids: np.ndarray, allowed: np.ndarray) -> list[int]:
+        """The selected samples with these token ids, or those that the collator has cut or added tokens to."""
+        same = allowed[self._hashes[allowed] == np.uint64(hash_ids(ids))].tolist()
+        return same or [index for index in allowed.tolist() if _find_offset(self._whole(index), ids) is not None]
+
+    def _whole(self, index: int) -> np.ndarray:
+        return np.concatenate([self._pool.preamble, self._pool.sample(index)])
+
+    def _has_labels_of_any(self, row: BatchRow, samples: list[int]) -> bool:
+        return row.labels is None or any(self._has_labels_of(row.ids, row.labels, sample) for sample in samples)
+
+    def _has_labels_of(self, ids: np.ndarray, labels: np.ndarray, sample: int) -> bool:
+        is_response = np.concatenate([np.zeros(len(self._pool.preamble), dtype=bool), self._pool.response_mask(sample)])
+        expected = np.where(is_response, self._whole(sample), IGNORED_LABEL)
+        offset = _find_offset(self._whole(sample), ids)
+        assert offset is not None
+        # Nothing predicts the first token of a row, and TRL's rows without padding take its label away.
+        here = slice(max(-offset, 0) + 1, None)
+        there = slice(max(offset, 0) + 1, None)
+        pairs = zip(labels[here].tolist(), expected[there].tolist(), strict=False)
+        return all(label == other for label, other in pairs)
 
     def _explain(self, row: np.ndarray, strangers: int, rows: int) -> str:
         (found,) = np.nonzero(self._hashes == np.uint64(hash_ids(row)))
@@ -78,27 +112,58 @@ class BatchCheck:
             "step makes rows of its own, set `check_batches=False`."
         )
 
+    def _explain_labels(self, row: BatchRow, sample: int, relabelled: int, rows: int) -> str:
+        trained = 0 if row.labels is None else int((row.labels != IGNORED_LABEL).sum())
+        return (
+            f"{relabelled} of {rows} rows of a training batch have other labels than the dataset; the first is sample "
+            f"{sample}, of which {trained} tokens are trained and {self._pool.response_tokens[sample]} were scored as "
+            "its response. The collator makes labels of its own. Take one that keeps the dataset's, such as "
+            "`DataCollatorForSeq2Seq`, or put these labels into the dataset and attach again. If the labels are meant "
+            "to differ, set `check_batches=False`."
+        )
 
-def _read_rows(inputs: Mapping[str, Any]) -> Iterator[np.ndarray]:
-    """The token ids of a few rows of a batch without padding; none where padding cannot be told."""
+
+def _read_rows(inputs: Mapping[str, Any]) -> Iterator[BatchRow]:
+    """A few rows of a batch without padding; none where padding cannot be told."""
     ids, mask, positions = (inputs.get(name) for name in ("input_ids", "attention_mask", "position_ids"))
     if not isinstance(ids, torch.Tensor) or ids.ndim != 2:
         return
+    labels = inputs.get("labels")
+    given = labels if isinstance(labels, torch.Tensor) and labels.shape == ids.shape else None
+    few, few_labels = _to_array(ids), None if given is None else _to_array(given)
     if isinstance(mask, torch.Tensor) and mask.shape == ids.shape:
-        for row, is_token in zip(ids[:ROWS_PER_LOOK].tolist(), mask[:ROWS_PER_LOOK].bool().tolist(), strict=True):
-            yield np.asarray(row)[np.asarray(is_token)]
+        places = [(number, np.flatnonzero(row)) for number, row in enumerate(_to_array(mask))]
     elif isinstance(positions, torch.Tensor) and positions.shape == ids.shape and len(ids) == 1:
         # Rows without padding (TRL's `padding_free`): a sample begins where positions begin anew.
-        starts = (positions[0] == 0).nonzero()[:, 0].tolist()
-        samples = np.split(np.asarray(ids[0].tolist()), starts)[1:]
-        yield from samples[:ROWS_PER_LOOK]
+        starts = np.flatnonzero(_to_array(positions)[0] == 0)
+        places = [(0, tokens) for tokens in np.split(np.arange(ids.shape[1]), starts)[1:][:ROWS_PER_LOOK]]
     elif mask is None and len(ids) == 1:
-        yield np.asarray(ids[0].tolist())
+        places = [(0, np.arange(ids.shape[1]))]
+    else:
+        return
+    for number, tokens in places:
+        yield BatchRow(few[number][tokens], None if few_labels is None else few_labels[number][tokens])
 
 
-def _contains(whole: np.ndarray, part: np.ndarray) -> bool:
-    """Whether a sequence holds another one, of at least one token, without a gap."""
+def _to_array(rows: torch.Tensor) -> np.ndarray:
+    # `tolist`, because a tensor subclass of a compiled or sharded forward need not convert to NumPy.
+    return np.asarray(rows[:ROWS_PER_LOOK].tolist())
+
+
+def _find_offset(sample: np.ndarray, row: np.ndarray) -> int | None:
+    """
+    At which token of a sample a row begins, if one of the two holds the other without a gap; less than 0 if tokens
+    stand before the sample.
+    """
+    if (inside := _find_part(sample, row)) is not None:
+        return inside
+    outside = _find_part(row, sample)
+    return None if outside is None else -outside
+
+
+def _find_part(whole: np.ndarray, part: np.ndarray) -> int | None:
+    """Where a sequence of at least one token begins in another one; None if it does not."""
     if not 0 < len(part) <= len(whole):
-        return False
-    starts = np.flatnonzero(whole[: len(whole) - len(part) + 1] == part[0])
-    return any(np.array_equal(whole[start : start + len(part)], part) for start in starts.tolist())
+        return None
+    starts = np.flatnonzero(whole[: len(whole) - len(part) + 1] == part[0]).tolist()
+    return next((start for start in starts if np.array_equal(whole[start : start + len(part)], part)), None)

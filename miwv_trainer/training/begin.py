@@ -1,6 +1,7 @@
 """What happens before the first step: the pool is read, the training is checked, and its run is begun or resumed."""
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import cast
 
 from torch.utils.data import DataLoader
@@ -28,7 +29,7 @@ from miwv_trainer.scoring.layout import check_layout
 from miwv_trainer.scoring.model_checks import check_model
 from miwv_trainer.scoring.scorer import prepare_scorer
 from miwv_trainer.selection.scores import needs_exemplars
-from miwv_trainer.storage.store import FOLDER, Store
+from miwv_trainer.storage.store import Store
 from miwv_trainer.storage.stored_round import StoredRound
 from miwv_trainer.storage.uploads import keep_out_of_uploads
 from miwv_trainer.training.console import Console
@@ -132,8 +133,7 @@ def begin_run(
     with world.run_together("claiming the output folder"):
         if world.is_main:
             store.claim()
-            if config.scores_dir is None:
-                keep_out_of_uploads(store.output, FOLDER)
+            keep_out_of_uploads(Path(start.args.output_dir), store.folder)
     state, rounds = _describe_run(start, config, sampler, pool), []
     if before is not None:
         state = state.resume(before)

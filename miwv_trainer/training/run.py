@@ -17,7 +17,7 @@ from miwv_trainer.rounds.identity import Exemplars, TrainingPoint
 from miwv_trainer.rounds.inputs import compute_difficulties
 from miwv_trainer.rounds.messages import describe_round
 from miwv_trainer.rounds.round import run_round
-from miwv_trainer.scoring.scorer import prepare_scorer
+from miwv_trainer.scoring.scorer import CheckedModel, prepare_scorer
 from miwv_trainer.storage.store import Store
 from miwv_trainer.storage.stored_round import RoundNotes, StoredRound
 from miwv_trainer.training.batch_check import BatchCheck
@@ -54,6 +54,7 @@ class TrainingRun:
     rounds: list[StoredRound]
     epoch: int = field(init=False)
     is_mid_epoch: bool = field(init=False)
+    _checked: dict[str, CheckedModel] = field(init=False, default_factory=dict)
     _hooks: list[RemovableHandle] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
@@ -141,7 +142,7 @@ class TrainingRun:
                 "steps_after_scoring": steps_after,
             }
         )
-        scorer = prepare_scorer(model, self.pool, self.config, self.world)
+        scorer = prepare_scorer(model, self.pool, self.config, self.world, self._checked)
         current = run_round(scorer, self.exemplars, self.store, point, notes, previous)
         if self.world.is_main:
             self.console.tell(describe_round(current, previous))

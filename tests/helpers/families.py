@@ -40,6 +40,54 @@ SIZES: dict[str, Any] = {
     "rotary_dim": 8, "expand": 2, "sliding_window": 32, "window_size": 32, "attention_window_size": 32,
     "attention_types": [[["global", "local"], 1]],
     "state_size": 8, "mamba_d_state": 8, "mamba_d_head": 8, "mamba_n_heads": 8, "mamba_d_ssm": 64, "is_decoder": True,
+    "causal": True,
+}  # fmt: skip
+
+# Values without which a single family cannot be built, or is not tiny.
+MAMBA = {"hidden_size": 64, "mamba_d_state": 8, "n_mamba_heads": 2, "num_attention_heads": 4, "num_hidden_layers": 4}
+GEMMA4 = {"vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 8, "global_head_dim": 8}
+VISION = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+OF_FAMILY: dict[str, dict[str, Any]] = {
+    "cohere_compass_text": {"rope_parameters": {
+        "full_attention": None, "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}},
+    "dots3_note_text": {
+        "layer_types": ["full_attention"] * 2, "mlp_layer_types": ["dense", "sparse"], "index_n_heads": 2,
+        "index_head_dim": 8, "index_topk": 16, "shared_experts_intermediate_size": 32, "head_dim": 8},
+    "gemma3n_text": {
+        "num_kv_shared_layers": 0, "vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 8,
+        "laurel_rank": 8},
+    "gemma4_text": GEMMA4,
+    "git": {"vision_config": {**VISION, "patch_size": 16, "image_size": 32}},
+    "lfm2_moe": {
+        "num_dense_layers": 1, "num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"],
+        "num_experts": 4, "num_experts_per_tok": 2},
+    "longcat_flash": {
+        "ffn_hidden_size": 64, "expert_ffn_hidden_size": 32, "zero_expert_num": 2, "moe_topk": 2, "head_dim": 8,
+        "qk_head_dim": 16},
+    "mamba2": {"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 2, "chunk_size": 16},
+    "phi4_multimodal": {
+        "vision_config": {**VISION, "crop_size": 28, "image_size": 28, "image_token_id": 120},
+        "audio_config": {
+            "hidden_size": 16, "intermediate_size": 16, "num_blocks": 1, "num_attention_heads": 2,
+            "ext_pw_out_channel": 16, "nemo_conv_channels": 16, "audio_token_id": 121}},
+    "qwen4_exp_text": {
+        "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 32,
+        "indexer_compress_ratio": 4, "hc_lowrank": 8, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+        "linear_num_key_heads": 2, "linear_num_value_heads": 4, "ple_embed_dim": 8},
+    "reformer": {
+        "axial_pos_embds": False, "attention_head_size": 8, "feed_forward_size": 64, "num_buckets": 4,
+        "attn_layers": ["local", "lsh"], "local_attn_chunk_length": 16, "lsh_attn_chunk_length": 16,
+        "is_decoder": True},
+    "zamba": {**MAMBA, "layers_block_type": ["mamba", "hybrid"] * 2, "use_mamba_kernels": False,
+              "attention_hidden_size": 128, "attention_head_dim": 32},
+    "zamba2": {**MAMBA, "layers_block_type": ["mamba", "hybrid"] * 2, "use_mamba_kernels": False,
+               "n_mamba_heads": 8, "adapter_rank": 8, "chunk_size": 16, "intermediate_size": 128},
+    "zaya": {"num_experts_per_tok": 1, "router_hidden_size": 16, "num_hidden_layers": 2},
+}  # fmt: skip
+# Families for images or sound whose text part is built from the configuration of that part.
+TEXT_OF = {
+    "cohere_compass": "cohere_compass_text", "dots3_note": "dots3_note_text", "gemma3n": "gemma3n_text",
+    "gemma4": "gemma4_text", "qwen4_exp": "qwen4_exp_text",
 }  # fmt: skip
 
 
@@ -73,8 +121,13 @@ def make_samples() -> list[list[tuple[int, bool]]]:
     ]
 
 
-def build_family(family: str) -> PreTrainedModel:
-    """A tiny random model, the same each time. Raises whatever transformers raises where it cannot be built."""
+def build_family(family: str, **changed: Any) -> PreTrainedModel:
+    """
+    A tiny random model, the same each time. Raises whatever transformers raises where it cannot be built.
+
+    Args:
+        changed: Entries of the configuration that are not to have the values of `SIZES`.
+    """
     known = AutoConfig.for_model(family).get_text_config()
     text = known.to_dict()
     values = {name: value for name, value in SIZES.items() if name in text or name in known.attribute_map}
@@ -83,9 +136,10 @@ def build_family(family: str) -> PreTrainedModel:
     if isinstance(text.get("layer_types"), list):
         kinds = list(dict.fromkeys(text["layer_types"]))
         values |= {"num_hidden_layers": max(2, len(kinds)), "layer_types": (kinds * 2)[: max(2, len(kinds))]}
+    values |= OF_FAMILY.get(TEXT_OF.get(family, family), {})
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        config = type(known)(**values)
+        config = type(known)(**{**values, **changed})
         model = AutoModelForCausalLM.from_config(config).float().eval()
     if sum(parameter.numel() for parameter in model.parameters()) > 30_000_000:
         raise RuntimeError("its configuration has sizes of other names, and the model is not tiny")

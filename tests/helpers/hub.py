@@ -12,11 +12,12 @@ from typing import Any
 
 @dataclass
 class Hub:
-    """One dataset: `files` by path; what it was created with; the tokens that were sent."""
+    """One repository, such as datasets/somebody/chosen: `files` by path; what it was created with; the tokens sent."""
 
     address: str
     files: dict[str, bytes]
     refuses: bool
+    repository: str = "datasets/somebody/chosen"
     created: dict[str, Any] | None = None
     tokens: set[str] = field(default_factory=set)
 
@@ -24,24 +25,31 @@ class Hub:
         path = path.partition("?")[0]
         if path == "/api/repos/create":
             self.created = json.loads(body)
-            return {"url": f"{self.address}/datasets/{self.created['organization']}/{self.created['name']}"}
+            kind = {"dataset": "datasets/"}.get(self.created.get("type", "model"), "")
+            return {"url": f"{self.address}/{kind}{self.created['organization']}/{self.created['name']}"}
         if path == "/api/validate-yaml":
-            assert json.loads(body)["repoType"] == "dataset"
+            assert json.loads(body)["repoType"] == self.repository.partition("/")[0].removesuffix("s")
             return {"errors": [], "warnings": []}
-        asked = path.removeprefix("/api/datasets/somebody/chosen").strip("/").partition("/")[0]
-        assert path.startswith("/api/datasets/somebody/chosen"), path
+        asked = path.removeprefix(f"/api/{self.repository}").strip("/").partition("/")[0]
+        assert path.startswith(f"/api/{self.repository}"), path
         if asked == "preupload":
-            named = [file["path"] for file in json.loads(body)["files"]]
-            return {"files": [{"path": name, "uploadMode": "regular", "shouldIgnore": False} for name in named]}
+            return {"files": self.answer_preupload(json.loads(body))}
         if asked == "commit":
             self.commit([json.loads(line) for line in body.splitlines()])
-            return {"commitOid": "0" * 40, "commitUrl": f"{self.address}/datasets/somebody/chosen/commit/{'0' * 40}"}
+            return {"commitOid": "0" * 40, "commitUrl": f"{self.address}/{self.repository}/commit/{'0' * 40}"}
         if asked in ("tree", "revision", "") and method == "GET":
             sizes = {name: len(data) for name, data in self.files.items()}
             files = [{"type": "file", "path": name, "size": size, "oid": "0" * 40} for name, size in sizes.items()]
-            described = {"id": "somebody/chosen", "sha": "0" * 40, "siblings": [{"rfilename": name} for name in sizes]}
+            name = self.repository.partition("/")[2]
+            described = {"id": name, "sha": "0" * 40, "siblings": [{"rfilename": path} for path in sizes]}
             return files if asked == "tree" else described
         raise AssertionError(f"{method} {path}")
+
+    def answer_preupload(self, asked: dict[str, Any]) -> list[dict[str, Any]]:
+        """As huggingface_hub describes it: by the rules that are sent, else by the `.gitignore` that is there."""
+        rules = asked.get("gitIgnore", self.files.get(".gitignore", b"").decode()).splitlines()
+        named = [(file["path"], any(_is_in(file["path"], rule) for rule in rules)) for file in asked["files"]]
+        return [{"path": path, "uploadMode": "regular", "shouldIgnore": ignored} for path, ignored in named]
 
     def commit(self, lines: list[dict[str, Any]]) -> None:
         for line in lines:
@@ -53,9 +61,19 @@ class Hub:
                 self.files[value["path"]] = base64.b64decode(value["content"])
 
 
+def _is_in(path: str, rule: str) -> bool:
+    """Whether a rule of a `.gitignore` names a folder of a path: anywhere, or from the root if it holds a slash."""
+    if not rule.endswith("/"):
+        return False
+    folder = rule.rstrip("/")
+    return path.startswith(f"{folder}/") if "/" in folder else folder in path.split("/")[:-1]
+
+
 @contextmanager
-def start_hub(files: dict[str, bytes] | None = None, refuses: bool = False) -> Iterator[Hub]:
-    """A hub with one dataset, somebody/chosen; its `address` is for HF_ENDPOINT."""
+def start_hub(
+    files: dict[str, bytes] | None = None, refuses: bool = False, repository: str = "datasets/somebody/chosen"
+) -> Iterator[Hub]:
+    """A hub with one repository; its `address` is for HF_ENDPOINT."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -81,7 +99,7 @@ def start_hub(files: dict[str, bytes] | None = None, refuses: bool = False) -> I
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    hub = Hub(f"http://127.0.0.1:{server.server_port}", dict(files or {}), refuses)
+    hub = Hub(f"http://127.0.0.1:{server.server_port}", dict(files or {}), refuses, repository)
     Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield hub

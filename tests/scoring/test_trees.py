@@ -264,6 +264,7 @@ def test_attention_that_takes_no_mask_falls_back(
     model = tiny_model()
     # FlashAttention is not installed, so nothing can be forwarded.
     monkeypatch.setattr(layout_module, "settle_padding", lambda scorer, exemplars: scorer)
+    monkeypatch.setattr(layout_module, "check_causal", lambda scorer: None)
     model.config._attn_implementation = "flash_attention_2"
     with leave_no_trace(model):
         assert choose_layout(prepare_scorer(model, case[0], MIWVConfig(), WORLD), case[1]) == "padded"

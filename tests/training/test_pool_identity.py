@@ -8,7 +8,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from transformers import DataCollatorForSeq2Seq, Trainer
+from transformers import DataCollatorForLanguageModeling, DataCollatorForSeq2Seq, Trainer
 
 from miwv_trainer import MIWVConfig, attach, tokenize
 from miwv_trainer.data.build import pool_from_rows
@@ -170,6 +170,67 @@ def test_no_hook_stays_on_the_model_not_even_after_a_run_that_failed(tmp_path: P
     trainer.data_collator.after = 10**9
     trainer.train()
     assert not trainer.model._forward_pre_hooks
+
+
+class Relabelling(DataCollatorForSeq2Seq):
+    """Trains the whole of every row, as `DataCollatorForLanguageModeling` does."""
+
+    def __call__(self, features: list[dict[str, Any]], return_tensors: str | None = None) -> Any:
+        batch = super().__call__(features, return_tensors)
+        batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+        return batch
+
+
+class Shifting(DataCollatorForSeq2Seq):
+    """Gives other labels at the places of the response."""
+
+    def __call__(self, features: list[dict[str, Any]], return_tensors: str | None = None) -> Any:
+        batch = super().__call__(features, return_tensors)
+        batch["labels"] = torch.where(batch["labels"] == -100, -100, 7)
+        return batch
+
+
+class HidingTheEnd(DataCollatorForSeq2Seq):
+    """Takes the labels of the last token away, as collators do that mask every token like the padding's."""
+
+    def __call__(self, features: list[dict[str, Any]], return_tensors: str | None = None) -> Any:
+        shorter = [{**row, "labels": [*row["labels"][:-1], -100]} for row in features]
+        return super().__call__(shorter, return_tensors)
+
+
+class CuttingRelabelled(Relabelling):
+    def __call__(self, features: list[dict[str, Any]], return_tensors: str | None = None) -> Any:
+        cut = [{name: values[:12] for name, values in row.items()} for row in features]
+        return super().__call__(cut, return_tensors)
+
+
+@pytest.mark.parametrize(
+    "collator",
+    [Relabelling, Shifting, HidingTheEnd, CuttingRelabelled, lambda t: DataCollatorForLanguageModeling(t, mlm=False)],
+)
+def test_a_collator_that_makes_labels_of_its_own_stops_the_run(collator: Any, tmp_path: Path) -> None:
+    """The last is transformers' own, which takes columns without labels only, or overwrites them."""
+    trainer = trainer_of(tmp_path, collator=collator(tiny_tokenizer()))
+    if isinstance(trainer.data_collator, DataCollatorForLanguageModeling):
+        inner = trainer.data_collator
+        keep = ("input_ids", "attention_mask")
+        trainer.data_collator = lambda rows: inner([{name: row[name] for name in keep} for row in rows])
+    attach(trainer, CONFIG)
+    with pytest.raises(
+        RuntimeError, match=r"have other labels than the dataset; the first is sample \d+.*attach again"
+    ):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
+@pytest.mark.parametrize("values", [{"label_smoothing_factor": 0.1}, {"remove_unused_columns": False}])
+def test_labels_of_the_dataset_that_reach_the_training_are_taken(values: dict[str, Any], tmp_path: Path) -> None:
+    keep = ("input_ids", "attention_mask", "labels")
+    pool = tokenize(tiny_dataset(COUNT), tiny_tokenizer()).select_columns(list(keep))
+    trainer = trainer_of(tmp_path, pool, **values)
+    attach(trainer, MIWVConfig(fraction=0.25, embedder="model"))
+    trainer.train()
+    assert trainer.state.global_step == 2
 
 
 def test_rows_without_padding_are_told_apart_by_their_positions() -> None:

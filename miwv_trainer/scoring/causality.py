@@ -1,0 +1,78 @@
+"""
+Whether a model sees the tokens that follow, asked before the first row.
+
+BERT and its relatives load as causal language models and attend in both directions unless they are told otherwise. A
+response token would then be predicted by a model that reads it, and no configuration entry tells this of all families.
+So the later tokens of a short sequence are exchanged: the logits before them must stay.
+"""
+
+import numpy as np
+import torch
+from torch import nn
+
+from miwv_trainer.data.pool import Pool
+from miwv_trainer.distributed.wrappers import get_inner_model
+from miwv_trainer.scoring.context import get_text_config
+from miwv_trainer.scoring.isolation import get_device, watch_autocast
+from miwv_trainer.scoring.padding import find_dtype
+from miwv_trainer.scoring.root_forward import run_root_forward
+from miwv_trainer.scoring.scorer import Scorer
+
+KEPT, EXCHANGED = 4, 4
+# The largest change of a logit before the exchanged tokens, as a share of the largest behind them. It is 0 in most
+# causal models; routing to experts changes the last bits.
+TOLERANCE = {torch.float32: 1e-3}
+TOLERANCE_LOW_PRECISION = 2e-2
+# Entries that make families causal, where they are false.
+SWITCHES = ("is_decoder", "causal")
+
+
+def check_causal(scorer: Scorer) -> None:
+    """
+    Checks that the model predicts each token from those before it, by one forward of two short rows.
+
+    The model is in evaluation mode. All ranks call this together.
+
+    Raises:
+        ValueError: it sees tokens that follow.
+    """
+    with scorer.world.run_turn("asking whether the model is causal"):
+        if _sees_what_follows(scorer.model, _make_rows(scorer.pool)):
+            raise ValueError(_explain(scorer.model))
+
+
+def _make_rows(pool: Pool) -> np.ndarray:
+    """`(2, length)`: the first tokens of the pool, and the same with other tokens of the pool at the end."""
+    tokens = np.concatenate([pool.preamble, pool.tokens])
+    row = tokens[: KEPT + EXCHANGED]
+    least, most = tokens.min(), tokens.max()
+    other = row.copy()
+    kept = min(KEPT, len(row) // 2)
+    other[kept:] = np.where(row[kept:] == least, most, least)
+    return np.stack([row, other])
+
+
+def _sees_what_follows(model: nn.Module, rows: np.ndarray) -> bool:
+    ids = torch.from_numpy(rows.astype(np.int64)).to(get_device(model))
+    with watch_autocast(model) as noticed:
+        logits = run_root_forward(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}).logits.float()
+    changes = (logits[0] - logits[1]).abs().amax(dim=-1).cpu().numpy()
+    kept = int((rows[0] == rows[1]).argmin())
+    before, behind = changes[:kept].max(initial=0), changes[kept:].max()
+    tolerance = TOLERANCE.get(find_dtype(model, any(noticed)), TOLERANCE_LOW_PRECISION)
+    # NaN compares as false: the round will say that no loss is finite.
+    return bool(before > tolerance * behind)
+
+
+def _explain(model: nn.Module) -> str:
+    config, name = get_text_config(model), type(get_inner_model(model)).__name__
+    switch = next((entry for entry in SWITCHES if getattr(config, entry, None) is False), None)
+    advice = (
+        f"Load it with `{switch}=True`, or train a causal language model"
+        if switch is not None
+        else "Train a causal language model instead"
+    )
+    return (
+        f"{name} sees the tokens that follow: other tokens behind a position change what it predicts there, so its "
+        f"losses do not tell how well it knows a response. {advice}."
+    )
