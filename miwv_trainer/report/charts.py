@@ -21,8 +21,8 @@ from miwv_trainer.storage.stored_round import StoredRound
 NAMES = ("distribution", "losses", "length", "similarity", "overlap", "movement", "between-rounds", "cost")
 LOSS = "nats per response token"
 BINS = 48
-# More texts than these would overlap in a picture of 460 units' width.
-MOST_BARS_WITH_VALUES = 8
+# Of a picture of 460 units' width: between the axes, and of a digit in the largest font, which is that of phones.
+PLOT_WIDTH, DIGIT_WIDTH = 384, 9
 MOST_TICKS_OF_ROUNDS = 12
 UNITS = (("hours", 3600), ("minutes", 60), ("seconds", 1))
 
@@ -99,8 +99,9 @@ def chart_lengths(current: StoredRound) -> Chart:
     tokens, miwv = current.column("response_tokens").astype(np.float64), current.column("miwv")
     is_finite = find_finite(current, "miwv") & (tokens > 0)
     shortest, longest = float(tokens[is_finite].min()), float(tokens[is_finite].max())
-    # One beyond the longest: an axis needs a width, also where all responses are equally long.
-    x = Axis("response length (tokens)", shortest, longest + 1, is_log=True)
+    # A margin on both sides, as `find_range` leaves one: an axis needs a width, also where all are equally long.
+    margin = max((longest / shortest) ** 0.03, 1.05)
+    x = Axis("response length (tokens)", shortest / margin, longest * margin, is_log=True)
     y = _make_miwv_axis(*find_range(miwv[is_finite]))
     caption = "A mean over few tokens varies more, so short responses are frequent at both ends of MIWV."
     chart = Chart("length", "MIWV and response length", caption, x, y, [Line((x.low, x.high), (0, 0))])
@@ -138,8 +139,8 @@ def chart_overlaps(rounds: Sequence[StoredRound]) -> Chart:
     later = range(1, len(rounds))
     with_before = np.asarray([compute_overlap(rounds[i].selection, rounds[i - 1].selection) for i in later]) * 100
     with_first = np.asarray([compute_overlap(rounds[i].selection, rounds[0].selection) for i in later]) * 100
-    x, zeros = np.arange(len(later), dtype=np.float64), np.zeros(len(later))
-    before_values, first_values = _write_values(with_before, "{:.0f}%"), _write_values(with_first, "{:.0f}%")
+    x, zeros, axis = np.arange(len(later), dtype=np.float64), np.zeros(len(later)), _make_rounds_axis(rounds[1:])
+    before_values, first_values = (_write_values(values, "{:.0f}", axis, 0.36) for values in (with_before, with_first))
     layers = [
         Bars(x - 0.36, x, zeros, with_before, "plain", "with the round before", before_values),
         Bars(x, x + 0.36, zeros, with_first, "third", "with the first round", first_values),
@@ -147,7 +148,7 @@ def chart_overlaps(rounds: Sequence[StoredRound]) -> Chart:
     caption = "Share of a round's selection that an earlier round had selected too."
     # Up to 110: the values above bars of 100 % need room.
     y = Axis("share of the selection (%)", 0, 110, ticks=[(value, str(value)) for value in range(0, 101, 25)])
-    return Chart("overlap", "Overlap between rounds", caption, _make_rounds_axis(rounds[1:]), y, layers)
+    return Chart("overlap", "Overlap between rounds", caption, axis, y, layers)
 
 
 def chart_movement(rounds: Sequence[StoredRound]) -> Chart:
@@ -169,12 +170,12 @@ def chart_costs(rounds: Sequence[StoredRound]) -> Chart:
     """Time of each round, in the largest unit of which some round took at least two."""
     seconds = np.asarray([current.summary["seconds"] for current in rounds], dtype=np.float64)
     unit, size = next((unit, size) for unit, size in UNITS if seconds.max() >= 2 * size or size == 1)
-    time, x = seconds / size, np.arange(len(rounds), dtype=np.float64)
-    bars = Bars(x - 0.3, x + 0.3, np.zeros(len(time)), time, "plain", "", _write_values(time, "{:,.1f}"))
+    time, x, axis = seconds / size, np.arange(len(rounds), dtype=np.float64), _make_rounds_axis(rounds)
+    bars = Bars(x - 0.3, x + 0.3, np.zeros(len(time)), time, "plain", "", _write_values(time, "{:,.1f}", axis, 1))
     # A round that forwards nothing may take 0.0 s, and an axis needs a width.
     y = Axis(f"time ({unit})", 0, max(float(time.max()) * 1.15, 1e-3))
     caption = "Time of scoring and selecting, over all attempts at a round. The table of rounds gives tokens and rates."
-    return Chart("cost", "Cost per round", caption, _make_rounds_axis(rounds), y, [bars])
+    return Chart("cost", "Cost per round", caption, axis, y, [bars])
 
 
 def count_in_bins(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
@@ -194,6 +195,15 @@ def _make_rounds_axis(rounds: Sequence[StoredRound]) -> Axis:
     return Axis("round", -margin, len(rounds) - 1 + margin, ticks=ticks)
 
 
-def _write_values(values: np.ndarray, form: str) -> list[str]:
-    """Texts to stand above bars; none where there are so many bars that the texts would overlap."""
-    return [form.format(value) for value in values] if len(values) <= MOST_BARS_WITH_VALUES else []
+def _write_values(values: np.ndarray, form: str, x: Axis, distance: float) -> list[str]:
+    """
+    Texts to stand above bars; none where neighbours would touch.
+
+    Args:
+        form: How a value is written, as for `str.format`.
+        x: The axis below the bars.
+        distance: From one text to the next, on that axis.
+    """
+    texts = [form.format(value) for value in values]
+    room = PLOT_WIDTH * distance / (x.high - x.low)
+    return texts if max(map(len, texts)) * DIGIT_WIDTH <= room else []

@@ -53,12 +53,21 @@ class Bars:
 
 @dataclass(frozen=True)
 class Points:
-    """`(n,)` positions of dots."""
+    """
+    Dots.
+
+    Args:
+        x: `(n,)` positions; `y` likewise.
+        tone: What the dots stand for.
+        label: Their name in the legend; none where empty.
+        is_large: Whether they are so few that large dots do not hide each other.
+    """
 
     x: np.ndarray
     y: np.ndarray
     tone: Tone
     label: str = ""
+    is_large: bool = False
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from miwv_trainer.report.charts import build_charts
 from miwv_trainer.report.layers import Chart
 from miwv_trainer.report.page_data import build_data
 from miwv_trainer.report.round_facts import count_moves, find_finite, find_miwv_threshold
-from miwv_trainer.report.svg import draw_svg
+from miwv_trainer.report.svg import draw_legend, draw_svg
 from miwv_trainer.report.texts import PoolTexts
 from miwv_trainer.rounds.messages import format_duration
 from miwv_trainer.rounds.stored_config import restore_config
@@ -110,7 +110,9 @@ def _build_tiles(current: StoredRound) -> str:
         tiles.append((_format_number(float(np.median(miwv))), "median MIWV"))
         tiles.append((f"{(miwv > 0).mean():.0%}", "have a MIWV above 0"))
     tiles.append((f"{summary.get('unscorable', 0):,}", "could not be scored"))
-    tiles.append((format_duration(summary["seconds"], digits=1), f"for {summary['tokens_forwarded']:,} tokens"))
+    # Of this round alone: read as the time of the whole run, it would be too little.
+    time, tokens = format_duration(summary["seconds"], digits=1), f"{summary['tokens_forwarded']:,} tokens"
+    tiles.append((time, f"for {tokens} of round {current.number}"))
     return "".join(f"<li><b>{escape(value)}</b> <span>{escape(label)}</span></li>" for value, label in tiles)
 
 
@@ -146,8 +148,8 @@ def _build_settings(current: StoredRound) -> str:
 
 
 def _build_figure(chart: Chart) -> str:
-    caption = f"<figcaption>{escape(chart.caption)}</figcaption>"
-    return f'<figure id="chart-{chart.name}"><h3>{escape(chart.title)}</h3>{draw_svg(chart)}{caption}</figure>'
+    drawn, caption = draw_legend(chart) + draw_svg(chart), f"<figcaption>{escape(chart.caption)}</figcaption>"
+    return f'<figure id="chart-{chart.name}"><h3>{escape(chart.title)}</h3>{drawn}{caption}</figure>'
 
 
 def _build_rounds_table(rounds: Sequence[StoredRound]) -> str:

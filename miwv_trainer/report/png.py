@@ -77,7 +77,9 @@ def _draw_layer(layer: Layer, axes: "Axes") -> None:
             if layer.values:
                 axes.bar_label(drawn, labels=layer.values)
         case Points():
-            axes.scatter(layer.x, layer.y, s=6, color=colour, linewidths=0, label=label)
+            # Not clipped: the frame would cut the dots of samples at the ends of the axes in half.
+            size = 24 if layer.is_large else 6
+            axes.scatter(layer.x, layer.y, s=size, color=colour, linewidths=0, label=label, clip_on=False)
         case Cells():
             shades = np.ma.masked_equal(grade_counts(layer.counts), 0)
             axes.pcolormesh(layer.x_edges, layer.y_edges, shades.T, cmap="Blues", vmin=-1, vmax=SHADES + 1)

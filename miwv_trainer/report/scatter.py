@@ -9,6 +9,8 @@ from miwv_trainer.report.layers import Cells, Chart, Layer, Points
 # Thousands of points hide each other and take 13 bytes of the page each. More than these are counted in cells instead.
 MOST_POINTS_OF_OTHERS = 1_500
 MOST_POINTS_OF_SELECTED = 5_000
+# Up to this many points are drawn as large dots: a chart of forty samples in the small ones looks empty.
+MOST_LARGE_POINTS = 300
 CELLS = (56, 40)
 # An axis leaves out this share of the values at either end, so that a few outliers do not crush all the others.
 TAIL = 0.001
@@ -28,19 +30,20 @@ def add_samples(chart: Chart, x: np.ndarray, y: np.ndarray, is_selected: np.ndar
     is_outside = has_both & ((x < chart.x.low) | (x > chart.x.high) | (y < chart.y.low) | (y > chart.y.high))
     x, y = np.clip(x, chart.x.low, chart.x.high), np.clip(y, chart.y.low, chart.y.high)
     others, selected = np.flatnonzero(has_both & ~is_selected), np.flatnonzero(has_both & is_selected)
+    is_large = len(others) + len(selected) <= MOST_LARGE_POINTS
     layers: list[Layer] = []
     caption = chart.caption
     if len(others) > MOST_POINTS_OF_OTHERS:
         layers.append(_count_in_cells(chart, x[others], y[others]))
         caption += " A darker cell holds more samples that are not selected."
     elif len(others):
-        layers.append(Points(x[others], y[others], "plain", "others"))
+        layers.append(Points(x[others], y[others], "plain", "others", is_large))
     if len(selected) > MOST_POINTS_OF_SELECTED:
         caption += f" {MOST_POINTS_OF_SELECTED:,} of {len(selected):,} selected samples are drawn."
         # Drawn with a fixed seed: the same rounds give the same page.
         selected = np.random.default_rng(0).choice(selected, MOST_POINTS_OF_SELECTED, replace=False)
     # Last, so that the selected are never hidden by the others.
-    layers.append(Points(x[selected], y[selected], "selected", "selected"))
+    layers.append(Points(x[selected], y[selected], "selected", "selected", is_large))
     caption += describe_outliers(int(is_outside.sum()), "are drawn at the edge")
     return replace(chart, caption=caption, layers=[*layers, *chart.layers])
 

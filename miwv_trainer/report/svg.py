@@ -1,7 +1,7 @@
-"""Draws a chart as an SVG element for the page.
+"""Draws a chart as an SVG element for the page, and its legend.
 
-Written by hand instead of by matplotlib: the page then needs no optional package, and its charts follow the reader's
-light or dark scheme. A scatter plot of 6,000 samples takes 20 to 40 kB.
+This is written by hand instead of by matplotlib, so that the page needs no optional package and its charts follow the
+reader's light or dark scheme. A scatter plot of 6,000 samples takes 20 to 40 kB.
 """
 
 import math
@@ -14,11 +14,10 @@ import numpy as np
 from miwv_trainer.report.layers import Axis, Bars, Cells, Chart, Layer, Line, Points
 from miwv_trainer.report.scales import SHADES, grade_counts, place_ticks
 
-# Of the picture and of the margins around its axes, in the units of its viewBox.
-WIDTH, HEIGHT = 460, 320
-LEFT, RIGHT, TOP, BOTTOM = 62, 14, 34, 52
-# An SVG does not measure its text: mean width of a letter in the legend, on a phone, and the room of a key and a gap.
-LETTER_WIDTH, KEY_WIDTH = 7.2, 36
+# Of the picture and of the margins around its axes, in the units of its viewBox. The margins hold half a dot, so that
+# the dots of extreme samples are whole.
+WIDTH, HEIGHT = 460, 300
+LEFT, RIGHT, TOP, BOTTOM = 62, 14, 14, 52
 Scale = Callable[[float], float]
 
 
@@ -36,7 +35,18 @@ def draw_svg(chart: Chart) -> str:
     label = f"{escape(chart.title)}: {escape(chart.caption)}"
     head = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">'
     layers = [_draw_layer(layer, scales) for layer in chart.layers]
-    return "".join([head, _draw_axes(chart, scales), *layers, _draw_legend(chart), "</svg>"])
+    return "".join([head, _draw_axes(chart, scales), *layers, "</svg>"])
+
+
+def draw_legend(chart: Chart) -> str:
+    """
+    Keys and labels of the layers as a list in HTML; empty where no layer has a label.
+
+    It is no part of the SVG, which does not measure its text: placed by a guessed width of letters, the labels touched
+    each other in the fonts of phones.
+    """
+    items = [f'<li><i class="{kind}"></i>{escape(label)}</li>' for kind, label in _list_labels(chart)]
+    return f'<ul class="legend">{"".join(items)}</ul>' if items else ""
 
 
 def _make_scale(axis: Axis, start: float, end: float) -> Scale:
@@ -96,7 +106,8 @@ def _draw_bars(layer: Bars, scales: _Scales) -> str:
 def _draw_points(layer: Points, scales: _Scales) -> str:
     """One path of lines without length, which round caps show as dots: a third of the bytes that circles take."""
     dots = "".join(f"M{scales.x(x):.1f} {scales.y(y):.1f}h0" for x, y in zip(layer.x, layer.y, strict=True))
-    return f'<path class="dots {layer.tone}" d="{dots}"/>'
+    size = " large" if layer.is_large else ""
+    return f'<path class="dots {layer.tone}{size}" d="{dots}"/>'
 
 
 def _draw_cells(layer: Cells, scales: _Scales) -> str:
@@ -121,21 +132,17 @@ def _draw_line(layer: Line, scales: _Scales) -> str:
     return f'<line class="{layer.tone}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
 
 
-def _draw_legend(chart: Chart) -> str:
-    """Keys and labels of the layers in one line above the picture."""
-    parts, x = [], float(LEFT)
-    for tone, label, is_line in _list_labels(chart):
-        if is_line:
-            parts.append(f'<path class="key {tone}" d="M{x:.0f} 14h16"/>')
-        else:
-            parts.append(f'<rect class="bars {tone}" x="{x + 3:.0f}" y="9" width="10" height="10" rx="2"/>')
-        parts.append(f'<text x="{x + 21:.0f}" y="18">{escape(label)}</text>')
-        x += KEY_WIDTH + LETTER_WIDTH * len(label)
-    return "".join(parts)
-
-
-def _list_labels(chart: Chart) -> Iterator[tuple[str, str, bool]]:
-    """`(tone, label, whether it is a line)` of each layer that has a label."""
+def _list_labels(chart: Chart) -> Iterator[tuple[str, str]]:
+    """The classes of the key and the label of each layer that has a label."""
     for layer in chart.layers:
+        match layer:
+            case Line():
+                key = f"dash {layer.tone}"
+            case Points():
+                key = f"swatch round {layer.tone}"
+            case Bars():
+                key = f"swatch {layer.tone}"
+            case Cells():
+                key = "swatch plain"
         if layer.label:
-            yield ("plain" if isinstance(layer, Cells) else layer.tone), layer.label, isinstance(layer, Line)
+            yield key, layer.label

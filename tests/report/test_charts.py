@@ -1,5 +1,7 @@
 """The numbers behind a report's charts, counted again by hand."""
 
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,10 @@ from miwv_trainer.report.charts import (
 )
 from miwv_trainer.report.layers import Bars, Cells, Chart, Line, Points
 from miwv_trainer.report.round_facts import find_miwv_threshold
-from miwv_trainer.report.svg import draw_svg
+from miwv_trainer.report.svg import HEIGHT, WIDTH, draw_svg
 from tests.helpers.rounds import highest, made_columns, write_round
 
+RADIUS = 3.5  # of a large dot, in the style sheet
 NAMES = ["distribution", "losses", "length", "similarity", "overlap", "movement", "between-rounds", "cost"]
 
 
@@ -58,15 +61,17 @@ def test_many_samples_are_counted_in_cells_and_the_selected_drawn(tmp_path: Path
     for chart in (chart_losses(current), chart_lengths(current)):
         (cells,), (points,) = layers(chart, Cells), layers(chart, Points)
         assert cells.counts.sum() == 3_800 and len(points.x) == 200
-        assert points.tone == "selected"
+        assert points.tone == "selected" and not points.is_large
     lengths = columns["response_tokens"][np.argsort(-columns["miwv"])[:200]]
     assert sorted(points.x.tolist()) == pytest.approx(sorted(lengths.tolist()))
 
 
 def test_few_samples_are_points(tmp_path: Path) -> None:
     columns = made_columns(40)
-    others, chosen = layers(chart_losses(write_round(tmp_path, columns, [3, 5])), Points)
+    current = write_round(tmp_path, columns, [3, 5])
+    others, chosen = layers(chart_losses(current), Points)
     assert (len(others.x), len(chosen.x)) == (38, 2)
+    assert others.is_large and chosen.is_large and 'class="dots selected large"' in draw_svg(chart_losses(current))
     np.testing.assert_allclose(chosen.x, columns["zero_shot_loss"][[3, 5]])
     np.testing.assert_allclose(chosen.y, columns["one_shot_loss"][[3, 5]])
 
@@ -83,6 +88,27 @@ def test_overlap_and_movement_of_three_rounds(tmp_path: Path) -> None:
     assert left.bottom.tolist() == [-1, -2]
     assert layers(chart_costs(rounds), Bars)[0].top.tolist() == [30, 30, 30]
     assert [chart.name for chart in build_charts(rounds)[0]] == NAMES
+
+
+def test_values_above_bars_are_left_out_where_they_would_touch(tmp_path: Path) -> None:
+    columns = made_columns(20)
+    rounds = [write_round(tmp_path, columns, [0, 1], number) for number in range(9)]
+    of_before, of_first = layers(chart_overlaps(rounds[:4]), Bars)
+    assert of_before.values == of_first.values == ["100", "100", "100"]
+    assert [layer.values for layer in layers(chart_overlaps(rounds), Bars)] == [[], []]
+    assert layers(chart_costs(rounds[:5]), Bars)[0].values == ["30.0"] * 5
+    (costs,) = layers(chart_costs(rounds * 3), Bars)
+    assert costs.values == []
+
+
+def test_every_dot_is_whole_within_its_picture(tmp_path: Path) -> None:
+    columns = made_columns(40)
+    for chart in build_charts([write_round(tmp_path, columns, [3, 5], number) for number in range(2)])[0]:
+        for points in layers(chart, Points):
+            drawn = draw_svg(replace(chart, layers=[points]))
+            places = np.asarray([list(map(float, found)) for found in re.findall(r"M([\d.]+) ([\d.]+)h0", drawn)])
+            assert len(places) == len(points.x)
+            assert (places > RADIUS).all() and (places < np.asarray([WIDTH, HEIGHT]) - RADIUS).all()
 
 
 @pytest.mark.parametrize("score", ["random", "longest"])

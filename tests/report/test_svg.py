@@ -10,7 +10,7 @@ import pytest
 from miwv_trainer.report.layers import Axis, Bars, Cells, Chart, Line, Points
 from miwv_trainer.report.png import COLOURS
 from miwv_trainer.report.scales import SHADES
-from miwv_trainer.report.svg import draw_svg
+from miwv_trainer.report.svg import draw_legend, draw_svg
 
 
 def test_an_svg_places_a_point_where_its_axes_say_and_escapes_words() -> None:
@@ -23,7 +23,23 @@ def test_an_svg_places_a_point_where_its_axes_say_and_escapes_words() -> None:
     _, _, width, height = map(float, root.get("viewBox").split())
     assert 0 < float(left) < 0.2 * width and 0.9 * width < float(right) < width
     assert 0 < float(top) < 0.2 * height and 0.8 * height < float(bottom) < height
-    assert "<x>" in [one.text for one in root] and "<label>" in [one.text for one in root]
+    assert "<x>" in [one.text for one in root]
+    (item,) = ElementTree.fromstring(draw_legend(chart))
+    assert (item[0].get("class"), item[0].tail) == ("swatch round plain", "<label>")
+
+
+def test_a_legend_has_a_key_for_each_layer_with_a_label_and_none_for_others() -> None:
+    numbers = np.asarray([1.0])
+    layers = [
+        Bars(numbers, numbers, numbers, numbers, "third", "bars"),
+        Cells(numbers, numbers, numbers, "cells"),
+        Points(numbers, numbers, "selected"),
+        Line((0, 1), (0, 1), "line", "threshold"),
+    ]
+    drawn = draw_legend(Chart("n", "t", "c", Axis("x", 0, 1), Axis("y", 0, 1), layers))
+    keys = {item[0].tail: item[0].get("class") for item in ElementTree.fromstring(drawn)}
+    assert keys == {"bars": "swatch third", "cells": "swatch plain", "line": "dash threshold"}
+    assert draw_legend(Chart("n", "t", "c", Axis("x", 0, 1), Axis("y", 0, 1), [layers[2]])) == ""
 
 
 def test_bars_cells_and_lines_stand_where_their_numbers_are() -> None:
