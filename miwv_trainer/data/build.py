@@ -14,11 +14,11 @@ from miwv_trainer.data.alpaca import render_alpaca
 from miwv_trainer.data.assistant_turns import mark_assistant_turns
 from miwv_trainer.data.chat_template import find_turn_markers, render_chat
 from miwv_trainer.data.columns import ColumnNames, check_names, read_any, read_conversation, read_instruction
+from miwv_trainer.data.conversation import Row
 from miwv_trainer.data.instructions import read_instructions
 from miwv_trainer.data.map_style import (
     ROWS_AT_ONCE,
     MapStyleDataset,
-    Row,
     check_map_style,
     iterate_rows,
     transpose,

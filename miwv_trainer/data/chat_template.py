@@ -17,8 +17,9 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from miwv_trainer.data.common_prefix import count_common_prefix
 from miwv_trainer.data.conversation import Conversation, has_value
-from miwv_trainer.data.token_masks import RenderedText, count_common_prefix
+from miwv_trainer.data.token_masks import RenderedText
 from miwv_trainer.data.turn_markers import TurnMarkers, make_blank_test, strip_blank_end
 from miwv_trainer.data.turns import FUNCTION_CALL, Message, get_text, is_answer, is_blank
 

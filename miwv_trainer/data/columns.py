@@ -10,9 +10,8 @@ from contextlib import suppress
 from itertools import takewhile
 from typing import TypeAlias
 
-from miwv_trainer.data.conversation import MEDIA, PROMPT_COLUMNS, Conversation, add_columns, has_value
+from miwv_trainer.data.conversation import MEDIA, PROMPT_COLUMNS, Conversation, Row, add_columns, has_value
 from miwv_trainer.data.formats import FORMATS, HOW_TO_NAME, NAMED_FORMATS, READ_BESIDE, Format, read_task
-from miwv_trainer.data.map_style import Row
 from miwv_trainer.data.turns import Message, get_text, is_answer, read_turns
 
 # A dataset's own names of what is read, such as `{"prompt": "question", "response": "answer"}`.

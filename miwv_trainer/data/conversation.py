@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
-from miwv_trainer.data.map_style import Row
 from miwv_trainer.data.turns import Message, read_turns
+
+# Columns of any name and type; what is read of them is checked where it is read.
+Row: TypeAlias = Mapping[str, Any]
 
 TEMPLATE_COLUMNS = ("tools", "documents", "chat_template_kwargs")
 MEDIA = ("image", "images", "audio", "audios", "video", "videos")

@@ -8,9 +8,8 @@ LLaMA-Factory elsewhere. docs/formats.md has a line of each.
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from miwv_trainer.data.conversation import PROMPT_COLUMNS, Conversation
-from miwv_trainer.data.map_style import Row
-from miwv_trainer.data.token_masks import count_common_prefix
+from miwv_trainer.data.common_prefix import count_common_prefix
+from miwv_trainer.data.conversation import PROMPT_COLUMNS, Conversation, Row
 from miwv_trainer.data.turns import Message, read_turns
 
 HOW_TO_NAME = '`--columns prompt=...,response=...` (in Python, `columns={"prompt": ..., "response": ...}`)'

@@ -1,13 +1,13 @@
 """Datasets with a length and an index, as a Trainer and the command line hold them, and their rows."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import datasets
 import torch
 
-# Columns of any name and type; what is read of them is checked where it is read.
-Row = Mapping[str, Any]
+from miwv_trainer.data.conversation import Row
+
 # One call renders or reads this many rows: reading them one by one takes ten times as long.
 ROWS_AT_ONCE = 512
 
@@ -42,6 +42,13 @@ def check_map_style(dataset: object) -> None:
 def has_own_columns(dataset: MapStyleDataset) -> bool:
     """Whether the rows of a dataset hold its own columns, not those that a transform makes of them."""
     return isinstance(dataset, datasets.Dataset) and dataset.format["type"] != "custom"
+
+
+def find_name(dataset: MapStyleDataset) -> str | None:
+    """The name that `load_dataset` gave a dataset: of its repository or its folder. None if it has no such name."""
+    info = dataset.info if isinstance(dataset, datasets.Dataset) else None
+    # Of files that are given as `data_files`, `datasets` keeps only the reader's name, such as "json", as both.
+    return info.dataset_name if info is not None and info.dataset_name != info.builder_name else None
 
 
 def list_columns(dataset: MapStyleDataset) -> list[str]:

@@ -56,6 +56,7 @@ class Pool:
         texts: The N instructions as text, if they are known.
         groups: `(N,)` int64. The number of each sample's group, from 0, if there are groups.
         is_trained_whole: Whether training puts its loss on prompts too, so that its labels are not `is_response`.
+        source: The name of the dataset that a Trainer trains on, if it has one.
     """
 
     preamble: np.ndarray
@@ -66,6 +67,7 @@ class Pool:
     texts: Sequence[str] | None = field(default=None, compare=False)
     groups: np.ndarray | None = field(default=None, compare=False)
     is_trained_whole: bool = field(default=False, compare=False)
+    source: str | None = field(default=None, compare=False)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

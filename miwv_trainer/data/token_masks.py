@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from transformers import BatchEncoding, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from miwv_trainer.data.common_prefix import count_common_prefix
 from miwv_trainer.data.pool import TokenizedSample
 from miwv_trainer.data.turn_markers import TurnMarkers, find_tokens
 
@@ -141,11 +142,3 @@ def _find_remainder(part: str, whole: str, encoded: BatchEncoding, row: int, sep
 def _count_shared(remainder: _Remainder, ids: dict[str, list[int]], whole: list[int]) -> int:
     """The number of tokens with which both a text and `whole` begin."""
     return remainder.known + count_common_prefix(ids[remainder.text], whole[remainder.known :])
-
-
-def count_common_prefix(left: Sequence[object], right: Sequence[object]) -> int:
-    """The number of elements with which both begin."""
-    shorter = min(len(left), len(right))
-    if left[:shorter] == right[:shorter]:
-        return shorter
-    return next(position for position in range(shorter) if left[position] != right[position])

@@ -1,6 +1,6 @@
 """What happens before the first step: the pool is read, the training is checked, and its run is begun or resumed."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -17,7 +17,7 @@ from transformers import (
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.build import pool_from_tokenized
 from miwv_trainer.data.groups import add_groups
-from miwv_trainer.data.map_style import MapStyleDataset
+from miwv_trainer.data.map_style import MapStyleDataset, find_name
 from miwv_trainer.data.pool import Pool
 from miwv_trainer.data.sample_hashes import describe_difference, hash_sample_ids, hash_sample_masks
 from miwv_trainer.distributed.agreement import check_same_pool
@@ -65,9 +65,9 @@ def read_pool(
     model_config: PretrainedConfig,
     config: MIWVConfig,
 ) -> Pool:
-    """The pool in a Trainer's dataset, with texts and groups where the configuration needs them."""
+    """The pool in a Trainer's dataset, with its name, and with texts and groups if the configuration needs them."""
     pool = pool_from_tokenized(dataset, processing_class, model_config, with_texts=embeds_text(config))
-    return add_groups(pool, dataset, config.group_column)
+    return replace(add_groups(pool, dataset, config.group_column), source=find_name(dataset))
 
 
 def check_dataset(start: TrainingStart, pool: Pool) -> None:

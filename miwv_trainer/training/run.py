@@ -142,6 +142,8 @@ class TrainingRun:
                 "steps_after_scoring": steps_after,
             }
         )
+        if self.pool.source is not None:
+            notes["dataset"] = self.pool.source
         scorer = prepare_scorer(model, self.pool, self.config, self.world, self._checked)
         current = run_round(scorer, self.exemplars, self.store, point, notes, previous)
         if self.world.is_main:

@@ -3,7 +3,7 @@
 import datasets
 import pytest
 
-from miwv_trainer.data.map_style import check_map_style
+from miwv_trainer.data.map_style import check_map_style, find_name
 from miwv_trainer.data.tokenized import read_tokenized
 from tests.helpers.tokenized import (
     Stream,
@@ -28,3 +28,14 @@ def test_a_dataset_without_length_or_index_is_refused_with_a_way_out(stream):
     words = f"must be a map-style dataset.*got {type(stream).__name__}.*without `streaming=True`.*from_generator"
     with pytest.raises(TypeError, match=words):
         read_tokenized(stream)
+
+
+def test_a_dataset_has_the_name_of_its_folder_if_it_was_loaded_from_one(tmp_path):
+    (tmp_path / "rivers").mkdir()
+    labelled_dataset().to_json(tmp_path / "rivers" / "train.jsonl")
+    loaded = datasets.load_dataset(str(tmp_path / "rivers"), split="train", cache_dir=str(tmp_path / "cache"))
+    assert find_name(loaded.select([0]).map(lambda row: {"more": 1})) == "rivers"
+    files = str(tmp_path / "rivers" / "train.jsonl")
+    named_by_reader = datasets.load_dataset("json", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
+    for unnamed in (named_by_reader, labelled_dataset(), labelled_rows()):
+        assert find_name(unnamed) is None

@@ -12,7 +12,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import ByT5Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from miwv_trainer.data.build import render
-from miwv_trainer.data.token_masks import RenderedText, count_common_prefix, encode
+from miwv_trainer.data.common_prefix import count_common_prefix
+from miwv_trainer.data.token_masks import RenderedText, encode
 from miwv_trainer.data.turn_markers import TurnMarkers
 from tests.helpers.templates import ALL, chat_tokenizer, newline_merging_tokenizer
 from tests.helpers.tiny import CHATML, CHATML_TOKENS, instruction_rows, tiny_tokenizer

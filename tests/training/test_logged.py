@@ -75,6 +75,7 @@ def test_statistics_reach_tensorboard(tmp_path: Path) -> None:
 
 def test_statistics_go_through_the_trainers_log(tmp_path: Path) -> None:
     trainer = noting_trainer(tmp_path, logging_steps=100)
+    trainer.train_dataset.info.builder_name, trainer.train_dataset.info.dataset_name = "parquet", "alpaca"  # as loaded
     callback = attach(trainer, MIWVConfig(fraction=0.25, embedder="tfidf", rescore_strategy="epoch"))
     trainer.train()
     logged = [line for line in trainer.state.log_history if "miwv/round" in line]
@@ -99,6 +100,7 @@ def test_statistics_go_through_the_trainers_log(tmp_path: Path) -> None:
         assert logged[1][f"miwv/{name}"] == pytest.approx(value, rel=1e-5), name
     assert logged[1]["step"] == 2 and "miwv/overlap" not in logged[0]
     assert second.summary["statistics"]["mean"] == pytest.approx(miwv.mean(), rel=1e-5)
+    assert second.summary["dataset"] == "alpaca"  # the page shows it
 
 
 def test_a_callback_made_by_hand_logs_nothing_unless_it_is_told_where(tmp_path: Path) -> None:
