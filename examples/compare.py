@@ -71,13 +71,18 @@ MAY_DIFFER = ("output", "seeds")  # options that may change when a comparison is
 
 @dataclass(frozen=True)
 class Setting:
-    """What all arms share. `samples` and `pool` are the same samples, for the Trainer and for scoring."""
+    """
+    What all arms share. `samples` and `pool` are the same samples, for the Trainer and for scoring.
+
+    `too_long` is the number of the dataset's samples that --longest leaves out.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     samples: datasets.Dataset
     held_out: datasets.Dataset
     pool: Pool
+    too_long: int
     steps: int
     arguments: argparse.Namespace
 
@@ -172,25 +177,30 @@ def prepare(arguments: argparse.Namespace) -> Setting:
     model, tokenizer = load_model(arguments.model or str(find_default_model()), "bfloat16")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    rows, held_out_rows = split_dataset(arguments, tokenizer)
+    rows, held_out_rows, too_long = split_dataset(arguments, tokenizer)
     samples, held_out = (tokenize(part, tokenizer, arguments.columns) for part in (rows, held_out_rows))
     pool = pool_from_tokenized(samples, tokenizer)
     sampler = MIWVDataSampler(len(pool), MIWVConfig(fraction=arguments.fraction).fraction)
     steps = max(1, round(arguments.epochs * len(sampler) / arguments.batch_size))
-    return Setting(model.to(device), tokenizer, samples, held_out, pool, steps, arguments)
+    return Setting(model.to(device), tokenizer, samples, held_out, pool, too_long, steps, arguments)
 
 
 def split_dataset(
     arguments: argparse.Namespace, tokenizer: PreTrainedTokenizerBase
-) -> tuple[datasets.Dataset | JsonRows, datasets.Dataset | JsonRows]:
-    """The pool's rows and the held-out rows: split by module for documentation strings, at random for a user's data."""
+) -> tuple[datasets.Dataset | JsonRows, datasets.Dataset | JsonRows, int]:
+    """
+    The pool's rows, the held-out rows, and the number of samples that are too long to be in either.
+
+    Documentation strings are split by module and made short enough; a user's data are split at random.
+    """
     if arguments.dataset is None:
-        return split_rows(None, tokenizer, arguments.max_samples, arguments.longest)
-    rows = load_rows(arguments.dataset)
+        return *split_rows(None, tokenizer, arguments.max_samples, arguments.longest), 0
+    rows, too_long = load_rows(arguments.dataset), 0
     kind = f"samples of at most {arguments.longest} tokens" if arguments.longest else "samples"
     if arguments.longest:
         lengths = pool_from_rows(rows, tokenizer, columns=arguments.columns).lengths
-        rows = rows.select(np.flatnonzero(lengths <= arguments.longest))
+        is_short = lengths <= arguments.longest
+        rows, too_long = rows.select(np.flatnonzero(is_short)), int((~is_short).sum())
     rows = rows.shuffle(seed=0)
     part = rows.select(range(min(arguments.max_samples or len(rows), len(rows))))
     if len(part) < arguments.held_out + 2:
@@ -199,13 +209,14 @@ def split_dataset(
             f"taken: {arguments.held_out} are held out, and a pool needs two more. Give a larger --longest or "
             "--max-samples, or a smaller --held-out."
         )
-    return part.select(range(arguments.held_out, len(part))), part.select(range(arguments.held_out))
+    return part.select(range(arguments.held_out, len(part))), part.select(range(arguments.held_out)), too_long
 
 
 def describe_limits(setting: Setting) -> str:
     """Which part of the dataset is used."""
     arguments = setting.arguments
-    found = [f"none longer than {arguments.longest} tokens"] if arguments.longest else []
+    left_out = f" ({setting.too_long} left out)" if arguments.dataset is not None else ""
+    found = [f"none longer than {arguments.longest} tokens{left_out}"] if arguments.longest else []
     found += [f"{arguments.max_samples} at most in all"] if arguments.max_samples else []
     return ", ".join(found) or "all that there are"
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from miwv_trainer import tokenize
+from miwv_trainer import load_rows, pool_from_rows, tokenize
 from tests.helpers.launch import ROOT
 from tests.helpers.tiny import instruction_rows, save_tiny, tiny_dataset, tiny_model, tiny_tokenizer
 
@@ -205,6 +205,16 @@ def test_too_few_samples_are_refused(command: list[str]) -> None:
         match="has 0 samples of at most 1 tokens, of which --max-samples all are taken: 8 are held",
     ):
         compare.split_dataset(arguments, tiny_tokenizer())
+
+
+def test_it_says_how_many_samples_the_limit_of_length_leaves_out(command: list[str]) -> None:
+    tokenizer = tiny_tokenizer()
+    arguments = compare.make_parser().parse_args([*command[2:], "--longest", "40"])
+    lengths = pool_from_rows(load_rows(arguments.dataset), tokenizer).lengths
+    pool, held_out, too_long = compare.split_dataset(arguments, tokenizer)
+    assert 0 < too_long == (lengths > 40).sum() == SAMPLES - len(pool) - len(held_out)
+    setting = compare.Setting(tiny_model(), tokenizer, pool, held_out, [], too_long, 1, arguments)
+    assert compare.describe_limits(setting) == f"none longer than 40 tokens ({too_long} left out)"
 
 
 def test_a_difference_is_paired_and_has_students_interval() -> None:
