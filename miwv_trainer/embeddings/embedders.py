@@ -36,6 +36,11 @@ TextEncoder: TypeAlias = Callable[[Sequence[str], bool], Embeddings]
 ALTERNATIVES = (
     '`embedder="tfidf"` (no download), `embedder="model"` (the model being trained), or an array of shape (N, d)'
 )
+# Offered by name if an encoder cannot be loaded: the default has 1.3 GB and reads English. docs/retrieval.md has more.
+SMALLER_ENCODERS = (
+    "smaller ones are 'BAAI/bge-small-en-v1.5' (English, 0.13 GB) and "
+    "'sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2' (50 languages, 0.5 GB)"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +150,8 @@ def _load_sentence_encoder(name: str) -> SentenceTransformer:
         reason = "is a folder without a model" if is_folder(name) else "is no folder here, and the hub did not give it"
         raise OSError(
             f"The embedder {name!r} could not be loaded: it {reason} ({type(error).__name__}: {_first_line(error)}). "
-            f"Give a sentence-transformers name that is reachable or cached, a folder, or one of {ALTERNATIVES}."
+            f"Give a sentence-transformers name that is reachable or cached ({SMALLER_ENCODERS}), a folder, or one of "
+            f"{ALTERNATIVES}."
         ) from error
 
 

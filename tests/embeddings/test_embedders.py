@@ -44,6 +44,9 @@ def test_an_unknown_embedder_is_an_error_that_names_the_alternatives(tmp_path):
     for error in (hub, folder):
         for alternative in ('embedder="tfidf"', 'embedder="model"', "an array of shape (N, d)"):
             assert alternative in str(error.value)
+    # The default is of 1.3 GB and reads English: whoever cannot load it is told what is smaller, or reads more.
+    assert "'BAAI/bge-small-en-v1.5' (English, 0.13 GB)" in str(hub.value)
+    assert "'sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2' (50 languages" in str(hub.value)
 
 
 def test_a_missing_sentence_transformers_is_an_error_that_names_the_extra_and_the_alternatives(monkeypatch):
