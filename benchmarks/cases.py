@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTr
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.build import pool_from_rows
 from miwv_trainer.data.files import Rows, load_rows
-from miwv_trainer.data.models import DTYPES, load_model
+from miwv_trainer.data.models import load_model
 from miwv_trainer.data.pool import NO_EXEMPLAR, Pool
 from miwv_trainer.distributed.world import World
 from miwv_trainer.embeddings.embedders import embed_texts, get_embedder
@@ -207,7 +207,7 @@ def make_random_model(config: LlamaConfig, dtype: str, device: torch.device) -> 
     """A model with random weights, created on its device and in its dtype: 7B in float32 first would need 28 GB."""
     with torch.device(device), torch.random.fork_rng():
         torch.manual_seed(0)
-        return AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype])
+        return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
 
 
 def _find_default_model() -> Path:

@@ -24,8 +24,7 @@ from benchmarks.cases import DEFAULT_POOL, Case, Draw, build_case, read_model, r
 from benchmarks.layouts import CEILING_ROW, LAYOUTS, count_work, forward_plain_rows, prepare
 from benchmarks.measure import describe_machine, measure
 from benchmarks.table import Line, compare_losses, format_markdown, format_text, make_cells
-from miwv_trainer.config import MIWVConfig
-from miwv_trainer.data.models import DTYPES
+from miwv_trainer.config import DTYPES, MIWVConfig
 from miwv_trainer.scoring.isolation import leave_no_trace
 from miwv_trainer.scoring.layout import choose_layout
 
@@ -69,7 +68,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         action="store_true",
         help="random tokens in lengths drawn from the pool with replacement; as many samples share an exemplar",
     )
-    add("--dtype", choices=list(DTYPES), help="default: bfloat16 on a GPU, float32 elsewhere")
+    add("--dtype", choices=DTYPES, help="default: bfloat16 on a GPU, float32 elsewhere")
     add("--device", help="default: cuda where there is one, else cpu")
     add("--attention", choices=("sdpa", "eager", "flex_attention"), help="default: the model's own")
     add("--layouts", default=",".join(LAYOUTS), help="some of these, in this order (default: %(default)s)")

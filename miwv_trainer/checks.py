@@ -11,7 +11,6 @@ from numbers import Real
 from typing import TypeGuard
 
 import numpy as np
-import torch
 
 
 def refuse_unknown_keys(given: Iterable[str], allowed: Sequence[str]) -> None:
@@ -102,6 +101,10 @@ def check_embedder(embedder: object) -> None:
     """Raises `ValueError` unless the embedder is a name or an array with one line per sample."""
     if isinstance(embedder, str) and embedder:
         return
+    # Here and not above: a configuration with the name of an embedder, such as the one whose defaults `miwv --help`
+    # shows, is made without torch, which takes seconds to import.
+    import torch
+
     if isinstance(embedder, np.ndarray | torch.Tensor):
         if embedder.ndim == 2 and embedder.shape[1] > 0:
             return

@@ -7,10 +7,7 @@ the pool is scored once. The default fraction is the 5 % at which the paper's se
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import MISSING, Field, InitVar, dataclass, field, fields, replace
-from typing import Any, Literal, NamedTuple, get_args
-
-import numpy as np
-import torch
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from miwv_trainer.checks import (
     check_band,
@@ -26,6 +23,10 @@ from miwv_trainer.checks import (
 )
 from miwv_trainer.descriptions import FieldDescription, describe_fields, with_help
 
+if TYPE_CHECKING:  # seconds to import, and `miwv --help` shows the settings without either
+    import numpy as np
+    import torch
+
 DEFAULT_EMBEDDER = "BAAI/bge-large-en-v1.5"
 RescoreStrategy = Literal["no", "epoch", "steps"]
 Layout = Literal["auto", "tree", "padded"]
@@ -38,6 +39,8 @@ SelectionBudget = Literal["samples", "tokens"]
 Diversity = Literal["none", "facility_location", "mmr"]
 EpochOrder = Literal["shuffled", "easy_to_hard", "hard_to_easy"]
 Preset = Literal["none", "paper", "guarded"]
+# In which a model may be loaded, by torch's names; `miwv score --dtype`, which is no setting of a Trainer's run.
+DTYPES = ("float32", "bfloat16")
 CHOICES: dict[str, tuple[str, ...]] = {
     "rescore_strategy": get_args(RescoreStrategy),
     "score": get_args(ScoreName),
@@ -90,7 +93,7 @@ class MIWVConfig:
     Args:
         fraction: Share of the pool that is selected, above 0 and at most 1. Of N samples, `floor(fraction * N)` are
             selected, at least one.
-        rescore_strategy: When the pool is scored again, with the model as it then is. `"no"` scores once, before the
+        rescore_strategy: When the pool is scored again, by the model as trained so far. `"no"` scores once, before the
             first step; `"epoch"` again before every later epoch; `"steps"` again after every `rescore_steps` optimizer
             steps. A full rescore forwards about twice the tokens of the pool in trees, three times in padded rows.
         rescore_steps: Optimizer steps from one round to the next, with `rescore_strategy="steps"`. The new selection
@@ -139,9 +142,9 @@ class MIWVConfig:
         tokens_per_batch: Most tokens of one scoring forward, padding included; by default what the free memory holds.
             A longer row is forwarded alone. The default is 4,096 on a CPU and 32,768 elsewhere, halved until it needs
             at most half of the free memory, and less for a small pool, so that several ranks get equal work.
-        tokens_per_row: Most tokens of one row of trees; by default what pays on the device. A longer sample is
-            forwarded alone behind its exemplar. Longer rows repeat fewer trunks; where rows have masks, they spend
-            more attention on masked pairs. The default is 4,096, with masks 1,024 on a CPU and 2,048 elsewhere.
+        tokens_per_row: Most tokens of one row of trees; by default 4,096, and with masks 1,024 on a CPU and 2,048
+            elsewhere. A longer sample is forwarded alone behind its exemplar. Longer rows repeat fewer trunks; where
+            rows have masks, they spend more attention on masked pairs.
         logits_chunk: Number of positions whose logits are in memory at the same time.
         layout: How samples share a forward. `"padded"` has one sequence a row, sorted by length; `"tree"` puts the
             samples with the same exemplar behind one copy of it, which takes two thirds of the tokens and needs full
@@ -324,6 +327,6 @@ def _get_default(setting: Field[object]) -> object:
     return setting.default if setting.default_factory is MISSING else setting.default_factory()
 
 
-def describe_embedder(embedder: str | np.ndarray | torch.Tensor) -> str:
+def describe_embedder(embedder: "str | np.ndarray | torch.Tensor") -> str:
     """The embedder's name, or `"array of shape (N, d)"`."""
     return embedder if isinstance(embedder, str) else f"array of shape {tuple(embedder.shape)}"

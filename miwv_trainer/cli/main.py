@@ -5,9 +5,6 @@ import sys
 from collections.abc import Sequence
 
 from miwv_trainer.cli.options import OPTIONS, ReportOptions, ScoreOptions, SelectOptions, parse_options
-from miwv_trainer.cli.report import report
-from miwv_trainer.cli.score import score
-from miwv_trainer.cli.select import select
 
 BAD_INPUT, INTERRUPTED = 2, 130  # 128 + SIGINT, as shells have it
 
@@ -42,11 +39,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(options: ScoreOptions | SelectOptions | ReportOptions) -> None:
     """Runs the subcommand that the options belong to."""
+    # Each is imported only where it runs. They import torch and transformers, which took 6.5 s before `miwv --help`
+    # printed its first line; test_startup.py holds the rest of the command line to what is light.
     if isinstance(options, ScoreOptions):
+        from miwv_trainer.cli.score import score
+
         score(options)
     elif isinstance(options, SelectOptions):
+        from miwv_trainer.cli.select import select
+
         select(options)
     else:
+        from miwv_trainer.cli.report import report
+
         report(options)
 
 

@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, get_args, get_origin, get_type_hints
 
-from miwv_trainer.config import CHOICES, SELECTION_FIELDS, MIWVConfig
+from miwv_trainer.config import CHOICES, DTYPES, SELECTION_FIELDS, MIWVConfig
 from miwv_trainer.data.columns import describe_formats, parse_names
-from miwv_trainer.data.models import DTYPES
 from miwv_trainer.export.destination import FORMATS, Format
+from miwv_trainer.version import __version__
 
 DEFAULT_OUTPUT = "miwv-output"
 FIELDS = {field.name: field for field in fields(MIWVConfig)}
@@ -108,6 +108,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="miwv", description="Score instruction samples by Model Instruction Weakness Value, and select."
     )
+    parser.add_argument("--version", action="version", version=f"miwv_trainer {__version__}")
     commands = parser.add_subparsers(required=True, dest="command", metavar="{score,select,report}")
     add_score_options(commands.add_parser("score", help="score a pool with a model and select the top fraction"))
     add_select_options(
@@ -139,7 +140,7 @@ def add_score_options(parser: argparse.ArgumentParser) -> None:
         "chat_template_kwargs",
     )
     parser.add_argument("--output", default=DEFAULT_OUTPUT, help="folder to write to (default: %(default)s)")
-    parser.add_argument("--dtype", choices=list(DTYPES), help="default: as the model was saved")
+    parser.add_argument("--dtype", choices=DTYPES, help="default: as the model was saved")
     parser.add_argument("--max-samples", type=parse_count, help="score the first so many samples only")
     parser.add_argument(
         "--no-refine",
@@ -159,7 +160,7 @@ def add_score_options(parser: argparse.ArgumentParser) -> None:
 
 def add_select_options(parser: argparse.ArgumentParser) -> None:
     """The options of `miwv select`."""
-    parser.add_argument("--scores", required=True, metavar="OUTPUT", help="the folder `miwv score` wrote to")
+    parser.add_argument("--scores", required=True, metavar="FOLDER", help="the folder `miwv score` wrote to")
     add_setting(parser.add_argument, "fraction", is_required=True)
     parser.add_argument("--dataset", help="the pool that was scored; without it, indices are printed")
     group = parser.add_argument_group("what is written")
@@ -171,8 +172,9 @@ def add_select_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--to",
+        "--output",
         metavar="PATH",
-        help="file or folder to write (default: selected.jsonl, selected.parquet or selected/ in OUTPUT)",
+        help="file or folder to write (default: selected.jsonl, selected.parquet or selected/ in FOLDER)",
     )
     group.add_argument("--with-scores", action="store_true", help="add each sample's number, losses and MIWV")
     group.add_argument("--push-to-hub", metavar="USER/NAME", help="upload the folder as a dataset")

@@ -7,8 +7,8 @@ from miwv_trainer.cli.options import SelectOptions, name_option
 from miwv_trainer.cli.shared import read_scored_rows
 from miwv_trainer.data.rows import to_dataset
 from miwv_trainer.export.dataset_card import Origin
-from miwv_trainer.export.destination import ENDINGS, Format, check_destination, check_hub_name
-from miwv_trainer.export.hub import push_folder
+from miwv_trainer.export.destination import ENDINGS, Format, check_destination
+from miwv_trainer.export.hub import check_hub_name, push_folder
 from miwv_trainer.export.writers import add_scores, write_folder, write_jsonl, write_parquet
 from miwv_trainer.rounds.messages import describe_threshold
 from miwv_trainer.rounds.stored_config import restore_config

@@ -6,7 +6,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+from miwv_trainer.config import DTYPES
 
 
 def load_model(name: str, dtype: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -23,7 +23,7 @@ def load_model(name: str, dtype: str | None = None) -> tuple[PreTrainedModel, Pr
     """
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"`dtype` must be one of {', '.join(map(repr, DTYPES))}, but got {dtype!r}.")
-    torch_dtype = DTYPES[dtype] if dtype is not None else "auto"
+    torch_dtype = getattr(torch, dtype) if dtype is not None else "auto"
     gguf = _find_gguf(Path(name))
     # transformers would keep GGUF weights packed, and packed weights cannot be trained.
     unpacking = {"gguf_file": gguf, "quantization_config": GgufConfig(dequantize=True)} if gguf else {}
@@ -37,13 +37,13 @@ def load_model(name: str, dtype: str | None = None) -> tuple[PreTrainedModel, Pr
             f"that is reachable or cached. ({str(error).strip().splitlines()[0]})"
         ) from error
     if gguf:
-        # Or the first checkpoint of a training, hours later, would be the first to fail.
+        # Otherwise training starts, and fails at its first checkpoint.
         _make_saveable(model)
     return model, tokenizer
 
 
 def _make_saveable(model: PreTrainedModel) -> None:
-    """Makes a model from GGUF one of plain floats in its own records; else `save_pretrained` refuses it."""
+    """Removes the records that say that a model from GGUF is quantised: `save_pretrained` would refuse it."""
     model.hf_quantizer = None
     model.is_quantized = False
     vars(model.config).pop("quantization_config", None)

@@ -9,15 +9,13 @@ from pathlib import Path
 from huggingface_hub import DatasetCardData
 
 from miwv_trainer.config import SELECTION_FIELDS, MIWVConfig
+from miwv_trainer.export.destination import TAG
 from miwv_trainer.rounds.messages import describe_threshold
 from miwv_trainer.selection.choose import Choice
 from miwv_trainer.selection.scores import get_score
 from miwv_trainer.storage.stored_round import StoredRound
 from miwv_trainer.version import __version__
 
-CARD_FILE = "README.md"
-# By it, `check_destination` knows a folder that may be replaced.
-TAG = "miwv_trainer"
 PAPER = "https://arxiv.org/abs/2511.07074"
 # The hub's names for sizes: fewer samples than the number.
 SIZES = {

@@ -3,13 +3,11 @@
 from pathlib import Path
 from typing import Literal, get_args
 
-import huggingface_hub
-from huggingface_hub.utils import validate_repo_id
-
-from miwv_trainer.export.dataset_card import CARD_FILE, TAG
-
 Format = Literal["jsonl", "parquet", "dataset"]
 FORMATS: tuple[Format, ...] = get_args(Format)
+CARD_FILE = "README.md"
+# The card's tag, by which a folder is known that may be replaced.
+TAG = "miwv_trainer"
 ENDINGS: dict[Format, str] = {"jsonl": ".jsonl", "parquet": ".parquet", "dataset": ""}
 
 
@@ -57,19 +55,4 @@ def _check_folder(target: Path) -> None:
         raise ValueError(
             f"{target} holds {', '.join((others or sorted(found))[:3])}, which this command did not write: give an "
             "empty or a new folder as `--to`."
-        )
-
-
-def check_hub_name(name: str) -> None:
-    """
-    Refuses a dataset name before a long job, as far as that is possible without asking the hub.
-
-    Raises:
-        ValueError: the hub does not allow the name, or there is no token.
-    """
-    validate_repo_id(name)
-    if huggingface_hub.get_token() is None:
-        raise ValueError(
-            f"{name} cannot be written to the hub without a token: run `hf auth login`, or set HF_TOKEN to one that "
-            "may write."
         )

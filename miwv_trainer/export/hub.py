@@ -1,8 +1,24 @@
-"""Uploads a selection as a dataset on the Hugging Face hub."""
+"""Uploads a selection as a dataset to the Hugging Face hub."""
 
 from pathlib import Path
 
 import huggingface_hub
+from huggingface_hub.utils import validate_repo_id
+
+
+def check_hub_name(name: str) -> None:
+    """
+    Refuses a dataset name before a long job, as far as that is possible without asking the hub.
+
+    Raises:
+        ValueError: the hub does not allow the name, or there is no token.
+    """
+    validate_repo_id(name)
+    if huggingface_hub.get_token() is None:
+        raise ValueError(
+            f"{name} cannot be written to the hub without a token: run `hf auth login`, or set HF_TOKEN to one that "
+            "may write."
+        )
 
 
 def push_folder(folder: Path, name: str, private: bool) -> str:

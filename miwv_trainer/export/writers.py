@@ -9,7 +9,8 @@ import numpy as np
 
 from miwv_trainer.data.files import Rows
 from miwv_trainer.data.rows import JsonRows
-from miwv_trainer.export.dataset_card import CARD_FILE, Origin, build_card
+from miwv_trainer.export.dataset_card import Origin, build_card
+from miwv_trainer.export.destination import CARD_FILE
 from miwv_trainer.storage.atomic import atomic_folder, atomic_path, write_bytes, write_text
 from miwv_trainer.storage.stored_round import StoredRound
 
