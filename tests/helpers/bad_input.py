@@ -187,21 +187,27 @@ LATIN = '{"prompt": "\u00e9", "completion": "x"}\n'.encode("latin-1") * 3
 HALF_ZIPPED = gzip.compress(json.dumps(ROWS).encode())[:40]
 
 POOLS: dict[str, tuple[Prepare, str]] = {
-    "a file that is not there": (lambda f: score(f, dataset=f / "none.jsonl"), "There is no file"),
-    "a kind of file that is not read": (with_file("pool.txt", b"a"), "not a kind of file that can be read; allowed"),
+    "a file that does not exist": (lambda f: score(f, dataset=f / "none.jsonl"), "There is no file"),
+    "a file of an unknown kind": (with_file("pool.txt", b"a"), "not a kind of file that can be read; allowed"),
     "an empty file": (with_file("pool.jsonl", b""), "is empty: the pool needs at least two samples"),
     "JSON Lines with a broken line": (with_file("pool.jsonl", BROKEN.encode()), "read as json: line 4 is no JSON"),
-    "a line that is no object": (with_file("pool.jsonl", b'{"prompt": "a"}\n"a"\n'), "line 2 is no JSON object"),
+    "a line that is not a JSON object": (
+        with_file("pool.jsonl", b'{"prompt": "a"}\n"a"\n'),
+        "line 2 is no JSON object",
+    ),
     "a file that is not UTF-8": (with_file("pool.jsonl", LATIN), "Line 1 of .* is not UTF-8 .*save the file in UTF-8"),
     "a CSV file that is not UTF-8": (with_file("pool.csv", b"prompt,completion\na,\xe9\n"), "Line 2 of .* not UTF-8"),
-    "a gzipped file that is cut": (with_file("pool.jsonl.gz", HALF_ZIPPED), "could not be read: Compressed file ended"),
-    "a gzipped file that is none": (with_file("pool.jsonl.gz", b"abc" * 9), "could not be read: Not a gzipped file"),
-    "a Parquet file that is cut": (with_file("pool.parquet", b"PAR1abc"), "could not be read as parquet"),
+    "a `.gz` file that is cut short": (
+        with_file("pool.jsonl.gz", HALF_ZIPPED),
+        "could not be read: Compressed file ended",
+    ),
+    "a `.gz` file that is not gzip": (with_file("pool.jsonl.gz", b"abc" * 9), "could not be read: Not a gzipped file"),
+    "a Parquet file that is cut short": (with_file("pool.parquet", b"PAR1abc"), "could not be read as parquet"),
     "a name that the hub does not have": (
         with_options("--dataset", "nobody/nothing"),
         "could not be loaded from the hub",
     ),
-    "columns of other names": (
+    "columns with unknown names": (
         with_rows([{"ask": "a", "say": "b"}] * 3),
         "needs the columns `prompt`.*--columns.*This one has ask, say",
     ),
@@ -213,15 +219,15 @@ POOLS: dict[str, tuple[Prepare, str]] = {
         with_rows([{"messages": TURNS, "history": [["a", "b"]]}] * 2),
         "Sample 0 .*column `history` changes the prompt but is not read",
     ),
-    "names of columns that are not there": (
+    "`--columns` with names that the dataset lacks": (
         lambda f: score(f, "--columns", "prompt=ask,response=output"),
         "`columns` names 'ask', but no sample has it; found: input, instruction, output",
     ),
-    "JSON with half of a character": (
+    "JSON with half of a surrogate pair": (
         with_file("pool.jsonl", b'{"a": "\\ud83d"}\n'),
         "line 1 holds half of a character",
     ),
-    "CSV with a line of too few cells": (with_file("pool.csv", b"a,b\n1\n"), "line 2: it has 1 cells, but"),
+    "a CSV line with too few cells": (with_file("pool.csv", b"a,b\n1\n"), "line 2: it has 1 cells, but"),
     "a folder of several kinds of files": (
         lambda f: score(f, dataset=with_shards(f / "pool", "a.jsonl", "b.csv")),
         "holds csv files and json files",
@@ -234,23 +240,32 @@ POOLS: dict[str, tuple[Prepare, str]] = {
         lambda f: score(f, "--output", str(f / "pool" / "out"), dataset=with_shards(f / "pool", "a.jsonl")),
         "out lies in .*pool, all files of which are the pool: give another place as `--output`",
     ),
-    "a column of numbers": (with_rows([{"prompt": 1, "completion": 2}] * 2), "Sample 0 .*`content` that are text"),
-    "a column of lists": (parquet(prompt=[["a"], ["b"]], completion=["c", "d"]), "`content` that are text"),
-    "messages that are text": (with_rows([{"messages": "hello"}] * 2), "Every turn must have a `role` and a `content`"),
-    "turns without a content": (with_rows([{"messages": [{"role": "user"}]}] * 2), "a `role` and a `content`"),
-    "turns without an answer": (with_rows([{"messages": TURNS[:1]}] * 2), "Not one sample .* has a response token"),
+    "a prompt that is a number": (
+        with_rows([{"prompt": 1, "completion": 2}] * 2),
+        "Sample 0 .*`content` that are text",
+    ),
+    "a prompt that is a list": (parquet(prompt=[["a"], ["b"]], completion=["c", "d"]), "`content` that are text"),
+    "`messages` that is text": (
+        with_rows([{"messages": "hello"}] * 2),
+        "Every turn must have a `role` and a `content`",
+    ),
+    "a turn without `content`": (with_rows([{"messages": [{"role": "user"}]}] * 2), "a `role` and a `content`"),
+    "conversations without an answer": (
+        with_rows([{"messages": TURNS[:1]}] * 2),
+        "Not one sample .* has a response token",
+    ),
     "one sample": (with_rows(ROWS[:1]), "The pool has one sample: .*so give two"),
     "all samples identical": (with_rows([ROWS[0]] * 5), "5 with no exemplar but copies of themselves.*allow_identical"),
     "all responses empty": (with_rows([{"prompt": f"a{n}", "completion": ""} for n in range(4)]), "response token"),
     "all responses null": (with_rows([{"prompt": f"a{n}", "completion": None} for n in range(4)]), "response token"),
-    "all prompts without a word": (
+    "no prompt contains a word": (
         with_rows([{"instruction": "", "output": f"a{n}"} for n in range(4)]),
         "found no word",
     ),
     "all samples too long": (with_rows([LONG, {**LONG, "output": "no"}]), "2 with more tokens than the context of 512"),
 }
 MODELS: dict[str, tuple[Prepare, str]] = {
-    "no model there": (lambda f: score(f, model=f / "none"), "No model could be loaded from .*none"),
+    "a model that does not exist": (lambda f: score(f, model=f / "none"), "No model could be loaded from .*none"),
     "a folder without a model": (
         lambda f: score(f, model=made_folder(f / "empty")),
         "No model could be loaded from .*empty",
@@ -260,12 +275,18 @@ MODELS: dict[str, tuple[Prepare, str]] = {
         "several GGUF files",
     ),
     "a model without weights": (with_model(lambda m: (m / "model.safetensors").unlink()), "No model could be loaded"),
-    "weights that are cut": (with_model(cut("model.safetensors")), "No model could be loaded .*incomplete metadata"),
-    "a configuration that is cut": (with_model(cut("config.json")), "No model could be loaded"),
-    "a tokenizer that is cut": (with_model(cut("tokenizer.json")), "No model could be loaded"),
-    "a model that brings code": (with_model(own_code), "No model could be loaded .*code"),
-    "a chat template that is broken": (with_model(tokenizer("{% for %}")), "Sample 0 .*chat template refuses it"),
-    "a chat template that refuses": (with_model(tokenizer("{{ raise_exception('no') }}")), "template refuses it: no"),
+    "a weight file that is cut short": (
+        with_model(cut("model.safetensors")),
+        "No model could be loaded .*incomplete metadata",
+    ),
+    "a `config.json` that is cut short": (with_model(cut("config.json")), "No model could be loaded"),
+    "a `tokenizer.json` that is cut short": (with_model(cut("tokenizer.json")), "No model could be loaded"),
+    "a model that needs code of its repository": (with_model(own_code), "No model could be loaded .*code"),
+    "a chat template with a syntax error": (with_model(tokenizer("{% for %}")), "Sample 0 .*chat template refuses it"),
+    "a chat template that raises an exception": (
+        with_model(tokenizer("{{ raise_exception('no') }}")),
+        "template refuses it: no",
+    ),
     "token ids outside the vocabulary": (
         with_model(small_vocabulary),
         "token id 388, but .* vocabulary has 50 entries",
@@ -279,57 +300,63 @@ MODELS: dict[str, tuple[Prepare, str]] = {
     "trees on a sliding window": (with_model(windowed, "--layout", "tree"), 'cannot be scored with `layout="tree"`'),
 }
 OPTIONS: dict[str, tuple[Prepare, str]] = {
-    "a fraction of nothing": (with_options("--fraction", "0"), "`fraction` must be .*above 0 .*got 0.0"),
-    "a fraction above one": (with_options("--fraction", "5"), "`fraction` must be .*at most 1 .*got 5.0"),
-    "a fraction that is NaN": (with_options("--fraction", "nan"), "`fraction` must be .*got nan"),
-    "a length of nothing": (with_options("--max-length", "0"), "`--max-length` must be .*at least 1, but got 0"),
-    "a length that no sample fits": (with_options("--max-length", "4"), "8 with more tokens than the context of 4"),
-    "rows of nothing": (with_options("--tokens-per-row", "-1"), "`--tokens-per-row` must be .*got -1"),
-    "batches of nothing": (with_options("--tokens-per-batch", "0"), "`--tokens-per-batch` must be .*got 0"),
-    "logits of nothing": (with_options("--logits-chunk", "0"), "`--logits-chunk` must be .*got 0"),
-    "an embedder that is not there": (
+    "`fraction=0`": (with_options("--fraction", "0"), "`fraction` must be .*above 0 .*got 0.0"),
+    "`fraction=5`": (with_options("--fraction", "5"), "`fraction` must be .*at most 1 .*got 5.0"),
+    "`fraction=nan`": (with_options("--fraction", "nan"), "`fraction` must be .*got nan"),
+    "`scoring_max_length=0`": (with_options("--max-length", "0"), "`--max-length` must be .*at least 1, but got 0"),
+    "a `scoring_max_length` shorter than every sample": (
+        with_options("--max-length", "4"),
+        "8 with more tokens than the context of 4",
+    ),
+    "`tokens_per_row=-1`": (with_options("--tokens-per-row", "-1"), "`--tokens-per-row` must be .*got -1"),
+    "`tokens_per_batch=0`": (with_options("--tokens-per-batch", "0"), "`--tokens-per-batch` must be .*got 0"),
+    "`logits_chunk=0`": (with_options("--logits-chunk", "0"), "`--logits-chunk` must be .*got 0"),
+    "an embedder that does not exist": (
         with_options("--embedder", "{folder}/none"),
         "The embedder .* could not be loaded",
     ),
-    "quantiles in the wrong order": (
+    "a band whose quantiles descend": (
         with_options("--quantile-band", "0.9", "0.1"),
         "`--quantile-band` must be two numbers",
     ),
-    "guards that leave nothing": (
+    "guards that exclude every sample": (
         with_options("--min-response-tokens", "999"),
         "No sample .* may be selected: min_response_tokens=999 leaves out 8",
     ),
-    "quantiles between two samples": (
+    "a band that lies between two samples": (
         with_options("--quantile-band", "0.51", "0.52"),
         r"No sample .* may be selected: quantile_band=\[0.51, 0.52\] leaves out 8",
     ),
-    "losses of a score without": (
+    "`loss_band` with a score that computes no losses": (
         with_options("--score", "random", "--loss-band", "0", "0.7"),
         "`--loss-band` is .*makes no forward",
     ),
-    "a group column that is not there": (
+    "a `group_column` that the dataset lacks": (
         with_options("--group-column", "task"),
         "`--group-column` is 'task', but the dataset has the columns instruction",
     ),
-    "an array that is not there": (with_options("--embedder", "{folder}/none.npy"), "could not be read as an array"),
-    "a file that holds no array": (no_array, "garbage.npy could not be read as an array of numbers"),
-    "an array of too few lines": (short_array, "8 samples|has 3"),
+    "an array file that does not exist": (
+        with_options("--embedder", "{folder}/none.npy"),
+        "could not be read as an array",
+    ),
+    "an array file that `numpy.save` did not write": (no_array, "garbage.npy could not be read as an array of numbers"),
+    "an array with too few lines": (short_array, "8 samples|has 3"),
 }
 FILES: dict[str, tuple[Prepare, str]] = {
     "an output that is a file": (
         lambda f: score(f, "--output", str(lines(f / "file", []))),
         "`--output` must be a folder",
     ),
-    "an output below a file": (folder_in_the_way, "`--output` must be a folder, but .*file is a file"),
-    "scores that are not there": (
+    "an output inside a file": (folder_in_the_way, "`--output` must be a folder, but .*file is a file"),
+    "a folder without scores": (
         lambda f: ["select", "--scores", str(f), "--fraction", "0.1"],
         "There are no scores in",
     ),
-    "scores that are cut": (
+    "a `scores.parquet` that is cut short": (
         after_a_run(cut("round-000/scores.parquet"), *SELECT),
         "scores.parquet could not be read, it is",
     ),
-    "a summary that is cut": (
+    "a `round.json` that is cut short": (
         after_a_run(cut("round-000/round.json"), *REPORT),
         "round.json could not be read, it is cut",
     ),
@@ -337,7 +364,7 @@ FILES: dict[str, tuple[Prepare, str]] = {
         after_a_run(edit("round-000/round.json", version=99), *REPORT),
         "format version 99, but",
     ),
-    "another pool than was scored": (other_pool, "are not those that .* holds scores of: give the dataset that was"),
+    "a dataset that was not scored": (other_pool, "are not those that .* holds scores of: give the dataset that was"),
     "a folder that another run uses": (in_use, "Another run is writing to .*Wait until it has ended, or give another"),
 }
 CASES = {**POOLS, **MODELS, **OPTIONS, **FILES}
