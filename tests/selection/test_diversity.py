@@ -179,8 +179,11 @@ def test_the_extremes_of_marginal_relevance() -> None:
     assert list(order_by_marginal_relevance(np.arange(4), np.full(4, 3.0), FAN, 0.5)) == [0, 3, 2, 1]
 
 
-def test_copies_tie_by_position(as_given) -> None:
-    embeddings = np.random.default_rng(0).standard_normal((1, 300)).repeat(50, axis=0) * np.arange(1, 51)[:, None]
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("seed", range(3))
+def test_copies_tie_by_position(as_given, seed: int, dtype: type) -> None:
+    copy = np.random.default_rng(seed).standard_normal((1, 300))
+    embeddings = (copy.repeat(50, axis=0) * np.arange(1, 51)[:, None]).astype(dtype)
     order = np.random.default_rng(1).permutation(50)
     assert list(order_by_facility_location(order, as_given(embeddings))) == order.tolist()
     assert list(order_by_marginal_relevance(order, np.ones(50), as_given(embeddings), 0.5)) == order.tolist()
