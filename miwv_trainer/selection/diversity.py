@@ -71,7 +71,7 @@ def order_by_facility_location(candidates: np.ndarray, embeddings: Embeddings) -
 
     F(S) = sum over candidates v of max over s in S of max(cosine(v, s), 0) (Lin and Bilmes 2011; Mirzasoleiman et al.
     2013). The next candidate is the one with the largest gain in F, ties by position. Gains are ties within 1e-6 times
-    the larger of the root of the number of candidates and the largest gain, the rounding of their sums.
+    the larger of F and the root of the number of candidates, the rounding of their sums.
 
     Args:
         candidates: `(k,)` distinct pool indices. The first one costs all k x k cosines.
@@ -85,8 +85,8 @@ def order_by_facility_location(candidates: np.ndarray, embeddings: Embeddings) -
     # whose bound reaches the best gain are computed again, which spares most of the k x k similarities of each step.
     bounds = np.full(count, np.inf)
     for _ in range(count):
-        best, at_once = 0.0, GAINS_AT_ONCE
-        tie = TIE * count**0.5
+        best, at_once, reached = 0.0, GAINS_AT_ONCE, float(covered.sum(dtype=np.float64))
+        tie = TIE * max(count**0.5, reached)
         is_stale = bounds > tie
         while len(pending := np.flatnonzero(is_stale & (bounds >= best - tie))):
             batch = _pick_highest(pending, bounds, at_once)
@@ -95,7 +95,7 @@ def order_by_facility_location(candidates: np.ndarray, embeddings: Embeddings) -
             best, at_once = max(best, bounds[batch].max()), min(2 * at_once, MOST_GAINS_AT_ONCE)
             # A row whose length was rounded up has all its cosines too large, so that the errors of a sum add up rather
             # than cancel: on one machine the gains of 50 copies lay 1.5e-5 apart, twice the first tolerance.
-            tie = max(tie, TIE * best)
+            tie = TIE * max(count**0.5, reached + best)
         chosen = int((bounds >= best - tie).argmax())
         yield int(candidates[chosen])
         np.maximum(covered, similarities.get_rows(np.asarray([chosen]))[0], out=covered)

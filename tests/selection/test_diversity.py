@@ -180,7 +180,7 @@ def test_the_extremes_of_marginal_relevance() -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(10))
 def test_copies_tie_by_position(as_given, seed: int, dtype: type) -> None:
     copy = np.random.default_rng(seed).standard_normal((1, 300))
     embeddings = (copy.repeat(50, axis=0) * np.arange(1, 51)[:, None]).astype(dtype)
