@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from miwv_trainer.rounds.without_training import score_and_select, select_again
     from miwv_trainer.scoring.response_losses import compute_response_losses
     from miwv_trainer.selection.choose import Choice
+    from miwv_trainer.selection.scores import Measured
     from miwv_trainer.storage.store import read_rounds
     from miwv_trainer.storage.stored_round import StoredRound
     from miwv_trainer.training.attach import attach
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 # In the order in which docs/python.md lists them: training, pools, rounds, models.
 __all__ = [
     "MIWVConfig",
+    "Measured",
     "attach",
     "MIWVCallback",
     "MIWVDataSampler",
@@ -65,6 +67,7 @@ _MODULES = {
     "rounds.without_training": ("score_and_select", "select_again"),
     "scoring.response_losses": ("compute_response_losses",),
     "selection.choose": ("Choice",),
+    "selection.scores": ("Measured",),
     "storage.store": ("read_rounds",),
     "storage.stored_round": ("StoredRound",),
     "training.attach": ("attach",),

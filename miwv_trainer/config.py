@@ -22,6 +22,7 @@ from miwv_trainer.checks import (
     refuse_unknown_keys,
 )
 from miwv_trainer.descriptions import FieldDescription, describe_fields, with_help
+from miwv_trainer.own_scores import check_own_score, describe_score
 
 if TYPE_CHECKING:  # seconds to import, and `miwv --help` shows the settings without either
     import numpy as np
@@ -33,8 +34,9 @@ Layout = Literal["auto", "tree", "padded"]
 # The records of the scores are in selection/scores.py, which imports this file. So that the checks below need not name
 # a score, the two properties they depend on are types here; a test holds the records to them.
 UnorderedScore = Literal["random"]  # says nothing about how hard a sample is
-ForwardFreeScore = Literal[UnorderedScore, "longest"]  # needs no loss
+ForwardFreeScore = Literal[UnorderedScore, "longest", "column"]  # needs no loss
 ScoreName = Literal["miwv", "low_miwv", "residual_miwv", "zero_shot_loss", "one_shot_loss", ForwardFreeScore]
+ExtraLosses = Literal["none", "zero_shot", "both"]
 SelectionBudget = Literal["samples", "tokens"]
 Diversity = Literal["none", "facility_location", "mmr"]
 EpochOrder = Literal["shuffled", "easy_to_hard", "hard_to_easy"]
@@ -44,6 +46,7 @@ DTYPES = ("float32", "bfloat16")
 CHOICES: dict[str, tuple[str, ...]] = {
     "rescore_strategy": get_args(RescoreStrategy),
     "score": get_args(ScoreName),
+    "extra_losses": get_args(ExtraLosses),
     "selection_budget": get_args(SelectionBudget),
     "preset": get_args(Preset),
     "diversity": get_args(Diversity),
@@ -60,6 +63,8 @@ PRESETS: dict[str, dict[str, object]] = {
 # `miwv select`, and part of a round's fingerprint: a resumed run refuses rounds that were selected otherwise.
 SELECTION_FIELDS = (
     "score",
+    "score_column",
+    "extra_losses",
     "min_response_tokens",
     "quantile_band",
     "loss_band",
@@ -104,7 +109,13 @@ class MIWVConfig:
             samples keep their scores, with their `age` in scores.parquet.
         score: What samples are ranked by, highest first. `"low_miwv"` takes the lowest MIWV first; `"residual_miwv"`
             is the part of MIWV that response length and exemplar similarity do not explain; `"longest"` takes the
-            responses of most tokens first. `"random"` and `"longest"` need no forward.
+            responses of most tokens first. `"random"` and `"longest"` need no forward. A score of your own is a
+            function, an array of shape (N,) with one number a sample, or a `score_column`. A function gets a
+            [`Measured`] and returns such an array; NaN leaves a sample out.
+        score_column: Column of the dataset that holds a score of your own, highest first; `score` is then `"column"`.
+            A sample without a number there is not selected.
+        extra_losses: Losses that are measured although `score` does not need them. A `loss_band`, or a function as
+            `score` that reads losses, needs `"zero_shot"`, or `"both"` for MIWV.
         selection_budget: What `fraction` is a share of: the samples of the pool, or its response tokens. An epoch has
             `floor(fraction * N)` samples in both cases; a larger selection is trained over several epochs.
         preset: Sets several fields that are not given. `"paper"` sets `allow_identical_exemplars=True`. `"guarded"`
@@ -167,7 +178,9 @@ class MIWVConfig:
     rescore_strategy: RescoreStrategy = "no"
     rescore_steps: int | None = None
     rescore_budget: float = 1.0
-    score: ScoreName = "miwv"
+    score: ScoreName = "miwv"  # a function or an array is welcome too, but HfArgumentParser wants one plain type
+    score_column: str | None = None
+    extra_losses: ExtraLosses = "none"
     selection_budget: SelectionBudget = "samples"
     preset: Preset = "none"
     min_response_tokens: int = 0
@@ -207,7 +220,10 @@ class MIWVConfig:
 
     def __post_init__(self, applied_preset: AppliedPreset | None) -> None:
         for name, allowed in CHOICES.items():
-            check_choice(name, getattr(self, name), allowed)
+            if name == "score" and not isinstance(self.score, str):
+                check_own_score(self.score, allowed)
+            else:
+                check_choice(name, getattr(self, name), allowed)
         check_share("fraction", self.fraction, "0.05 keeps 5 % of the pool")
         check_share("rescore_budget", self.rescore_budget, "0.25 scores a quarter of the pool")
         check_rescore_steps(self.rescore_strategy, self.rescore_steps)
@@ -216,6 +232,7 @@ class MIWVConfig:
             check_switch(name, getattr(self, name))
         check_text("scores_dir", self.scores_dir, "a folder's path")
         check_text("group_column", self.group_column, "a column's name")
+        check_text("score_column", self.score_column, "a column's name")
         self._check_guards()
         check_whole_number("logits_chunk", self.logits_chunk)
         for name in ("tokens_per_batch", "tokens_per_row", "scoring_max_length"):
@@ -228,7 +245,9 @@ class MIWVConfig:
             if f.type is float:  # round.json could not hold a number of NumPy's
                 setattr(self, f.name, float(getattr(self, f.name)))
         # Last of the single values: errors above are about what was given, never about what a preset sets.
-        self._apply_preset(applied_preset, vars(self).pop("given"))
+        given = vars(self).pop("given")
+        self._match_score_column(replaces=applied_preset is not None, given=given)
+        self._apply_preset(applied_preset, given)
         self._check_together()
 
     def _check_guards(self) -> None:
@@ -240,6 +259,18 @@ class MIWVConfig:
         check_share("max_selected_similarity", self.max_selected_similarity, "a cosine; 1 leaves nothing out")
         check_number("diversity_candidates", self.diversity_candidates, 1)
         check_number("mmr_weight", self.mmr_weight, 0, 1)
+
+    def _match_score_column(self, replaces: bool, given: set[str]) -> None:
+        """Sets `score` to "column" where a column is given and no score, as `_apply_preset` tells what is given."""
+        column: ScoreName = "column"
+        is_given = "score" in given and not given >= {f.name for f in fields(self)}
+        if self.score_column is not None and not (replaces or is_given):
+            self.score = column if describe_score(self.score) == MIWVConfig.score else self.score
+        if (self.score_column is not None) != (describe_score(self.score) == column):
+            raise ValueError(
+                f"`score_column` is {self.score_column!r}, but `score` is {describe_score(self.score)!r}: give a "
+                '`score_column` with `score="column"` or without a score, and another score without a `score_column`.'
+            )
 
     def _apply_preset(self, applied: AppliedPreset | None, given: set[str]) -> None:
         """Sets what the preset says, unless this very preset was applied to these values before."""
@@ -256,27 +287,37 @@ class MIWVConfig:
         vars(self)["applied_preset"] = applied
 
     def _check_together(self) -> None:
-        if self.epoch_order != "shuffled" and self.score in get_args(UnorderedScore):
+        # An array would be compared element by element.
+        name = describe_score(self.score)
+        if self.epoch_order != "shuffled" and name in get_args(UnorderedScore):
             raise ValueError(
                 f'`epoch_order={self.epoch_order!r}` needs to know how hard samples are, which `score="{self.score}"` '
                 'does not tell. Use "shuffled", or another score.'
             )
-        if self.loss_band != [0.0, 1.0] and self.score in get_args(ForwardFreeScore):
+        if self.loss_band != [0.0, 1.0] and not self._measures_losses():
+            named = f"`score_column={self.score_column!r}`" if self.score_column else f"`score={self._show_score()}`"
             if self.is_by_preset("loss_band"):
                 raise ValueError(
-                    f"The `preset` {self.preset!r} sets `loss_band` to {self.loss_band}, but `score={self.score!r}` "
-                    "makes no forward, so that there are no losses. Use another score, or leave the preset out and "
-                    "give those of its values that you want."
+                    f"The `preset` {self.preset!r} sets `loss_band` to {self.loss_band}, but {named} makes no forward, "
+                    "so that there are no losses. Use another score, or leave the preset out and give those of its "
+                    'values that you want, or measure losses with `extra_losses="zero_shot"`.'
                 )
             raise ValueError(
-                f"`loss_band` is {self.loss_band}, but `score={self.score!r}` makes no forward, so that there are no "
-                "losses. Leave it out, or use another score."
+                f"`loss_band` is {self.loss_band}, but {named} makes no forward, so that there are no losses. Leave it "
+                'out, use another score, or measure losses with `extra_losses="zero_shot"`.'
             )
         if self.rescore_strategy == "no" and self.rescore_budget < 1:
             raise ValueError(
                 f"`rescore_budget` is {self.rescore_budget}, but nothing is scored again with "
                 '`rescore_strategy="no"`. Leave it out, or set the strategy to "epoch" or "steps".'
             )
+
+    def _measures_losses(self) -> bool:
+        needs_none = not isinstance(self.score, str) or self.score in get_args(ForwardFreeScore)
+        return self.extra_losses != "none" or not needs_none
+
+    def _show_score(self) -> str:
+        return repr(self.score) if isinstance(self.score, str) else describe_score(self.score)
 
     def is_by_preset(self, name: str) -> bool:
         """
@@ -318,9 +359,9 @@ class MIWVConfig:
         return cls(**values, applied_preset=applied)
 
     def to_dict(self) -> dict[str, object]:
-        """The values as JSON can hold them; an embedding array is described by its shape."""
-        shown = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "embedder"}
-        return {**shown, "embedder": describe_embedder(self.embedder)}
+        """The values as JSON can hold them; arrays are described by their shapes and a function by its name."""
+        shown = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {**shown, "score": describe_score(self.score), "embedder": describe_embedder(self.embedder)}
 
 
 def _get_default(setting: Field[object]) -> object:

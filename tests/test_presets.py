@@ -19,7 +19,8 @@ from tests.helpers.rounds import made_columns, write_round
 GUARDED = {"selection_budget": "tokens", "loss_band": [0.0, 0.7], "max_selected_similarity": 0.95}
 BY_PRESET = (
     "The `preset` 'guarded' sets `loss_band` to [0.0, 0.7], but `score='random'` makes no forward, so that there are "
-    "no losses. Use another score, or leave the preset out and give those of its values that you want."
+    "no losses. Use another score, or leave the preset out and give those of its values that you want, or measure "
+    'losses with `extra_losses="zero_shot"`.'
 )
 BY_USER = "`loss_band` is [0.0, 0.7], but `score='random'` makes no forward"
 
@@ -65,7 +66,7 @@ def test_a_default_that_is_given_is_given() -> None:
         MIWVConfig(preset="guarded", loss_band=[0.0, 1.0]),
         MIWVConfig.from_dict({"preset": "guarded", "loss_band": [0.0, 1.0]}),
         HfArgumentParser(MIWVConfig).parse_dict({"preset": "guarded", "loss_band": [0.0, 1.0]})[0],
-        MIWVConfig(0.05, "no", None, 1.0, "miwv", "tokens", "guarded", 0, [0.0, 1.0], [0.0, 1.0]),
+        MIWVConfig(0.05, "no", None, 1.0, "miwv", None, "none", "tokens", "guarded", 0, [0.0, 1.0], [0.0, 1.0]),
     ):
         assert changed(config) == {"preset": "guarded", **rest}
     assert MIWVConfig(preset="guarded", loss_band=[0.0, 1.0], score="random").selection_budget == "tokens"

@@ -17,6 +17,7 @@ from miwv_trainer.data.build import pool_from_rows
 from miwv_trainer.data.files import load_rows
 from miwv_trainer.data.groups import add_groups
 from miwv_trainer.data.models import load_model
+from miwv_trainer.data.own_columns import add_scores_of_column
 from miwv_trainer.distributed.agreement import check_same_pool
 from miwv_trainer.distributed.launched import join_launched, leave_launched
 from miwv_trainer.distributed.world import World
@@ -48,7 +49,7 @@ def score(options: ScoreOptions) -> None:
         model, tokenizer = load_model(options.model, options.dtype)
         model.to(world.device)
         pool = pool_from_rows(rows, tokenizer, show_progress=world.is_main, columns=options.columns)
-        pool = add_groups(pool, rows, config.group_column)
+        pool = add_scores_of_column(add_groups(pool, rows, config.group_column), rows, config.score_column)
         check_model(model, pool)
         check_layout(model, config)
     check_same_pool(pool, world)

@@ -26,6 +26,11 @@ def select(options: SelectOptions) -> None:
             f"Samples are selected by groups, as `group_column` {config.group_column!r} says, which is a column of the "
             "pool: give that as `--dataset`."
         )
+    column = config.score_column
+    if column is not None and options.dataset is None and column != latest.summary["config"].get("score_column"):
+        raise ValueError(
+            f"Samples are ranked by `score_column` {column!r}, which is a column of the pool: give that as `--dataset`."
+        )
     rows = read_scored_rows(options.dataset, latest) if options.dataset is not None else None
     choice = select_again(latest, config, rows)
     # A warning and no error: the selection is right for these scores, only that they are not those of the paper.

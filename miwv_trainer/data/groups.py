@@ -2,12 +2,11 @@
 
 from dataclasses import replace
 
-import datasets
 import numpy as np
 
 from miwv_trainer.data.map_style import MapStyleDataset
+from miwv_trainer.data.own_columns import read_column
 from miwv_trainer.data.pool import Pool
-from miwv_trainer.data.rows import JsonRows
 
 
 def number_groups(dataset: MapStyleDataset, column: str) -> np.ndarray:
@@ -17,16 +16,7 @@ def number_groups(dataset: MapStyleDataset, column: str) -> np.ndarray:
     Raises:
         ValueError: the dataset has no such column.
     """
-    columns = dataset.column_names if isinstance(dataset, JsonRows) else list(dataset[0])
-    if column not in columns:
-        raise ValueError(
-            f"`group_column` is {column!r}, but the dataset has the columns {', '.join(columns)}. Give one of them, "
-            "and keep it when you tokenise; a MIWVCallback made by hand needs a `pool` with groups."
-        )
-    if isinstance(dataset, datasets.Dataset):
-        values = dataset[column]  # a row taken by its number would be decoded with all its columns
-    else:
-        values = [dataset[index].get(column) for index in range(len(dataset))]
+    values = read_column(dataset, column, "group_column")
     # As text, because one file may hold 1 where another holds "1", and values of mixed types cannot be sorted.
     _, numbers = np.unique([str(value) for value in values], return_inverse=True)
     return numbers.astype(np.int64)

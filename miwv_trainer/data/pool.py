@@ -57,6 +57,7 @@ class Pool:
         groups: `(N,)` int64. The number of each sample's group, from 0, if there are groups.
         is_trained_whole: Whether training puts its loss on prompts too, so that its labels are not `is_response`.
         source: The name of the dataset that a Trainer trains on, if it has one.
+        column_scores: `(N,)` float32. The numbers of the dataset's `score_column`, NaN where there is none.
     """
 
     preamble: np.ndarray
@@ -68,6 +69,7 @@ class Pool:
     groups: np.ndarray | None = field(default=None, compare=False)
     is_trained_whole: bool = field(default=False, compare=False)
     source: str | None = field(default=None, compare=False)
+    column_scores: np.ndarray | None = field(default=None, compare=False)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

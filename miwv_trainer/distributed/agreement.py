@@ -1,8 +1,12 @@
-"""Whether all ranks hold the same pool, before anything is scored.
+"""Whether all ranks hold the same pool, before anything is scored, and the same scores of the user's own.
 
 Scores are summed into slots by sample number. If one rank's script shuffled without a seed, losses of different samples
 would share slots, and every selection would be wrong without a sign of it.
 """
+
+import hashlib
+
+import numpy as np
 
 from miwv_trainer.data.pool import Pool
 from miwv_trainer.data.sample_hashes import describe_difference, hash_sample_ids, hash_sample_masks
@@ -27,3 +31,24 @@ def check_same_pool(pool: Pool, world: World) -> None:
         "and map the dataset alike on all ranks: give `shuffle` and `train_test_split` a seed, and keep random values "
         "and the rank out of `map`."
     )
+
+
+def check_same_scores(scores: np.ndarray, name: str, world: World) -> None:
+    """
+    Compares `(N,)` scores of the user's own with those of rank 0, to the bit. All ranks call this together.
+
+    Args:
+        name: What gave them, for the error.
+
+    Raises:
+        ValueError: on all ranks, naming a rank whose scores differ.
+    """
+    # NaN has many bit patterns, and all of them mean that a sample has no score.
+    same_nan = np.where(np.isnan(scores), np.float32(np.nan), scores.astype(np.float32))
+    found = world.all_gather(hashlib.sha256(same_nan.tobytes()).hexdigest())
+    if len(set(found)) > 1:
+        rank = next(rank for rank, each in enumerate(found) if each != found[0])
+        raise ValueError(
+            f"The ranks have different scores by {name}: those of rank {rank} are not those of rank 0. Give the same "
+            "on all ranks: seed what is random, and keep the rank, the time and the order of sets out of it."
+        )

@@ -130,6 +130,7 @@ def _describe_origin(origin: Origin) -> dict[str, str]:
         "embedder": _hide_folders(fingerprint["embedder"]),
         "context": f"{fingerprint['context']} tokens",
         "scores": f"round {origin.scored.number}, after {summary['global_step']} steps of training",
+        "ranked by": _describe_score(config),
         "selected": f"{len(choice.selection)}, {describe_threshold(choice, config)}",
         "fraction": f"{config.fraction} of {whole}",
         "guards": _list_guards(config),
@@ -156,9 +157,16 @@ def _describe_chat_template(scored: StoredRound) -> str:
     return f"`{fingerprint}`" if fingerprint is not None else "none: the Alpaca prompt"
 
 
+def _describe_score(config: MIWVConfig) -> str:
+    score = get_score(config)
+    if config.score_column is not None:
+        return f"the pool's column `{config.score_column}`, highest first"
+    return f"{score.name} ({score.ranking_label})" if score.name != score.ranking_label else score.name
+
+
 def _list_guards(config: MIWVConfig) -> str:
     """The fields that decide what is selected and are not at their defaults, but those that have rows of their own."""
-    defaults, has_own_row = MIWVConfig(), ("score", "selection_budget")
+    defaults, has_own_row = MIWVConfig(), ("score", "score_column", "extra_losses", "selection_budget")
     values = {name: getattr(config, name) for name in SELECTION_FIELDS if name not in has_own_row}
     changed = [f"{name} = {value}" for name, value in values.items() if value != getattr(defaults, name)]
     return ", ".join(changed) or "none"

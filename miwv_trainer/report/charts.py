@@ -1,6 +1,7 @@
 """The charts of a report, from stored rounds to layers: one function a chart, listed in `build_charts` and `NAMES`."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -15,10 +16,11 @@ from miwv_trainer.report.round_facts import (
 from miwv_trainer.report.scatter import add_samples, describe_outliers, find_range
 from miwv_trainer.rounds.stored_config import restore_config
 from miwv_trainer.selection.choose import compute_overlap
+from miwv_trainer.selection.scores import get_score
 from miwv_trainer.storage.stored_round import StoredRound
 
 # All charts that there may be, in their order on the page. `write_pngs` deletes earlier files by these names.
-NAMES = ("distribution", "losses", "length", "similarity", "overlap", "movement", "between-rounds", "cost")
+NAMES = ("scores", "distribution", "losses", "length", "similarity", "overlap", "movement", "between-rounds", "cost")
 LOSS = "nats per response token"
 BINS = 48
 # Of a picture of 460 units' width: between the axes, and of a digit in the largest font, which is that of phones.
@@ -32,6 +34,9 @@ def build_charts(rounds: Sequence[StoredRound]) -> tuple[list[Chart], list[str]]
     current = rounds[-1]
     charts: list[Chart] = []
     missing: list[str] = []
+    score = get_score(restore_config(current))
+    if not score.ranks_miwv and not score.is_random and find_finite(current, "score").any():
+        charts.append(chart_scores(current))
     has_miwv = bool(find_finite(current, "zero_shot_loss", "one_shot_loss").any())
     if has_miwv:
         charts += [chart_distribution(current), chart_losses(current), chart_lengths(current)]
@@ -50,28 +55,46 @@ def build_charts(rounds: Sequence[StoredRound]) -> tuple[list[Chart], list[str]]
     return [*charts, chart_costs(rounds)], missing
 
 
+def chart_scores(current: StoredRound) -> Chart:
+    """Histogram of what was ranked, where that is not MIWV."""
+    label = get_score(restore_config(current)).label
+    caption = f"{label} of {int(find_finite(current, 'score').sum()):,} samples, by which they were ranked."
+    chart = Chart("scores", f"Distribution of {label}", caption, Axis(label, 0, 1), Axis("samples", 0, 1), [])
+    return _add_histogram(chart, current, "score")
+
+
 def chart_distribution(current: StoredRound) -> Chart:
-    """Histogram of MIWV, the selected over all, with the threshold."""
-    is_finite, miwv = find_finite(current, "miwv"), current.column("miwv")
-    low, high = find_range(miwv[is_finite])
+    """Histogram of MIWV, with the threshold."""
+    caption = f"MIWV of {int(find_finite(current, 'miwv').sum()):,} samples."
+    threshold = find_miwv_threshold(current)
+    if threshold is None:
+        caption += f" The samples were ranked by {get_score(restore_config(current)).label}, so MIWV has no threshold."
+    chart = Chart("distribution", "Distribution of MIWV", caption, _make_miwv_axis(0, 1), Axis("samples", 0, 1), [])
+    return _add_histogram(chart, current, "miwv", threshold)
+
+
+def _add_histogram(chart: Chart, current: StoredRound, column: str, threshold: float | None = None) -> Chart:
+    """The chart with a histogram of a column, the selected over all, and axes as wide as that needs."""
+    is_finite, values = find_finite(current, column), current.column(column)
+    low, high = find_range(values[is_finite])
     edges = np.linspace(low, high, BINS + 1)
-    of_all = count_in_bins(miwv[is_finite], edges)
-    of_selected = count_in_bins(miwv[is_finite & find_selected(current)], edges)
+    of_all = count_in_bins(values[is_finite], edges)
+    of_selected = count_in_bins(values[is_finite & find_selected(current)], edges)
     top, zeros = float(of_all.max()) * 1.05, np.zeros(BINS)
     layers: list[Layer] = [
         Bars(edges[:-1], edges[1:], zeros, of_all, "plain", "all"),
         Bars(edges[:-1], edges[1:], zeros, of_selected, "selected", "selected"),
     ]
-    caption = f"MIWV of {int(is_finite.sum()):,} samples."
-    threshold = find_miwv_threshold(current)
     if threshold is not None:
         layers.append(Line((threshold, threshold), (0, top), f"threshold {threshold:.3f}"))
-    else:
-        caption += f" The samples were ranked by {restore_config(current).score}, so MIWV has no threshold."
-    outliers = int((is_finite & ((miwv < low) | (miwv > high))).sum())
-    caption += describe_outliers(outliers, "are counted in the outermost bars")
-    x, y = _make_miwv_axis(low, high), Axis("samples", 0, top)
-    return Chart("distribution", "Distribution of MIWV", caption, x, y, layers)
+    outliers = int((is_finite & ((values < low) | (values > high))).sum())
+    return replace(
+        chart,
+        caption=chart.caption + describe_outliers(outliers, "are counted in the outermost bars"),
+        x=replace(chart.x, low=low, high=high),
+        y=replace(chart.y, high=top),
+        layers=layers,
+    )
 
 
 def chart_losses(current: StoredRound) -> Chart:

@@ -15,7 +15,14 @@ from miwv_trainer.rounds.stored_config import restore_config
 from miwv_trainer.selection.guards import iterate_guards
 from miwv_trainer.selection.ranking import assign_length_bands, rank_samples
 from miwv_trainer.selection.rescoring import NEVER_SCORED
-from miwv_trainer.selection.scores import get_draw_seed, get_score, needs_exemplars, score_samples
+from miwv_trainer.selection.scores import (
+    Measured,
+    get_draw_seed,
+    get_score,
+    has_losses,
+    needs_exemplars,
+    score_samples,
+)
 from miwv_trainer.storage.stored_round import StoredRound
 
 SELECTED = "selected"
@@ -53,7 +60,7 @@ def explain_selection(current: StoredRound) -> Explanations:
     is_selected = current.column("selected").astype(bool)
 
     is_candidate = ~np.isnan(scores)
-    reasons: list[Reason] = [(SELECTED, is_selected), *_explain_missing_scores(current, scores, config)]
+    reasons: list[Reason] = [(SELECTED, is_selected), *_explain_missing_scores(current, scores, measured, config)]
     for guard, is_left_out in iterate_guards(scores, measured, config):
         reasons.append((f"left out by {guard}", is_left_out))
         is_candidate = is_candidate & ~is_left_out
@@ -83,7 +90,9 @@ def _explain_passing_over(config: MIWVConfig) -> str:
     return "below the threshold"
 
 
-def _explain_missing_scores(current: StoredRound, scores: np.ndarray, config: MIWVConfig) -> list[Reason]:
+def _explain_missing_scores(
+    current: StoredRound, scores: np.ndarray, measured: Measured, config: MIWVConfig
+) -> list[Reason]:
     """Reasons of samples without a score, in the order in which they apply."""
     is_missing = np.isnan(scores)
     prompts, responses = current.column("prompt_tokens"), current.column("response_tokens")
@@ -102,4 +111,8 @@ def _explain_missing_scores(current: StoredRound, scores: np.ndarray, config: MI
     # A first round scores every sample that it can, and rounds of earlier versions all did.
     if current.number > 0 and "scored" in current.summary:
         reasons.append(("not scored yet", is_missing & (current.column("age") == NEVER_SCORED)))
+    score = get_score(config)
+    lacks_number = is_missing & has_losses(measured, score)
+    if lacks_number.any() and score.is_own:
+        reasons.append((f"unscorable: {score.label} gives no number", lacks_number))
     return [*reasons, ("unscorable: no finite loss", is_missing)]

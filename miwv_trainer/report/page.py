@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from miwv_trainer.config import MIWVConfig
+from miwv_trainer.own_scores import describe_score
 from miwv_trainer.report.charts import build_charts
 from miwv_trainer.report.layers import Chart
 from miwv_trainer.report.page_data import build_data
@@ -20,6 +21,7 @@ from miwv_trainer.report.texts import PoolTexts
 from miwv_trainer.rounds.messages import format_duration
 from miwv_trainer.rounds.stored_config import restore_config
 from miwv_trainer.selection.choose import compute_overlap
+from miwv_trainer.selection.scores import get_score
 from miwv_trainer.storage.atomic import write_text
 from miwv_trainer.storage.stored_round import StoredRound
 
@@ -105,7 +107,7 @@ def _build_tiles(current: StoredRound) -> str:
     if threshold is not None:
         tiles.append((_format_number(threshold), "MIWV at the threshold"))
     else:
-        tiles.append((restore_config(current).score, "ranked by"))
+        tiles.append((get_score(restore_config(current)).label, "ranked by"))
     if len(miwv):
         tiles.append((_format_number(float(np.median(miwv))), "median MIWV"))
         tiles.append((f"{(miwv > 0).mean():.0%}", "have a MIWV above 0"))
@@ -122,7 +124,7 @@ def _build_settings(current: StoredRound) -> str:
     fingerprint, given = summary["fingerprint"], summary.get("config", {})
     model = fingerprint.get("model") or {}
     settings: dict[str, object] = {
-        "score": config.score,
+        "score": describe_score(config.score),
         "fraction": f"{config.fraction:g} of the {config.selection_budget}",
         "model": summary.get("model"),
         "model configuration": model.get("config"),

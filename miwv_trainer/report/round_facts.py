@@ -48,5 +48,5 @@ def find_miwv_threshold(current: StoredRound) -> float | None:
 def explain_missing_miwv(current: StoredRound) -> str:
     """A sentence that says why a round has no MIWV."""
     score = get_score(restore_config(current))
-    why = "not one of its samples has two finite losses" if score.needs_exemplars else f"its score is {score.name}"
+    why = "not one of its samples has two finite losses" if score.needs_exemplars else f"its score is {score.label}"
     return f"Round {current.number} has no MIWV: {why}."

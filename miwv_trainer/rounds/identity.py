@@ -17,12 +17,13 @@ from transformers import PreTrainedModel
 from miwv_trainer.config import SELECTION_FIELDS, MIWVConfig
 from miwv_trainer.data.pool import Pool
 from miwv_trainer.embeddings.embedders import Embedder, get_embedder
+from miwv_trainer.own_scores import describe_score
 from miwv_trainer.scoring.context import get_text_config
 from miwv_trainer.scoring.losses import score_batches
 from miwv_trainer.scoring.memory import size_batches
 from miwv_trainer.scoring.rows import find_scorable, plan_zero_shot
 from miwv_trainer.scoring.scorer import Scorer
-from miwv_trainer.selection.scores import get_score
+from miwv_trainer.selection.scores import get_score, read_given_scores
 from miwv_trainer.storage.stored_round import RoundIdentity, StoredRound
 
 PROBES = 4
@@ -83,7 +84,11 @@ def fingerprint_run(pool: Pool, config: MIWVConfig, context: int) -> dict[str, o
         "fraction": config.fraction,
         "rescore_budget": config.rescore_budget,
         **{name: getattr(config, name) for name in SELECTION_FIELDS},
+        "score": describe_score(config.score),
     }
+    given = read_given_scores(config, pool.column_scores, len(pool))
+    if given is not None:
+        fingerprint["given_scores"] = hash_array(given)
     if pool.groups is not None:
         fingerprint["groups"] = hash_array(pool.groups)
     if get_score(config).is_random or config.rescore_budget < 1:

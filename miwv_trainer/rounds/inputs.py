@@ -15,7 +15,16 @@ from miwv_trainer.scoring.scorer import Scorer
 from miwv_trainer.selection.choose import Choice, choose
 from miwv_trainer.selection.guards import apply_guards
 from miwv_trainer.selection.rescoring import choose_samples_to_score
-from miwv_trainer.selection.scores import Measured, compute_difficulty, get_draw_seed, get_score, score_samples
+from miwv_trainer.selection.scores import (
+    SCORES,
+    Measured,
+    compute_difficulty,
+    get_draw_seed,
+    get_score,
+    has_losses,
+    read_given_scores,
+    score_samples,
+)
 from miwv_trainer.storage.stored_round import StoredRound
 
 
@@ -65,6 +74,11 @@ class RoundInputs:
         """`(N,)` scores, NaN where a sample has none."""
         return score_samples(measured, get_score(self.config), self.pool.has_prompt_and_response)
 
+    def find_lost(self, measured: Measured) -> np.ndarray:
+        """`(N,)` bool, the samples that this round scores and that have no score for want of a finite loss."""
+        is_missing = np.isnan(self.score(measured)) & ~has_losses(measured, get_score(self.config))
+        return self.is_scored & is_missing
+
     def rank(self, losses: Losses) -> tuple[np.ndarray, np.ndarray]:
         """
         `(N,)` scores, and `(N,)` distances from the threshold of the selection, NaN where this round does not score.
@@ -94,7 +108,8 @@ def prepare_inputs(
     _check_guards(can_score if needs_forwards else pool.has_prompt_and_response, pool, exemplars, config)
     # Of seed and round, so that each round draws anew and a resumed one draws what it drew before.
     draw = get_draw_seed(config, point.number)
-    earlier = Measured(nothing, nothing, exemplars.similarities, pool.response_tokens, draw)
+    given = read_given_scores(config, pool.column_scores, len(pool))
+    earlier = Measured(nothing, nothing, exemplars.similarities, pool.response_tokens, draw, given)
     inputs = RoundInputs(
         pool, exemplars, config, scorer.context, point, previous, earlier, None, scored_behind, is_scored=can_score
     )
@@ -124,8 +139,21 @@ def read_measured(current: StoredRound, draw: tuple[int, ...] = (0,)) -> Measure
     Args:
         draw: Seed of the random score, from [`~miwv_trainer.selection.scores.get_draw_seed`].
     """
-    zero_shot, one_shot = current.column("zero_shot_loss"), current.column("one_shot_loss")
-    return Measured(zero_shot, one_shot, current.column("similarity"), current.column("response_tokens"), draw)
+    return Measured(
+        zero_shot_loss=current.column("zero_shot_loss"),
+        one_shot_loss=current.column("one_shot_loss"),
+        similarity=current.column("similarity"),
+        response_tokens=current.column("response_tokens"),
+        draw=draw,
+        given=_find_given(current),
+    )
+
+
+def _find_given(current: StoredRound) -> np.ndarray | None:
+    """`(N,)` the scores of the user's own by which a stored round was selected, if it was."""
+    name = current.summary.get("config", {}).get("score")
+    is_own = name is not None and (name not in SCORES or SCORES[name].is_given)
+    return current.column("score") if is_own else None
 
 
 def compute_difficulties(current: StoredRound, config: MIWVConfig) -> np.ndarray:

@@ -5,11 +5,15 @@ import logging
 import numpy as np
 
 from miwv_trainer.config import MIWVConfig
+from miwv_trainer.data.pool import find_complete_samples
 from miwv_trainer.distributed.world import World
+from miwv_trainer.own_scores import is_function
 from miwv_trainer.rounds.identity import ModelFingerprint
+from miwv_trainer.rounds.inputs import read_measured
 from miwv_trainer.scoring.layout import EQUAL, choose_layout
 from miwv_trainer.scoring.refine import REFINED
 from miwv_trainer.scoring.scorer import Scorer, ScoringPlan
+from miwv_trainer.selection.scores import get_draw_seed, get_score, score_samples
 from miwv_trainer.storage.journal import Journal, JournalHeader
 from miwv_trainer.storage.store import Store
 from miwv_trainer.storage.stored_round import RoundIdentity, StoredRound
@@ -60,11 +64,25 @@ def find_finished(
             stored = store.read_round(identity["round"])
             refines = stored.summary["config"].get("refine_near_threshold") == config.refine_near_threshold
             is_same = stored.summary.get("rows") == rows and is_same_round(stored.summary, identity)
-            found = stored if refines and is_same else None
+            found = stored if refines and is_same and _has_scores_of(stored, config) else None
             if found is not None:
                 # The process was killed after the round was written and before its journal was deleted.
                 store.delete_journal(found.number)
     return world.broadcast_from_main(found)
+
+
+def _has_scores_of(stored: StoredRound, config: MIWVConfig) -> bool:
+    """
+    Whether the user's function gives the scores that a round has stored; True for every other score.
+
+    The fingerprint knows a function by its name only, and its lines may have been changed since.
+    """
+    if not is_function(config.score):
+        return True
+    measured = read_measured(stored, get_draw_seed(config, stored.number))
+    is_complete = find_complete_samples(stored.column("prompt_tokens"), measured.response_tokens)
+    scores = score_samples(measured, get_score(config), is_complete)
+    return np.array_equal(scores, stored.column("score"), equal_nan=True)
 
 
 def open_journal(

@@ -16,9 +16,11 @@ import numpy as np
 
 from miwv_trainer.config import MIWVConfig, describe_embedder
 from miwv_trainer.data.pool import Pool
+from miwv_trainer.distributed.agreement import check_same_scores
 from miwv_trainer.distributed.world import World
 from miwv_trainer.distributed.wrappers import disable_compilation, get_inner_model
 from miwv_trainer.embeddings.exemplar_facts import explain_degenerate, measure_exemplars
+from miwv_trainer.own_scores import describe_score, is_function
 from miwv_trainer.rounds.exemplars import find_embeddings
 from miwv_trainer.rounds.identity import Exemplars, TrainingPoint, identify_round
 from miwv_trainer.rounds.inputs import RoundInputs, prepare_inputs
@@ -34,13 +36,13 @@ from miwv_trainer.rounds.statistics import Cost, compute_statistics, count_epoch
 from miwv_trainer.scoring.isolation import leave_no_trace
 from miwv_trainer.scoring.layout import count_planned_tokens
 from miwv_trainer.scoring.losses import Losses
-from miwv_trainer.scoring.refine import Refined, score_refined
+from miwv_trainer.scoring.refine import Ranking, Refined, score_refined
 from miwv_trainer.scoring.rows import restrict_exemplars
 from miwv_trainer.scoring.scorer import Scorer
 from miwv_trainer.selection.budget import count_selected
 from miwv_trainer.selection.choose import Choice
 from miwv_trainer.selection.rescoring import update_ages
-from miwv_trainer.selection.scores import Measured, get_score
+from miwv_trainer.selection.scores import Measured, get_score, has_losses
 from miwv_trainer.storage.journal import Journal
 from miwv_trainer.storage.store import Store
 from miwv_trainer.storage.stored_round import RoundIdentity, RoundNotes, RoundSummary, StoredRound
@@ -96,6 +98,8 @@ def run_round(
     started, notes, point = time.perf_counter(), notes or RoundNotes(), point or TrainingPoint()
     config, world = scorer.config, scorer.world
     inputs = prepare_inputs(scorer, exemplars, point, previous)
+    if inputs.earlier.given is not None:
+        check_same_scores(inputs.earlier.given, f"`score` {describe_score(config.score)}", world)
     with (
         leave_no_trace(scorer.model),
         disable_compilation(scorer.model),
@@ -151,10 +155,28 @@ def _score(scorer: Scorer, inputs: RoundInputs, store: Store, identity: RoundIde
     if scorer.world.is_main:
         number, previous = inputs.point.number, inputs.previous
         logger.info(describe_cost(number, inputs.is_scored, tokens, inputs.pool, inputs.config, previous))
-    refined = score_refined(scorer, exemplars, plan.layout, inputs.rank, journal)
+    ranking = _rank_alike(inputs, scorer.world) if is_function(inputs.config.score) else inputs.rank
+    refined = score_refined(scorer, exemplars, plan.layout, ranking, journal)
     refined = replace(refined, seconds=refined.seconds + refined_earlier)
     journal.close()
     return ScoredRound(refined, plan.layout, earlier + refined_earlier, journal)
+
+
+def _rank_alike(inputs: RoundInputs, world: World) -> Ranking:
+    """The ranking by a function of the user's, compared over ranks: ranks that differed would score other samples."""
+
+    def rank(losses: Losses) -> tuple[np.ndarray, np.ndarray]:
+        _check_function(inputs, inputs.merge(losses), world)
+        return inputs.rank(losses)
+
+    return rank
+
+
+def _check_function(inputs: RoundInputs, measured: Measured, world: World) -> None:
+    """Raises `ValueError` on all ranks where the user's function fails on one, or gives ranks different scores."""
+    with world.run_together("computing the scores"):
+        scores = inputs.score(measured)
+    check_same_scores(scores, f"`score` {describe_score(inputs.config.score)}", world)
 
 
 def _select(scorer: Scorer, inputs: RoundInputs, measured: Measured, scored: ScoredRound, store: Store) -> Choice:
@@ -165,7 +187,9 @@ def _select(scorer: Scorer, inputs: RoundInputs, measured: Measured, scored: Sco
         ValueError: not one loss is finite, or the guards leave no sample.
     """
     config, world, number = inputs.config, scorer.world, inputs.point.number
-    is_lost = inputs.is_scored & np.isnan(inputs.score(measured))
+    if is_function(config.score):
+        _check_function(inputs, measured, world)
+    is_lost = inputs.find_lost(measured)
     # Float16 that overflows and damaged weights give NaN everywhere. A selection of nothing would train on nothing.
     if inputs.is_scored.any() and is_lost[inputs.is_scored].all():
         if world.is_main:
@@ -225,7 +249,8 @@ def _write(
 
 def _make_columns(inputs: RoundInputs, measured: Measured, choice: Choice) -> dict[str, np.ndarray]:
     """The columns of scores.parquet."""
-    unscored = np.isnan(choice.scores)
+    # A sample that has its losses keeps them, although a score of the user's own may be NaN.
+    unscored = np.isnan(choice.scores) & ~has_losses(measured, get_score(inputs.config))
     selected = np.zeros(len(inputs.pool), dtype=bool)
     selected[choice.selection] = True
     return {

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from miwv_trainer.config import PRESETS, SELECTION_FIELDS, MIWVConfig
+from miwv_trainer.config import CHOICES, PRESETS, SELECTION_FIELDS, MIWVConfig
+from miwv_trainer.own_scores import StoredScore
 from miwv_trainer.storage.stored_round import StoredRound
 
 
@@ -21,6 +22,12 @@ def restore_config(current: StoredRound, **changes: Any) -> MIWVConfig:
     MIWVConfig(**changes)
     stored = current.summary.get("config", {})
     kept = {name: stored[name] for name in SELECTION_FIELDS if name in stored}
+    if kept.get("score", MIWVConfig.score) not in CHOICES["score"]:
+        kept["score"] = StoredScore(kept["score"])
+    if changes.keys() & {"score", "score_column"}:
+        # Another score takes the place of both: the stored column belongs to the stored score.
+        kept.pop("score", None)
+        kept.pop("score_column", None)
     if "preset" in changes:
         # A stored value does not tell whether it was given. One at its default, or of the earlier preset, was not.
         defaults, earlier = MIWVConfig().to_dict(), PRESETS[stored.get("preset", "none")]

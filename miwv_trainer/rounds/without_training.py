@@ -1,6 +1,7 @@
 """Scoring and selecting from Python without a Trainer: what `miwv score` and `miwv select` do, as two functions."""
 
 import os
+from dataclasses import replace
 
 import numpy as np
 from transformers import PreTrainedModel
@@ -8,6 +9,7 @@ from transformers import PreTrainedModel
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.groups import number_groups
 from miwv_trainer.data.map_style import MapStyleDataset
+from miwv_trainer.data.own_columns import read_scores
 from miwv_trainer.data.pool import Pool, find_complete_samples
 from miwv_trainer.distributed.agreement import check_same_pool
 from miwv_trainer.distributed.world import World
@@ -20,7 +22,7 @@ from miwv_trainer.scoring.layout import check_layout
 from miwv_trainer.scoring.model_checks import check_model
 from miwv_trainer.scoring.scorer import prepare_scorer
 from miwv_trainer.selection.choose import Choice, choose
-from miwv_trainer.selection.scores import Measured, get_draw_seed
+from miwv_trainer.selection.scores import Measured, get_draw_seed, read_given_scores
 from miwv_trainer.storage.store import Store
 from miwv_trainer.storage.stored_round import StoredRound
 
@@ -41,7 +43,7 @@ def score_and_select(
 
     Raises:
         ValueError: MIWV is not defined for the model or the pool; not one sample could be scored; the guards leave
-            none; or a `group_column` is given, which only the pool's dataset has.
+            none; or a `group_column` or a `score_column` is given, which only the pool's dataset has.
         RuntimeError: another process writes to the folder.
     """
     config = config or MIWVConfig()
@@ -74,14 +76,14 @@ def select_again(scored: StoredRound, config: MIWVConfig, rows: MapStyleDataset 
     Args:
         scored: From `score_and_select`, `read_rounds` or a callback's `rounds`.
         config: What to select. How to score is not looked at.
-        rows: The pool's dataset, which `group_column` names a column of.
+        rows: The pool's dataset, which `group_column` and `score_column` name columns of.
 
     Raises:
-        ValueError: groups are asked for without `rows`, or no sample may be selected.
+        ValueError: a column is named without `rows`, or no sample may be selected.
         FileNotFoundError: the configuration needs embeddings, and the run has left none.
     """
     # Random scores are drawn again: the stored ones are of the round's own seed.
-    measured = read_measured(scored, get_draw_seed(config, scored.number))
+    measured = _read_measured(scored, config, rows)
     groups = None
     if config.group_column is not None:
         if rows is None:
@@ -97,6 +99,20 @@ def select_again(scored: StoredRound, config: MIWVConfig, rows: MapStyleDataset 
         reason, losses = explain_no_candidate(choice.left_out), _describe_losses(measured)
         raise ValueError(f"{reason} The scores in {scored.folder} are of {losses}.")
     return choice
+
+
+def _read_measured(scored: StoredRound, config: MIWVConfig, rows: MapStyleDataset | None) -> Measured:
+    """What a round has measured, with the scores of the user's own that the configuration gives or names."""
+    measured, column = read_measured(scored, get_draw_seed(config, scored.number)), config.score_column
+    if column is not None and rows is None:
+        if column == scored.summary["config"].get("score_column"):
+            return measured
+        raise ValueError(
+            f"Samples are ranked by `score_column` {column!r}, which is a column of the pool: give that as `rows`."
+        )
+    of_column = read_scores(rows, column) if column is not None and rows is not None else None
+    given = read_given_scores(config, of_column, len(measured.response_tokens))
+    return measured if given is None else replace(measured, given=given)
 
 
 def _read_embeddings(scored: StoredRound, config: MIWVConfig) -> Embeddings:

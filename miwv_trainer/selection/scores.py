@@ -8,11 +8,13 @@ Is More for Alignment" (ICML 2024).
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
 
-from miwv_trainer.config import MIWVConfig, ScoreName
+from miwv_trainer.config import ExtraLosses, MIWVConfig
+from miwv_trainer.own_scores import ScoreFunction, describe_score, is_array, is_function, validate_scores
 
 LossName = Literal["zero_shot", "one_shot"]
 # The losses that scores need. The one-shot loss is never measured alone: in a tree, the trunks that it needs give the
@@ -20,12 +22,14 @@ LossName = Literal["zero_shot", "one_shot"]
 NO_LOSS: frozenset[LossName] = frozenset()
 ZERO_SHOT: frozenset[LossName] = frozenset({"zero_shot"})
 BOTH_LOSSES: frozenset[LossName] = frozenset({"zero_shot", "one_shot"})
+EXTRA_LOSSES: Mapping[ExtraLosses, frozenset[LossName]] = {"none": NO_LOSS, "zero_shot": ZERO_SHOT, "both": BOTH_LOSSES}
 
 
 @dataclass(frozen=True)
 class Measured:
     """
-    What is known of N samples. Every array is `(N,)` and holds NaN where a value is not known.
+    What is known of N samples: what a function as `score` gets. Every array is `(N,)` and holds NaN where a value is
+    not known.
 
     Args:
         zero_shot_loss: In nats per response token.
@@ -33,6 +37,7 @@ class Measured:
         similarity: Cosine between the prompts of the sample and its exemplar.
         response_tokens: Number of response tokens. A sample with 0 has no score.
         draw: Seed of random scores: the sampler's seed and the number of the round.
+        given: Scores of the user's own, from an array or a column; None if there are none.
     """
 
     zero_shot_loss: np.ndarray
@@ -40,9 +45,11 @@ class Measured:
     similarity: np.ndarray
     response_tokens: np.ndarray
     draw: tuple[int, ...] = (0,)
+    given: np.ndarray | None = None
 
     @property
     def miwv(self) -> np.ndarray:
+        """One-shot minus zero-shot loss."""
         return compute_miwv(self.one_shot_loss, self.zero_shot_loss)
 
     def replace_losses(self, is_new: np.ndarray, zero_shot_loss: np.ndarray, one_shot_loss: np.ndarray) -> "Measured":
@@ -63,7 +70,7 @@ class Score:
     All that the package knows about one score.
 
     Args:
-        name: The value of `MIWVConfig.score`.
+        name: The value of `MIWVConfig.score`, or a description of the user's function or array.
         label: The ranked quantity as people read it.
         losses: The losses that must be measured before `formula` can be computed. Empty where no forward is needed.
         formula: Returns the `(N,)` ranked quantity, NaN where a sample has none.
@@ -71,9 +78,11 @@ class Score:
         column: The column of scores.parquet that holds the ranked quantity. None where no column but `score` does.
         is_lowest_first: Whether the samples with the lowest values are selected. Else those with the highest are.
         is_random: Whether the values depend on the sampler's seed and the round.
+        is_given: Whether the values are numbers that the user gave.
+        is_own: Whether it is a score of the user's own, given or a function.
     """
 
-    name: ScoreName
+    name: str
     label: str
     losses: frozenset[LossName]
     formula: Formula
@@ -81,6 +90,8 @@ class Score:
     column: str | None = None
     is_lowest_first: bool = False
     is_random: bool = False
+    is_given: bool = False
+    is_own: bool = False
 
     @property
     def needs_forwards(self) -> bool:
@@ -159,6 +170,12 @@ def _count_response_tokens(measured: Measured) -> np.ndarray:
     return measured.response_tokens
 
 
+def _get_given(measured: Measured) -> np.ndarray:
+    if measured.given is None:
+        raise ValueError("The samples are to be ranked by scores of your own, but none were given.")
+    return measured.given
+
+
 _RECORDS = (
     Score(
         name="miwv",
@@ -217,13 +234,74 @@ _RECORDS = (
         difficulty=_count_response_tokens,
         column="response_tokens",
     ),
+    Score(
+        name="column",
+        label="column",
+        losses=NO_LOSS,
+        formula=_get_given,
+        # What the numbers mean is the user's: the higher one counts as the harder.
+        difficulty=_get_given,
+        is_given=True,
+        is_own=True,
+    ),
 )
-SCORES: Mapping[ScoreName, Score] = {score.name: score for score in _RECORDS}
+SCORES: Mapping[str, Score] = {score.name: score for score in _RECORDS}
 
 
 def get_score(config: MIWVConfig) -> Score:
-    """Returns the record of the score that a configuration names."""
-    return SCORES[config.score]
+    """Returns the record of the score that a configuration names, with the losses that it asks for besides."""
+    if isinstance(config.score, str):
+        record = SCORES[config.score]
+        record = replace(record, label=config.score_column) if config.score_column is not None else record
+    else:
+        record = _describe_own(config.score)
+    return replace(record, losses=record.losses | EXTRA_LOSSES[config.extra_losses])
+
+
+def _describe_own(score: object) -> Score:
+    """The record of a function or an array of the user's, or of a stored round's."""
+    name = describe_score(score)
+    formula = partial(_call_function, score, name) if is_function(score) else _get_given
+    return Score(
+        name=name,
+        label=name.rpartition(":")[2],  # of a function, without its module
+        losses=NO_LOSS,
+        formula=formula,
+        difficulty=formula,
+        is_given=not is_function(score),
+        is_own=True,
+    )
+
+
+def _call_function(function: ScoreFunction, name: str, measured: Measured) -> np.ndarray:
+    try:
+        values = function(measured)
+    # Whatever the user's lines raise: after hours of scoring the error must say whose lines they are.
+    except Exception as error:
+        raise ValueError(f"`score` {name} failed: {type(error).__name__}: {error}") from error
+    return validate_scores(values, len(measured.response_tokens), f"`score` {name}")
+
+
+def read_given_scores(config: MIWVConfig, column_scores: np.ndarray | None, count: int) -> np.ndarray | None:
+    """
+    Returns `(count,)` float32, the scores that the user gave as an array or a column; None if the score is another.
+
+    Args:
+        column_scores: `(count,)` numbers of the dataset's `score_column`, if the pool has them.
+
+    Raises:
+        ValueError: they do not fit the pool, or the pool lacks the column.
+    """
+    if is_array(config.score):
+        return validate_scores(config.score, count, "`score`")
+    if config.score_column is None:
+        return None
+    if column_scores is None:
+        raise ValueError(
+            f"`score_column` is {config.score_column!r}, but the pool has no numbers of it: a pool of token ids has no "
+            "columns. Give them as an array, `score=numpy.asarray(...)`."
+        )
+    return validate_scores(column_scores, count, f"`score_column` {config.score_column!r}")
 
 
 def needs_exemplars(config: MIWVConfig) -> bool:
@@ -234,6 +312,15 @@ def needs_exemplars(config: MIWVConfig) -> bool:
 def get_draw_seed(config: MIWVConfig, number: int) -> tuple[int, ...]:
     """Returns the seed of the random scores of round `number`."""
     return config.sampler_seed or 0, number
+
+
+def has_losses(measured: Measured, score: Score) -> np.ndarray:
+    """Returns `(N,)` bool, whether all losses that a score needs are finite."""
+    losses = {"zero_shot": measured.zero_shot_loss, "one_shot": measured.one_shot_loss}
+    found = np.ones(len(measured.response_tokens), dtype=bool)
+    for name in score.losses:
+        found &= np.isfinite(losses[name])
+    return found
 
 
 def compute_difficulty(measured: Measured, score: Score) -> np.ndarray:

@@ -8,6 +8,7 @@ from transformers import Trainer, TrainingArguments
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.embeddings.embedders import get_embedder, validate_embeddings
 from miwv_trainer.scoring.model_checks import check_model_kind
+from miwv_trainer.selection.scores import read_given_scores
 from miwv_trainer.training.begin import read_pool
 from miwv_trainer.training.callback import MIWVCallback
 from miwv_trainer.training.dataloader import check_batches, count_step_samples, read_strategy
@@ -43,6 +44,7 @@ def attach(trainer: Trainer, config: MIWVConfig | Mapping[str, object] | None = 
     given_array = get_embedder(config.embedder).array
     if given_array is not None:
         validate_embeddings(given_array, len(pool))
+    read_given_scores(config, pool.column_scores, len(pool))
     sampler = MIWVDataSampler(
         len(pool),
         config.fraction,

@@ -18,6 +18,7 @@ from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.build import pool_from_tokenized
 from miwv_trainer.data.groups import add_groups
 from miwv_trainer.data.map_style import MapStyleDataset, find_name
+from miwv_trainer.data.own_columns import add_scores_of_column
 from miwv_trainer.data.pool import Pool
 from miwv_trainer.data.sample_hashes import describe_difference, hash_sample_ids, hash_sample_masks
 from miwv_trainer.distributed.agreement import check_same_pool
@@ -65,9 +66,10 @@ def read_pool(
     model_config: PretrainedConfig,
     config: MIWVConfig,
 ) -> Pool:
-    """The pool in a Trainer's dataset, with its name, and with texts and groups if the configuration needs them."""
+    """The pool in a Trainer's dataset, with its name, and with texts, groups and scores where they are needed."""
     pool = pool_from_tokenized(dataset, processing_class, model_config, with_texts=embeds_text(config))
-    return replace(add_groups(pool, dataset, config.group_column), source=find_name(dataset))
+    pool = add_scores_of_column(add_groups(pool, dataset, config.group_column), dataset, config.score_column)
+    return replace(pool, source=find_name(dataset))
 
 
 def check_dataset(start: TrainingStart, pool: Pool) -> None:

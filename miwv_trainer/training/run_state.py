@@ -17,6 +17,7 @@ AFRESH = "or start afresh in another output folder"
 EXPLANATIONS = {
     "pool": "the pool's token ids (dataset, tokenizer, chat template)",
     "embedder": "the embedder",
+    "given_scores": "the numbers of the score of your own",
     "sampler_seed": "the seed of the order",
     "effective_batch": "an effective batch (per device x processes x accumulation)",
     "steps_per_epoch": "a number of steps per epoch",

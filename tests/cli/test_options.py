@@ -114,6 +114,8 @@ def test_select_says_what_the_scores_lack(inputs: Path, scored: Path, tmp_path: 
 REQUIRED = {"score": ["--model", "M", "--dataset", "D"], "select": ["--scores", "O", "--fraction", "0.1"]}
 TYPED: dict[str, tuple[str, Any]] = {
     "score": ("--score longest", "longest"),
+    "score_column": ("--score-column quality", "quality"),
+    "extra_losses": ("--extra-losses both", "both"),
     "preset": ("--preset guarded", "guarded"),
     "min_response_tokens": ("--min-response-tokens 3", 3),
     "quantile_band": ("--quantile-band 0.1 1", [0.1, 1.0]),

@@ -33,6 +33,7 @@ def test_the_card_says_what_was_scored_and_with_what(output: Path, pool: Path, t
         "embedder": "tfidf",
         "context": "512 tokens",
         "scores": "round 0, after 0 steps of training",
+        "ranked by": "miwv (MIWV)",
         "selected": f"6, MIWV {threshold:.4f} and above",
         "fraction": "0.3 of its samples",
         "guards": "min_response_tokens = 8",

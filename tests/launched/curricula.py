@@ -15,12 +15,14 @@ from accelerate import PartialState
 
 from miwv_trainer import MIWVConfig
 from miwv_trainer.data.build import pool_from_rows
+from miwv_trainer.data.pool import Pool
 from miwv_trainer.distributed.world import World
 from miwv_trainer.rounds.exemplars import find_exemplars
 from miwv_trainer.rounds.identity import TrainingPoint
 from miwv_trainer.rounds.round import run_round
 from miwv_trainer.scoring.scorer import prepare_scorer
 from miwv_trainer.storage.store import Store
+from tests.helpers.own_scores import another_on_each_rank, middle_miwv
 from tests.helpers.tiny import tiny_dataset, tiny_model, tiny_tokenizer
 
 COUNT = 45
@@ -32,6 +34,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "mmr": {"diversity": "mmr", "group_column": "task", "selection_budget": "tokens"},
     "guarded": {"preset": "guarded", "min_response_tokens": 8},
     "budget": {"rescore_budget": 0.4},
+    "column": {"score_column": "quality", "min_response_tokens": 5},
+    "array": {"score": np.sin(np.arange(COUNT)), "extra_losses": "zero_shot", "loss_band": [0.2, 0.9]},
+    "function": {"score": middle_miwv, "extra_losses": "both"},
     "budget, guards": {"rescore_budget": 0.4, "min_response_tokens": 12, "diversity": "mmr"},
 }
 
@@ -40,14 +45,33 @@ def main() -> None:
     output = Path(sys.argv[1])
     world = World.current(PartialState(cpu=True).device)
     results = {"rank": world.rank, "world_size": world.size, **score_settings(output, world)}
+    results["refused"] = [
+        refuse(output / str(number), world, score)
+        for number, score in enumerate((another_on_each_rank, np.arange(COUNT) * (world.rank + 1.0)))
+    ]
     (output / f"rank-{world.rank}.json").write_text(json.dumps(results))
     dist.barrier()
     dist.destroy_process_group()
 
 
+def make_pool() -> Pool:
+    pool = pool_from_rows(tiny_dataset(COUNT), tiny_tokenizer())
+    return replace(pool, groups=np.arange(COUNT) % 3, column_scores=np.float32(np.cos(np.arange(COUNT))))
+
+
+def refuse(output: Path, world: World, score: Any) -> str:
+    """The error of a round whose score is not the same on all ranks."""
+    scorer = prepare_scorer(tiny_model(), make_pool(), MIWVConfig(score=score), world)
+    try:
+        run_round(scorer, find_exemplars(scorer, Store(output), reuse=True), Store(output))
+    except ValueError as error:
+        return str(error)
+    return "nothing"
+
+
 def score_settings(output: Path, world: World) -> dict[str, Any]:
     """By setting, what each of two rounds has selected and found."""
-    pool = replace(pool_from_rows(tiny_dataset(COUNT), tiny_tokenizer()), groups=np.arange(COUNT) % 3)
+    pool = make_pool()
     results = {}
     for name, values in SETTINGS.items():
         config = MIWVConfig(

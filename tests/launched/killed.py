@@ -1,7 +1,9 @@
 """A training that kills itself with SIGKILL at a point that is told, and goes on where it can. Run by test_killed.py.
 
-    killed.py OUTPUT POINTS           all runs fork from this one process
-    killed.py OUTPUT --alone KILL_AT  one run on each rank; 0 never kills
+    killed.py OUTPUT POINTS                 all runs fork from this one process
+    killed.py OUTPUT --alone KILL_AT SCORE  one run on each rank; 0 never kills
+
+SCORE is a key of SCORES.
 
 Points are counted in events: forwards of the model (scoring and training), and files that are opened for writing,
 renamed or removed. So they spread over embedding, searching, scoring, training, saving and rescoring.
@@ -20,9 +22,15 @@ import torch.distributed as dist
 from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
 
 from miwv_trainer import MIWVConfig, attach, last_complete_checkpoint, tokenize
+from tests.helpers.own_scores import middle_miwv
 from tests.helpers.tiny import tiny_dataset, tiny_model, tiny_tokenizer
 
 COUNT, FRACTION, EPOCHS = 24, 0.5, 3
+SCORES: dict[str, dict[str, Any]] = {
+    "miwv": {},
+    "column": {"score_column": "quality", "extra_losses": "both", "loss_band": [0.0, 0.9]},
+    "function": {"score": middle_miwv, "extra_losses": "both"},
+}
 WRITES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir")
 
 
@@ -81,10 +89,12 @@ class Phases(TrainerCallback):
 class Collator(DataCollatorForSeq2Seq):
     def __call__(self, features: list[dict[str, Any]], return_tensors: str | None = None) -> Any:
         positions = torch.tensor([feature.pop("position") for feature in features])
+        for feature in features:
+            del feature["quality"]
         return {**super().__call__(features, return_tensors), "position": positions}
 
 
-def train(output: Path, kill_at: int) -> None:
+def train(output: Path, kill_at: int, score: str = "miwv") -> None:
     """Trains, from the last whole checkpoint if there is one, and writes what came of it beside the checkpoints."""
     torch.manual_seed(0)
     events = Events(kill_at, output.with_suffix(".killed"))
@@ -107,14 +117,20 @@ def train(output: Path, kill_at: int) -> None:
         ),
         train_dataset=tokenize(tiny_dataset(COUNT), tokenizer)
         .remove_columns(["instruction", "input", "output"])
-        .add_column("position", list(range(COUNT))),
+        .add_column("position", list(range(COUNT)))
+        .add_column("quality", [index * 7 % COUNT for index in range(COUNT)]),
         data_collator=Collator(tokenizer),
         processing_class=tokenizer,
         callbacks=[Phases(events)],
     )
     trainer.seen = []
     config = MIWVConfig(
-        fraction=FRACTION, embedder="tfidf", rescore_strategy="epoch", tokens_per_batch=96, tokens_per_row=96
+        fraction=FRACTION,
+        embedder="tfidf",
+        rescore_strategy="epoch",
+        tokens_per_batch=96,
+        tokens_per_row=96,
+        **SCORES[score],
     )
     callback = attach(trainer, config)
     sys.addaudithook(events.audit)
@@ -165,7 +181,7 @@ def spread(phases: list[str], points: int) -> list[int]:
 def main() -> None:
     output = Path(sys.argv[1])
     if sys.argv[2] == "--alone":
-        train(output, int(sys.argv[3]))
+        train(output, int(sys.argv[3]), sys.argv[4])
         if dist.is_initialized():
             dist.destroy_process_group()
         return

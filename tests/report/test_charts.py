@@ -118,7 +118,7 @@ def test_a_round_without_losses_says_what_it_has_not(score: str, tmp_path: Path)
         columns[name][:] = np.nan
     columns["exemplar"][:] = -1
     charts, missing = build_charts([write_round(tmp_path, columns, [4, 7], score=score)])
-    assert [chart.name for chart in charts] == ["cost"]
+    assert [chart.name for chart in charts] == (["cost"] if score == "random" else ["scores", "cost"])
     assert missing[0] == f"Round 0 has no MIWV: its score is {score}. Charts of MIWV are left out."
     assert main(["report", "--run", str(tmp_path)]) == 0
 
@@ -136,7 +136,10 @@ def test_zero_shot_losses_alone_make_no_chart_of_miwv(tmp_path: Path) -> None:
     for name in ("one_shot_loss", "miwv"):
         columns[name][:] = np.nan
     charts, missing = build_charts([write_round(tmp_path, columns, [4, 7], score="zero_shot_loss")])
-    assert [chart.name for chart in charts] == ["cost"] and "zero_shot_loss" in missing[0]
+    assert [chart.name for chart in charts] == ["scores", "cost"] and "zero_shot_loss" in missing[0]
+    everyone, chosen = layers(charts[0], Bars)
+    assert (everyone.top.sum(), chosen.top.sum()) == (30, 2)
+    assert charts[0].title == "Distribution of zero_shot_loss"
 
 
 def test_samples_that_are_all_alike_can_be_drawn(tmp_path: Path) -> None:

@@ -41,6 +41,15 @@ def test_two_processes_select_what_one_does(setting: str, alone: dict[str, Any],
             assert other["threshold"] == pytest.approx(one["threshold"], abs=1e-5)
 
 
+def test_scores_that_differ_over_ranks_are_refused_on_all(ranks: list[dict[str, Any]]) -> None:
+    for each in ranks:
+        by_function, by_array = each["refused"]
+        assert (
+            "different scores by `score` tests.helpers.own_scores:another_on_each_rank: those of rank 1" in by_function
+        )
+        assert f"different scores by `score` array of shape ({COUNT},): those of rank 1 are not" in by_array
+
+
 def test_the_settings_differ_from_one_another(alone: dict[str, Any]) -> None:
     selections = {tuple(alone[setting][0]["selection"]) for setting in SETTINGS}
     assert len(selections) == len(SETTINGS) - 1  # in a first round, "budget" is as "miwv"

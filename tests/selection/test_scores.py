@@ -1,5 +1,6 @@
 """What samples are ranked by: a table worked by hand, and fits by scikit-learn."""
 
+from dataclasses import replace
 from typing import get_args
 
 import numpy as np
@@ -25,8 +26,13 @@ ZERO_SHOT = np.array([2.0, 1.00, 3.0, 0.5, NAN, 1.5, 2.5, 1.00], dtype=np.float3
 ONE_SHOT = np.array([1.5, 1.25, 3.5, 0.5, 1.0, INF, 1.0, 9.00], dtype=np.float32)
 MIWV = [-0.5, 0.25, 0.5, 0.0, NAN, NAN, -1.5, 8.00]
 TOKENS = np.array([10, 4, 7, 30, 5, 9, 7, 99])
-TABLE = Measured(ZERO_SHOT, ONE_SHOT, np.full(8, 0.5, dtype=np.float32), TOKENS, draw=(7, 2))
+GIVEN = np.array([1, NAN, 4, 3, 3, -2, 0, 9], dtype=np.float32)
+TABLE = Measured(ZERO_SHOT, ONE_SHOT, np.full(8, 0.5, dtype=np.float32), TOKENS, draw=(7, 2), given=GIVEN)
 HAS_BOTH = np.array([True] * 7 + [False])
+
+
+def named(name: str) -> MIWVConfig:
+    return MIWVConfig(score=name, score_column="quality" if name == "column" else None)
 
 
 def in_order(scores: np.ndarray) -> list[int]:
@@ -55,6 +61,7 @@ def test_no_weakness_comes_of_losses_that_are_not_finite(recwarn, one_shot, zero
         ("zero_shot_loss", [2, 6, 0, 5, 1, 3]),  # 5 has no one-shot loss, and needs none
         ("one_shot_loss", [2, 0, 1, 4, 6, 3]),  # 4 and 6 tie at 1.0
         ("longest", [3, 0, 5, 2, 6, 4, 1]),  # 2 and 6 tie at 7 tokens
+        ("column", [2, 3, 4, 0, 6, 5]),  # 3 and 4 tie at 3; 1 has no number
     ],
 )
 def test_the_order_of_each_score_by_hand(name, best_first):
@@ -65,7 +72,7 @@ def test_the_order_of_each_score_by_hand(name, best_first):
 
 def test_every_score_that_can_be_named_has_a_record_and_no_other_does():
     assert set(SCORES) == set(get_args(ScoreName))
-    assert all(get_score(MIWVConfig(score=name)).name == name for name in get_args(ScoreName))
+    assert all(get_score(named(name)).name == name for name in get_args(ScoreName))
 
 
 def test_what_the_configuration_knows_of_scores_is_what_their_records_say():
@@ -90,13 +97,14 @@ def test_no_score_is_known_by_its_name_elsewhere_in_the_package():
         ("one_shot_loss", {"one_shot"}),
         ("random", set()),
         ("longest", set()),
+        ("column", set()),
     ],
 )
 def test_a_score_needs_the_losses_without_which_it_is_not_known(name, losses):
     """Nothing else: each is taken away in turn."""
     lost = {
-        "zero_shot": Measured(np.full(8, NAN), ONE_SHOT, TABLE.similarity, TOKENS, TABLE.draw),
-        "one_shot": Measured(ZERO_SHOT, np.full(8, NAN), TABLE.similarity, TOKENS, TABLE.draw),
+        "zero_shot": replace(TABLE, zero_shot_loss=np.full(8, NAN)),
+        "one_shot": replace(TABLE, one_shot_loss=np.full(8, NAN)),
     }
     for loss, without in lost.items():
         is_known = ~np.isnan(score_samples(without, SCORES[name], HAS_BOTH))
@@ -230,6 +238,7 @@ def test_random_scores_tell_nothing_about_how_hard_samples_are():
         ("zero_shot_loss", [2.0, 1.0, 3.0, 0.5, NAN, 1.5, 2.5, 1.0]),
         ("one_shot_loss", [1.5, 1.25, 3.5, 0.5, 1.0, NAN, 1.0, 9.0]),
         ("longest", TOKENS),
+        ("column", GIVEN),
     ],
 )
 def test_how_hard_samples_are_is_told_by_miwv_unless_a_loss_or_length_ranks(name, as_hard_as):

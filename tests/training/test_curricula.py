@@ -12,11 +12,13 @@ from trl import SFTConfig, SFTTrainer
 
 from miwv_trainer import MIWVConfig, attach
 from tests.helpers.held import scoring_forwards
+from tests.helpers.own_scores import middle_miwv
 from tests.helpers.resumed import CONFIG, Run
 from tests.helpers.tiny import instruction_rows, tiny_model, tiny_tokenizer
 from tests.helpers.trainers import PositionCollator, arguments, by_epoch, noting_trainer
 
 COUNT = 32
+QUALITY = np.random.default_rng(0).permutation(COUNT)
 
 
 @pytest.mark.parametrize("score", ["random", "longest"])
@@ -90,7 +92,13 @@ def test_an_epoch_goes_from_easy_to_hard_or_back(strategy: str, epoch_order: Any
 
 @pytest.mark.parametrize(
     ("strategy", "values"),
-    [("epoch", {"score": "random"}), ("steps", {"epoch_order": "easy_to_hard"}), ("steps", {"rescore_budget": 0.4})],
+    [
+        ("epoch", {"score": "random"}),
+        ("epoch", {"score": middle_miwv, "extra_losses": "both"}),
+        ("steps", {"score": QUALITY, "epoch_order": "hard_to_easy"}),
+        ("steps", {"epoch_order": "easy_to_hard"}),
+        ("steps", {"rescore_budget": 0.4}),
+    ],
 )
 def test_a_resumed_curriculum_ends_as_the_undisturbed_one(
     strategy: str, values: dict[str, Any], tmp_path: Path
@@ -120,6 +128,7 @@ def two_steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ({"min_response_tokens": 3}, "min_response_tokens = 0, but this run has min_response_tokens = 3"),
         ({"score": "low_miwv"}, "score = 'miwv', but this run has score = 'low_miwv'"),
+        ({"score": QUALITY}, r"score = 'miwv', but this run has score = 'array of shape \(32,\)'"),
         ({"rescore_budget": 0.5}, "rescore_budget = 1.0, but this run has rescore_budget = 0.5"),
         ({"epoch_order": "hard_to_easy"}, "epoch_order = 'shuffled', but this run has epoch_order = 'hard_to_easy'"),
     ],
@@ -136,6 +145,45 @@ class WithoutTask(PositionCollator):
         for feature in features:
             del feature["task"]
         return super().__call__(features, return_tensors)
+
+
+@pytest.mark.parametrize("is_column", [True, False], ids=["column", "array"])
+def test_given_numbers_are_trained_on_in_their_order(is_column: bool, tmp_path: Path) -> None:
+    trainer = noting_trainer(tmp_path, num_train_epochs=2)
+    if is_column:
+        trainer.train_dataset = trainer.train_dataset.add_column("task", QUALITY.astype(np.float64).tolist())
+        trainer.data_collator = WithoutTask(tiny_tokenizer())
+    seen = scoring_forwards(trainer.model)
+    own: dict[str, Any] = {"score_column": "task"} if is_column else {"score": QUALITY}
+    callback = attach(trainer, MIWVConfig(fraction=0.25, epoch_order="easy_to_hard", **own))
+    trainer.train()
+    assert seen == [] and callback.rounds[0].selection.tolist() == np.sort(np.argsort(-QUALITY)[:8]).tolist()
+    for positions in by_epoch():
+        assert QUALITY[positions].tolist() == list(range(COUNT - 8, COUNT))
+
+
+def test_other_numbers_are_refused_on_a_resume(tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, score=QUALITY, rescore_strategy="no")
+    Run(tmp_path, config=config, max_steps=2)
+    changed = dataclasses.replace(config, score=QUALITY[::-1].copy())
+    words = r"given_scores = '\w+', but this run has given_scores = '\w+' \(the numbers of the score of your own\)"
+    with pytest.raises(ValueError, match=words):
+        Run(tmp_path, tmp_path / "checkpoint-2", changed, max_steps=4)
+    Run(tmp_path, tmp_path / "checkpoint-2", config, max_steps=4)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"score": np.zeros(9)}, "`score` must give one number for each of the pool's 32 samples"),
+        ({"score_column": "quality"}, "`score_column` is 'quality', but the dataset has the columns .*position"),
+    ],
+)
+def test_numbers_that_do_not_fit_the_dataset_are_refused_before_training(
+    values: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        attach(noting_trainer(tmp_path), MIWVConfig(**values))
 
 
 @pytest.mark.parametrize("kind", ["plain", "trl"])

@@ -52,12 +52,13 @@ def test_killed_at_26_points_of_one_process_a_run_ends_the_same(tmp_path: Path) 
     print(f"\n{dict(phases)} resumed from {dict(resumed_from)}")
 
 
-def on_two(output: Path, kill_at: int, rank: int = 1) -> subprocess.CompletedProcess[str]:
-    return fork_ranks(2, SCRIPT, output, "--alone", str(kill_at))
+def on_two(output: Path, kill_at: int, score: str) -> subprocess.CompletedProcess[str]:
+    return fork_ranks(2, SCRIPT, output, "--alone", str(kill_at), score)
 
 
-def test_killed_at_four_points_of_two_processes_a_run_ends_the_same(tmp_path: Path) -> None:
-    done = on_two(tmp_path / "whole", 0)
+@pytest.mark.parametrize("score", ["miwv", "column", "function"])
+def test_killed_at_four_points_of_two_processes_a_run_ends_the_same(score: str, tmp_path: Path) -> None:
+    done = on_two(tmp_path / "whole", 0, score)
     assert done.returncode == 0, done.stderr[-4000:]
     whole = [result(tmp_path / "whole", rank) for rank in range(2)]
     assert [(each["rank"], each["world_size"], each["wrapper"]) for each in whole] == [
@@ -65,9 +66,9 @@ def test_killed_at_four_points_of_two_processes_a_run_ends_the_same(tmp_path: Pa
     ]  # fmt: skip
     for share in SHARES_ON_TWO:
         output = tmp_path / f"killed-{share}"
-        killed = on_two(output, max(1, int(share * len(whole[1]["phases"]))))
+        killed = on_two(output, max(1, int(share * len(whole[1]["phases"]))), score)
         assert killed.returncode != 0 and output.with_suffix(".killed").is_file()
-        again = on_two(output, 0)
+        again = on_two(output, 0, score)
         assert again.returncode == 0, again.stderr[-4000:]
         for rank in range(2):
             check_same(result(output, rank), whole[rank])
