@@ -37,6 +37,14 @@ from miwv_trainer.version import __version__
 def score(options: ScoreOptions) -> None:
     """Scores a pool with a model as it is and writes round 0; on each process that a launcher started."""
     world = join_launched()
+    try:
+        _score_together(options, world)
+    finally:
+        leave_launched(world)
+
+
+def _score_together(options: ScoreOptions, world: World) -> None:
+    """Scores and selects on all ranks, and writes and prints on rank 0."""
     if not world.is_main:
         silence()
     # Everything that can be wrong with the input is found here, before the output folder is touched: an earlier run in
@@ -68,14 +76,15 @@ def score(options: ScoreOptions) -> None:
         "columns": options.columns,
     }
     finished = run_round(scorer, exemplars, store, notes=notes)
-    if world.is_main:
-        selected = write_jsonl(store.output / SELECTED, rows, finished.selection)
-        print(format_scores(finished, pool.texts))
-        print(format_rounds([finished]))
-        print(f"scores: {finished.folder / 'scores.parquet'}\nselected samples: {selected}")
-        # Only now: another run in the same folder would move the round aside that selected.jsonl belongs to.
-        store.release()
-    leave_launched()
+    # The others wait for rank 0: a launcher ends all processes when one exits with an error.
+    with tell_errors_once(world, "writing the selected samples"):
+        if world.is_main:
+            selected = write_jsonl(store.output / SELECTED, rows, finished.selection)
+            print(format_scores(finished, pool.texts))
+            print(format_rounds([finished]))
+            print(f"scores: {finished.folder / 'scores.parquet'}\nselected samples: {selected}")
+            # Only now: another run in the same folder would move the round aside that selected.jsonl belongs to.
+            store.release()
 
 
 def check_output(output: Path) -> None:

@@ -12,11 +12,11 @@ def join_launched() -> World:
     return World.current(state.device)
 
 
-def leave_launched() -> None:
+def leave_launched(world: World) -> None:
     """
-    Ends the process group, which only ranks that have finished their work do.
+    Ends the process groups and waits for their threads, which may abort a process that exits before them.
 
-    gloo's threads may otherwise abort the process at the interpreter's exit ("terminate called without an active
-    exception").
+    A rank calls it when all ranks have finished their work, or when it has failed, so that the others hear of it.
     """
+    world.close()
     PartialState().destroy_process_group()

@@ -14,7 +14,7 @@ import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import NoReturn, TypeVar
@@ -32,8 +32,43 @@ HEARTBEAT_SECONDS = 20.0
 # Much longer than a heartbeat or the longest forward. Only a machine that disappeared without closing its connections
 # is silent for this long.
 TIMEOUT = timedelta(minutes=30)
+
+
+class Messages:
+    """
+    The gloo group over which ranks exchange messages, until it is closed.
+
+    gloo's threads hold the tensors of a message for a moment longer than the rank that waits for it. A thread that lets
+    go of one when the interpreter has begun to exit aborts the process ("terminate called without an active exception",
+    pytorch/pytorch#190489). The threads end when nothing refers to the group any more, so every World of a process
+    refers to this object instead, which drops the group when it is closed.
+    """
+
+    def __init__(self, group: dist.ProcessGroup) -> None:
+        self._group: dist.ProcessGroup | None = group
+
+    @property
+    def is_closed(self) -> bool:
+        return self._group is None
+
+    @property
+    def group(self) -> dist.ProcessGroup:
+        if self._group is None:
+            raise RuntimeError("The messages between ranks were closed. `World.current` opens them again.")
+        return self._group
+
+    def close(self) -> None:
+        """Ends the group and waits for its threads."""
+        if self._group is None:
+            return
+        # Whoever has destroyed the running process group has destroyed this one with it.
+        with suppress(ValueError):
+            dist.destroy_process_group(self._group)
+        self._group = None
+
+
 # `new_group` is a collective and each group keeps threads and sockets, so one is made for each process group.
-_message_groups: WeakKeyDictionary[dist.ProcessGroup, dist.ProcessGroup] = WeakKeyDictionary()
+_messages: WeakKeyDictionary[dist.ProcessGroup, Messages] = WeakKeyDictionary()
 
 
 @dataclass
@@ -57,7 +92,7 @@ class World:
         size: Number of processes.
         device: Where this process computes.
         sharded: Whether parameters are split over ranks, so that each forward waits for all of them.
-        group: The process group of messages; None in a world of one.
+        messages: How ranks exchange messages; None in a world of one.
         quiet: Whether no progress is shown, not even by rank 0.
     """
 
@@ -65,7 +100,7 @@ class World:
     size: int
     device: torch.device
     sharded: bool = False
-    group: dist.ProcessGroup | None = None
+    messages: Messages | None = None
     quiet: bool = False
 
     @classmethod
@@ -79,7 +114,17 @@ class World:
         if not (dist.is_available() and dist.is_initialized()):
             return cls(0, 1, device, quiet=quiet)
         sharded = model is not None and is_sharded(model)
-        return cls(dist.get_rank(), dist.get_world_size(), device, sharded, _get_message_group(), quiet)
+        return cls(dist.get_rank(), dist.get_world_size(), device, sharded, _open_messages(), quiet)
+
+    @property
+    def group(self) -> dist.ProcessGroup | None:
+        """The process group of messages; None in a world of one."""
+        return None if self.messages is None else self.messages.group
+
+    def close(self) -> None:
+        """Ends the exchange of messages. Each rank calls it when no rank has anything left to say."""
+        if self.messages is not None:
+            self.messages.close()
 
     @property
     def is_main(self) -> bool:
@@ -212,13 +257,13 @@ class World:
         os._exit(1)
 
 
-def _get_message_group() -> dist.ProcessGroup:
-    """The message group of the running process group; the first call makes it."""
+def _open_messages() -> Messages:
+    """The messages of the running process group, opened where they are not open."""
     running = dist.group.WORLD
     assert running is not None
-    if running not in _message_groups:
-        _message_groups[running] = dist.new_group(backend="gloo", timeout=TIMEOUT)
-    return _message_groups[running]
+    if running not in _messages or _messages[running].is_closed:
+        _messages[running] = Messages(dist.new_group(backend="gloo", timeout=TIMEOUT))
+    return _messages[running]
 
 
 @contextmanager

@@ -67,6 +67,7 @@ def score_and_select(
     finally:
         if world.is_main:
             store.release()
+        world.close()
 
 
 def select_again(scored: StoredRound, config: MIWVConfig, rows: MapStyleDataset | None = None) -> Choice:

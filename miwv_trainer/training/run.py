@@ -95,6 +95,8 @@ class TrainingRun:
             # Such rounds remain if a resumed run trains fewer steps or rescores less often.
             self.store.archive_rounds(len(self.rounds))
             self.store.release()
+        # A script that ends now must not find gloo's threads alive; another training opens messages of its own.
+        self.world.close()
 
     def find_due_position(self) -> EpochPosition | None:
         """

@@ -110,12 +110,33 @@ def test_two_processes_score_and_select_as_one_does(
         assert len(re.findall(f"{bar}: +0%", done.stderr)) == 1, bar
 
 
+# Prints the names of the threads that are alive when the interpreter begins to exit.
+NAMING_THREADS = """
+import atexit, pathlib, runpy, sys
+names = lambda: [each.read_text().strip() for each in pathlib.Path("/proc/self/task").glob("*/comm")]
+atexit.register(lambda: print("threads at exit:", *names()))
+sys.argv[0] = "miwv"
+runpy.run_module("miwv_trainer", run_name="__main__")
+"""
+
+
 def test_what_fails_on_two_processes_is_told_once(model_folder: Path, tmp_path: Path) -> None:
     options = f"--model {model_folder} --dataset {tmp_path / 'none.jsonl'} --output {tmp_path}".split()
-    done = fork_ranks(2, "-m", "miwv_trainer", "score", *options)
+    done = fork_ranks(2, "-c", NAMING_THREADS, "score", *options)
     assert done.returncode == 2
     assert len(re.findall(r"^miwv: .*none\.jsonl", done.stderr, flags=re.MULTILINE)) == 1
     assert "Traceback" not in done.stderr
+    assert done.stdout.count("threads at exit:") == 2 and "gloo" not in done.stdout
+
+
+def test_no_thread_of_a_process_group_is_alive_when_two_processes_exit(
+    scored: Path, model_folder: Path, pool_file: Path, tmp_path: Path
+) -> None:
+    command = f"score --model {model_folder} --dataset {pool_file} --output {tmp_path} --embedder tfidf --fraction 0.2"
+    done = fork_ranks(2, "-c", NAMING_THREADS, *command.split())
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("threads at exit:") == 2 and "gloo" not in done.stdout
+    assert (tmp_path / "selected.jsonl").read_bytes() == (scored / "selected.jsonl").read_bytes()
 
 
 def test_python_m_is_the_same_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,6 +71,8 @@ def test_several_processes_score_and_select_as_one_does(
             assert result["selections"] == results[0]["selections"]
             assert result["steps"] == result["max_steps"]
             np.testing.assert_allclose(result["own_losses"], result["engine_losses"], atol=1e-5, rtol=0)
+            if backend == "ddp":  # DeepSpeed makes groups of its own
+                assert result["gloo_threads"][1] == ranks[0][0]["gloo_threads"][0]
         check_trained_indices(results)
     *others, last = [rank[0]["failure"] for rank in ranks]
     assert set(others) == {f"RuntimeError: Rank {processes - 1} failed while reading tea leaves: OSError: no tea"}
@@ -256,6 +258,26 @@ def test_a_new_process_group_gets_new_messages() -> None:
         dist.barrier(group=world.group)  # refused by a group that was destroyed
         dist.destroy_process_group()
     assert World.current(torch.device("cpu")) == World(0, 1, torch.device("cpu"))
+
+
+def count_gloo_threads() -> int:
+    return sum("gloo" in each.read_text() for each in Path("/proc/self/task").glob("*/comm"))
+
+
+def test_messages_that_are_closed_leave_no_thread_though_worlds_still_refer_to_them() -> None:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    worlds = [World.current(torch.device("cpu")) for _ in range(2)]
+    dist.barrier(group=worlds[0].group)
+    worlds[0].close()
+    worlds[0].close()
+    with pytest.raises(RuntimeError, match=r"messages between ranks were closed\. `World.current` opens them again"):
+        _ = worlds[1].group
+    opened = World.current(torch.device("cpu"))
+    dist.barrier(group=opened.group)
+    dist.destroy_process_group()
+    assert count_gloo_threads() > 0  # those of the messages that were opened again, which are still referred to
+    opened.close()
+    assert count_gloo_threads() == 0
 
 
 def test_a_world_of_one_exchanges_nothing() -> None:

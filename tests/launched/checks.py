@@ -69,6 +69,10 @@ def main() -> None:
         dist.destroy_process_group()
 
 
+def count_gloo_threads() -> int:
+    return sum("gloo" in each.read_text() for each in Path("/proc/self/task").glob("*/comm"))
+
+
 def failure_of_the_last_rank(rank: int) -> str:
     """What this rank raises when the last one fails in a block that all run together."""
     world = World.current(torch.device("cpu"))
@@ -107,7 +111,9 @@ def train(folder: Path, output: Path, count: int, fraction: float) -> dict:
     losses.trainer = trainer
     config = MIWVConfig(fraction=fraction, embedder="tfidf", rescore_strategy="epoch", tokens_per_batch=128)
     callback = attach(trainer, config)
+    threads_before = count_gloo_threads()
     trainer.train()
+    threads_after = count_gloo_threads()
     world = World.current(trainer.args.device, trainer.model)
     return {
         "rank": world.rank,
@@ -118,6 +124,7 @@ def train(folder: Path, output: Path, count: int, fraction: float) -> dict:
         "selections": [current.selection.tolist() for current in callback.rounds],
         "zero_shot": [current.column("zero_shot_loss").tolist() for current in callback.rounds],
         "one_shot": [current.column("one_shot_loss").tolist() for current in callback.rounds],
+        "gloo_threads": [threads_before, threads_after],
         "own_losses": losses.own,
         "engine_losses": losses.engine,
         "steps": trainer.state.global_step,

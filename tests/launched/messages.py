@@ -20,7 +20,7 @@ from miwv_trainer import MIWVConfig
 from miwv_trainer.data.pool import Pool
 from miwv_trainer.distributed import world as distributed
 from miwv_trainer.distributed.agreement import check_same_pool
-from miwv_trainer.distributed.world import World
+from miwv_trainer.distributed.world import Messages, World
 from miwv_trainer.rounds import exemplars
 from miwv_trainer.scoring.losses import score_batches
 from miwv_trainer.scoring.rows import plan_padded
@@ -80,7 +80,7 @@ def relabelled(world: World) -> list:
 def impatient(world: World) -> World:
     """With a group of messages of its own, which gives up after seconds."""
     world.all_gather(None)  # ranks come here together, in time to meet
-    return replace(world, group=dist.new_group(backend="gloo", timeout=timedelta(seconds=TIMEOUT)))
+    return replace(world, messages=Messages(dist.new_group(backend="gloo", timeout=timedelta(seconds=TIMEOUT))))
 
 
 def after_a_slow_embedder(world: World, heartbeat: float, output: Path) -> str:
