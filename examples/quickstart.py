@@ -11,6 +11,7 @@ import argparse
 import importlib.util
 import logging
 import os
+import shlex
 import shutil
 import time
 from pathlib import Path
@@ -52,6 +53,7 @@ def main() -> None:
     model, tokenizer = load_model(arguments.model or str(find_default_model()), "bfloat16")
     pool_rows, held_out_rows = split_rows(arguments.dataset, tokenizer)
     pool, held_out = (tokenize(rows, tokenizer, arguments.columns) for rows in (pool_rows, held_out_rows))
+    pool_file = keep_rows(pool_rows, output)
     print(f"Pool: {len(pool)} samples, held out: {len(held_out)}.")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -92,6 +94,7 @@ def main() -> None:
     print(f"held-out response loss: {before:.4f} before, {after:.4f} after training on {trained} at a time")
     print(f"scores: {callback.rounds[0].folder.parent}")
     print(f"adapter: {output}")
+    print(f"look at every sample: {shlex.join(describe_report(output, pool_file, arguments.columns))}")
     print(f"{time.perf_counter() - started:.0f} s")
 
 
@@ -111,6 +114,26 @@ def parse_arguments() -> argparse.Namespace:
 def name_columns(typed: str) -> dict[str, str]:
     """What is read of a dataset's columns, from `prompt=question,response=answer`."""
     return dict(pair.split("=", 1) for pair in typed.split(","))
+
+
+def keep_rows(rows: datasets.Dataset | JsonRows, output: Path) -> Path:
+    """The pool as a file, for `miwv report` and `miwv select`: the dataset holds the held-out samples too."""
+    output.mkdir(parents=True, exist_ok=True)
+    if isinstance(rows, JsonRows):
+        path = output / "pool.jsonl"
+        path.write_bytes(b"".join(rows.get_text(number) for number in range(len(rows))))
+    else:
+        path = output / "pool.parquet"
+        rows.to_parquet(path)
+    return path
+
+
+def describe_report(output: Path, pool_file: Path, columns: dict[str, str] | None) -> list[str]:
+    """The command that makes a page of every sample's losses, rank and texts."""
+    command = ["miwv", "report", "--run", str(output), "--dataset", str(pool_file)]
+    if columns is None:
+        return command
+    return [*command, "--columns", ",".join(f"{name}={column}" for name, column in columns.items())]
 
 
 def choose_output() -> Path:

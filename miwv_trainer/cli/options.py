@@ -62,12 +62,14 @@ class SelectOptions:
 
     Args:
         scores: The folder that `miwv score` or a Trainer wrote to.
+        columns: The dataset's own names of what is read.
         settings: The fields of `MIWVConfig` that were typed, by name; `fraction` always is.
         typed: The whole command line, for the dataset card.
     """
 
     scores: str
     dataset: str | None
+    columns: dict[str, str] | None
     format: Format | None
     to: str | None
     with_scores: bool
@@ -79,10 +81,16 @@ class SelectOptions:
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """What was typed after `miwv report`."""
+    """
+    What was typed after `miwv report`.
+
+    Args:
+        columns: The dataset's own names of what is read.
+    """
 
     run_folder: str
     dataset: str | None
+    columns: dict[str, str] | None
 
 
 def parse_options(typed: Sequence[str]) -> ScoreOptions | SelectOptions | ReportOptions:
@@ -131,11 +139,9 @@ def add_score_options(parser: argparse.ArgumentParser) -> None:
         help="hub name, or a JSON, JSON Lines, CSV or Parquet file, or a folder of them; its columns: "
         f"{describe_formats()}",
     )
-    parser.add_argument(
-        "--columns",
-        type=parse_columns,
-        metavar="NAME=COLUMN,...",
-        help="which columns are read, if theirs are other names: prompt=...,response=..., or messages=..., or "
+    add_columns(
+        parser.add_argument,
+        "which columns are read, if theirs are other names: prompt=...,response=..., or messages=..., or "
         "chosen=...,rejected=...; and where they have a column: input, system, history, tools, documents, "
         "chat_template_kwargs",
     )
@@ -163,6 +169,7 @@ def add_select_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scores", required=True, metavar="FOLDER", help="the folder `miwv score` wrote to")
     add_setting(parser.add_argument, "fraction", is_required=True)
     parser.add_argument("--dataset", help="the pool that was scored; without it, indices are printed")
+    add_columns(parser.add_argument, "how the columns of a Trainer's dataset are named, as in `miwv score`")
     group = parser.add_argument_group("what is written")
     group.add_argument(
         "--format",
@@ -188,6 +195,12 @@ def add_report_options(parser: argparse.ArgumentParser) -> None:
     """The options of `miwv report`."""
     parser.add_argument("--run", dest="run_folder", required=True, metavar="OUTPUT", help="the folder of the run")
     parser.add_argument("--dataset", help="the pool that was scored, to show its prompts")
+    add_columns(parser.add_argument, "how the columns of a Trainer's dataset are named, as in `miwv score`")
+
+
+def add_columns(add_argument: Callable[..., argparse.Action], description: str) -> None:
+    """Adds the option that names a dataset's columns."""
+    add_argument("--columns", type=parse_columns, metavar="NAME=COLUMN,...", help=description)
 
 
 def list_selection_fields() -> list[str]:

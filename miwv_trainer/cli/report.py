@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from miwv_trainer.cli.options import ReportOptions
-from miwv_trainer.cli.shared import read_scored_rows
+from miwv_trainer.cli.shared import find_scored_rows
 from miwv_trainer.report.page import write_page
 from miwv_trainer.report.png import write_pngs
 from miwv_trainer.report.tables import format_rounds, format_scores
-from miwv_trainer.report.texts import read_texts
+from miwv_trainer.report.texts import place_texts, read_texts
 from miwv_trainer.storage.store import read_rounds
 
 
@@ -16,7 +16,11 @@ def report(options: ReportOptions) -> None:
     rounds = read_rounds(options.run_folder)
     texts = None
     if options.dataset is not None:
-        texts = read_texts(read_scored_rows(options.dataset, rounds[-1]), rounds[-1].summary.get("columns"))
+        columns = options.columns or rounds[-1].summary.get("columns")
+        scored = find_scored_rows(options.dataset, rounds[-1], columns)
+        print("\n".join(scored.notes), end="\n" if scored.notes else "")
+        texts = read_texts(scored.rows.select(scored.places[scored.found]), columns)
+        texts = place_texts(texts, scored.found.tolist(), len(scored.places))
     print(format_rounds(rounds))
     print(format_scores(rounds[-1], texts.prompts if texts is not None else None))
     page, charts = write_page(Path(options.run_folder), rounds, texts)

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from miwv_trainer.cli.options import SelectOptions, name_option
-from miwv_trainer.cli.shared import read_scored_rows
+from miwv_trainer.cli.shared import find_scored_rows
 from miwv_trainer.data.rows import to_dataset
 from miwv_trainer.export.dataset_card import Origin
 from miwv_trainer.export.destination import ENDINGS, Format, check_destination
@@ -27,20 +27,25 @@ def select(options: SelectOptions) -> None:
             "pool: give that as `--dataset`."
         )
     column = config.score_column
-    if column is not None and options.dataset is None and column != latest.summary["config"].get("score_column"):
+    is_new_column = column is not None and column != latest.summary["config"].get("score_column")
+    if is_new_column and options.dataset is None:
         raise ValueError(
             f"Samples are ranked by `score_column` {column!r}, which is a column of the pool: give that as `--dataset`."
         )
-    rows = read_scored_rows(options.dataset, latest) if options.dataset is not None else None
-    choice = select_again(latest, config, rows)
+    found = find_scored_rows(options.dataset, latest, options.columns) if options.dataset is not None else None
+    # These columns are read of every sample, so each must have its row.
+    reads_columns = config.group_column is not None or is_new_column
+    choice = select_again(latest, config, found.align() if found is not None and reads_columns else None)
     # A warning and no error: the selection is right for these scores, only that they are not those of the paper.
     if config.allow_identical_exemplars and not latest.summary["config"].get("allow_identical_exemplars"):
         print("These scores were made without copies as exemplars, which --preset paper allows.", file=sys.stderr)
-    if rows is None or options.dataset is None:
+    if found is None or options.dataset is None:
         # Nothing but the indices, one a line, so that another program can read them.
         print("\n".join(map(str, choice.selection.tolist())))
         return
-    rows = rows if kind == "jsonl" else to_dataset(rows)
+    print("\n".join(found.notes), end="\n" if found.notes else "")
+    aligned = found.align(choice.selection)
+    rows = aligned if kind == "jsonl" else to_dataset(aligned)
     rows = add_scores(rows, latest) if options.with_scores else rows
     if kind == "jsonl":
         write_jsonl(target, rows, choice.selection)
@@ -70,6 +75,7 @@ def choose_destination(options: SelectOptions) -> tuple[Format, Path]:
     if options.dataset is None:
         about_samples = {
             "format": options.format, "to": options.to, "with_scores": options.with_scores, "push_to_hub": pushed,
+            "columns": options.columns,
         }  # fmt: skip
         for name, value in about_samples.items():
             if value:

@@ -14,6 +14,7 @@ from miwv_trainer.data.alpaca import render_alpaca
 from miwv_trainer.data.assistant_turns import mark_assistant_turns
 from miwv_trainer.data.chat_template import find_turn_markers, render_chat
 from miwv_trainer.data.columns import ColumnNames, check_names, read_any, read_conversation, read_instruction
+from miwv_trainer.data.content import hash_samples
 from miwv_trainer.data.conversation import Row
 from miwv_trainer.data.instructions import read_instructions
 from miwv_trainer.data.map_style import (
@@ -66,7 +67,8 @@ def pool_from_rows(
 
     samples = list(render(read(), tokenizer, markers, columns))
     _tell_plain_text(rows, tokenizer, columns)
-    return build_pool(samples, markers, texts)
+    pool = build_pool(samples, markers, texts)
+    return replace(pool, hashes=hash_samples(rows, pool, tokenizer, markers, columns))
 
 
 def pool_from_tokenized(
@@ -74,6 +76,7 @@ def pool_from_tokenized(
     processing_class: PreTrainedTokenizerBase | ProcessorMixin | None,
     model_config: PretrainedConfig | None = None,
     with_texts: bool = True,
+    with_hashes: bool = True,
 ) -> Pool:
     """
     Makes a pool of a dataset that is tokenised already, such as a Trainer's.
@@ -85,6 +88,7 @@ def pool_from_tokenized(
             prompts back into text for text embedders.
         model_config: Names the beginning-of-sequence token if there is no tokenizer.
         with_texts: Whether an embedder will need the instructions as text.
+        with_hashes: Whether the samples are to be found in a file by `miwv select` and `miwv report`.
 
     Raises:
         TypeError: the dataset is not map-style.
@@ -111,7 +115,11 @@ def pool_from_tokenized(
             )
             whole = replace(turns, is_trained_whole=True)
     pool = split_preamble(whole, markers)
-    return replace(pool, texts=read_instructions(dataset, pool, tokenizer, markers)) if with_texts else pool
+    return replace(
+        pool,
+        texts=read_instructions(dataset, pool, tokenizer, markers) if with_texts else None,
+        hashes=hash_samples(dataset, pool, tokenizer, markers) if with_hashes else None,
+    )
 
 
 def tokenize(

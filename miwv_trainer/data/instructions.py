@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from miwv_trainer.data.columns import list_text_columns, read_instruction
 from miwv_trainer.data.map_style import MapStyleDataset, has_own_columns, iterate_rows
 from miwv_trainer.data.pool import Pool
-from miwv_trainer.data.turn_markers import TurnMarkers, find_tokens, make_blank_test, strip_blank_end
+from miwv_trainer.data.turn_markers import TurnMarkers, find_all_tokens, make_blank_test, strip_blank_end
 
 
 def read_instructions(
@@ -30,15 +30,22 @@ def read_instructions(
     if tokenizer is None:
         return None
     is_blank = make_blank_test(tokenizer)
-    prompts = [_cut_users_words(pool.prompt(index), markers, is_blank) for index in range(len(pool))]
+    prompts = [cut_users_words(pool.prompt(index), markers, is_blank) for index in range(len(pool))]
     return [text.strip() for text in tokenizer.batch_decode(prompts, skip_special_tokens=True)]
 
 
-def _cut_users_words(prompt: np.ndarray, markers: TurnMarkers, is_blank: Callable[[int], bool]) -> np.ndarray:
-    """The tokens between the user's header and the generation prompt, which are those of the raw column."""
+def cut_users_words(
+    prompt: np.ndarray, markers: TurnMarkers, is_blank: Callable[[int], bool], of_last_turn: bool = False
+) -> np.ndarray:
+    """
+    The tokens between the user's header and the generation prompt, which are those of the raw column.
+
+    Args:
+        of_last_turn: Whether the words begin with the user's last turn instead of the first.
+    """
     header, generation_prompt = np.asarray(markers.user_header), markers.generation_prompt
-    if len(header) and (start := find_tokens(prompt, header)) >= 0:
-        prompt = prompt[start + len(header) :]
+    if len(header) and len(starts := find_all_tokens(prompt, header)):
+        prompt = prompt[starts[-1 if of_last_turn else 0] + len(header) :]
     trimmed = strip_blank_end(prompt, is_blank)
     ends_in_it = generation_prompt and tuple(trimmed[-len(generation_prompt) :]) == generation_prompt
     return trimmed[: -len(generation_prompt)] if ends_in_it else prompt

@@ -34,6 +34,25 @@ class Samples(NamedTuple):
     lengths: np.ndarray
 
 
+class SampleHashes(NamedTuple):
+    """
+    What the N samples are known by outside of this pool, each `(N,)` uint64; 0 where it is not known.
+
+    Args:
+        ids: Of the token ids, and of which of them are response.
+        text: Of everything the sample says.
+        words: Of the last question before the answers, and of the answers.
+        answer: Of the beginning of the answers.
+        from_columns: Whether the texts were read from columns of the dataset; else they were decoded.
+    """
+
+    ids: np.ndarray
+    text: np.ndarray
+    words: np.ndarray
+    answer: np.ndarray
+    from_columns: bool
+
+
 def find_complete_samples(prompt_tokens: np.ndarray, response_tokens: np.ndarray) -> np.ndarray:
     """
     Returns `(N,)` bool, whether a sample has both a prompt and a response; only such samples can be scored.
@@ -58,6 +77,7 @@ class Pool:
         is_trained_whole: Whether training puts its loss on prompts too, so that its labels are not `is_response`.
         source: The name of the dataset that a Trainer trains on, if it has one.
         column_scores: `(N,)` float32. The numbers of the dataset's `score_column`, NaN where there is none.
+        hashes: By which a sample is found in a file, if they were asked for.
     """
 
     preamble: np.ndarray
@@ -70,6 +90,7 @@ class Pool:
     is_trained_whole: bool = field(default=False, compare=False)
     source: str | None = field(default=None, compare=False)
     column_scores: np.ndarray | None = field(default=None, compare=False)
+    hashes: SampleHashes | None = field(default=None, compare=False)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

@@ -45,7 +45,7 @@ from miwv_trainer.selection.rescoring import update_ages
 from miwv_trainer.selection.scores import Measured, get_score, has_losses
 from miwv_trainer.storage.journal import Journal
 from miwv_trainer.storage.store import Store
-from miwv_trainer.storage.stored_round import RoundIdentity, RoundNotes, RoundSummary, StoredRound
+from miwv_trainer.storage.stored_round import HASHES, RoundIdentity, RoundNotes, RoundSummary, StoredRound
 
 logger = logging.getLogger(__name__)
 
@@ -265,7 +265,14 @@ def _make_columns(inputs: RoundInputs, measured: Measured, choice: Choice) -> di
         "selected": selected,
         "score": choice.scores,
         "age": update_ages(inputs.is_scored, inputs.ages),
+        **_list_hashes(inputs.pool),
     }
+
+
+def _list_hashes(pool: Pool) -> dict[str, np.ndarray]:
+    if pool.hashes is None:
+        return {}
+    return dict(zip(HASHES, (pool.hashes.ids, pool.hashes.text, pool.hashes.words, pool.hashes.answer), strict=True))
 
 
 def _summarise(inputs: RoundInputs, choice: Choice) -> dict[str, object]:
@@ -280,7 +287,12 @@ def _summarise(inputs: RoundInputs, choice: Choice) -> dict[str, object]:
         "pool_tokens": int(pool.lengths.sum()) + len(pool) * len(pool.preamble),
         "left_out": choice.left_out,
         "config": inputs.config.to_dict(),
+        **_tell_where_texts_are_from(pool),
     }
+
+
+def _tell_where_texts_are_from(pool: Pool) -> dict[str, object]:
+    return {} if pool.hashes is None else {"texts_from": "columns" if pool.hashes.from_columns else "tokens"}
 
 
 @contextmanager

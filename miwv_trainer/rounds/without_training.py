@@ -80,7 +80,7 @@ def select_again(scored: StoredRound, config: MIWVConfig, rows: MapStyleDataset 
         rows: The pool's dataset, which `group_column` and `score_column` name columns of.
 
     Raises:
-        ValueError: a column is named without `rows`, or no sample may be selected.
+        ValueError: a column is named without `rows` or with others, or no sample may be selected.
         FileNotFoundError: the configuration needs embeddings, and the run has left none.
     """
     # Random scores are drawn again: the stored ones are of the round's own seed.
@@ -91,6 +91,11 @@ def select_again(scored: StoredRound, config: MIWVConfig, rows: MapStyleDataset 
             raise ValueError(
                 f"Samples are selected by groups, as `group_column` {config.group_column!r} says, which is a column of "
                 "the pool: give that as `rows`."
+            )
+        if len(rows) != len(scored.scores):
+            raise ValueError(
+                f"`rows` has {len(rows)} rows, but {scored.folder} holds scores of {len(scored.scores)} samples: give "
+                "the dataset that was scored, after a training the Trainer's own `train_dataset`."
             )
         groups = number_groups(rows, config.group_column)
     embeddings = _read_embeddings(scored, config) if config.needs_embeddings else None

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import Literal, TypedDict, cast
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,8 @@ from miwv_trainer.storage.provenance import (
 SCORES_FILE, SUMMARY_FILE = "scores.parquet", "round.json"
 # Columns of whole numbers in which null stands for -1 ("none", "never") and not for NaN.
 MISSING_BELOW_ZERO = ("exemplar", "age")
+# By which a sample is found in a file, whatever place it has there; null stands for 0 ("not known").
+HASHES = ("ids_hash", "text_hash", "words_hash", "answer_hash")
 # Other programs read these columns: new ones come at the end.
 SCORES = pa.schema(
     [
@@ -36,6 +38,7 @@ SCORES = pa.schema(
         ("selected", pa.bool_()),
         ("score", pa.float32()),
         ("age", pa.int32()),
+        *((name, pa.uint64()) for name in HASHES),
     ]
 )
 
@@ -100,6 +103,7 @@ class RoundSummary(RoundIdentity, RoundNotes, total=False):
         statistics: What the Trainer logs.
         exemplars: What the exemplars look like as a whole; left out where no sample has one.
         exemplar_warning: Why the exemplars tell little, if they do.
+        texts_from: What the hashes of texts in scores.parquet were made of: `"columns"` of the dataset, or `"tokens"`.
         model: The name or folder that the model was loaded from.
     """
 
@@ -126,6 +130,7 @@ class RoundSummary(RoundIdentity, RoundNotes, total=False):
     statistics: dict[str, float]
     exemplars: dict[str, float | int | bool]
     exemplar_warning: str
+    texts_from: Literal["columns", "tokens"]
     model: str
 
 
@@ -146,11 +151,11 @@ class StoredRound:
     was_there: bool = False
 
     def column(self, name: str) -> np.ndarray:
-        """`(N,)` one column of the scores; nulls become NaN, or -1 in `exemplar` and `age`."""
+        """`(N,)` one column of the scores; nulls become NaN, or -1 in `exemplar` and `age`, or 0 in hashes."""
         column = self.scores[name]
         if name in MISSING_BELOW_ZERO:
             column = column.fill_null(-1)
-        return column.to_numpy()
+        return (column.fill_null(0) if name in HASHES else column).to_numpy()
 
     @property
     def selection(self) -> np.ndarray:
@@ -193,13 +198,22 @@ def add_version(summary: RoundSummary) -> RoundSummary:
 
 
 def _make_table(columns: Mapping[str, np.ndarray]) -> pa.Table:
-    """The table of scores; NaN (or -1 in `exemplar` and `age`) becomes null, which every reader of Parquet knows."""
+    """
+    The table of scores; NaN (or -1 in `exemplar` and `age`, 0 in hashes) becomes null, which every reader knows.
+
+    Hashes that are not among the columns become nulls.
+    """
     arrays = []
     for entry in SCORES:
+        if entry.name in HASHES and entry.name not in columns:
+            arrays.append(pa.nulls(len(columns["index"]), entry.type))
+            continue
         values = columns[entry.name]
         # Null rather than NaN: SQL engines sort NaN above every number, so a top-k would begin with unscored samples.
         missing = np.isnan(values) if values.dtype.kind == "f" else np.zeros(len(values), dtype=bool)
         if entry.name in MISSING_BELOW_ZERO:
             missing = values < 0
+        if entry.name in HASHES:
+            missing = values == 0
         arrays.append(pa.array(values, type=entry.type, mask=missing))
     return pa.Table.from_arrays(arrays, schema=SCORES)

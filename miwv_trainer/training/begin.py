@@ -86,7 +86,9 @@ def check_dataset(start: TrainingStart, pool: Pool) -> None:
         return  # A wrapper need not have a `dataset`. The batches are compared all the same.
     dataset = cast(MapStyleDataset, start.dataloader.dataset)
     with start.world.run_together("comparing the dataset with the pool"):
-        found = pool_from_tokenized(dataset, start.processing_class, start.model.config, with_texts=False)
+        found = pool_from_tokenized(
+            dataset, start.processing_class, start.model.config, with_texts=False, with_hashes=False
+        )
         if found.fingerprint == pool.fingerprint:
             return
         difference = describe_difference(

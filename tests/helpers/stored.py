@@ -23,6 +23,10 @@ COLUMNS = {
     "selected": "bool",
     "score": "float",
     "age": "int32",
+    "ids_hash": "uint64",
+    "text_hash": "uint64",
+    "words_hash": "uint64",
+    "answer_hash": "uint64",
 }
 
 
@@ -41,6 +45,10 @@ def columns(**changes) -> dict[str, np.ndarray]:
         "selected": np.array([True, False, False]),
         "score": np.array([0.5, -0.25, nan], dtype=np.float32),
         "age": np.array([0, 2, -1]),
+        "ids_hash": np.array([1, 2**64 - 1, 3], dtype=np.uint64),
+        "text_hash": np.array([4, 2**63, 0], dtype=np.uint64),
+        "words_hash": np.array([5, 6, 0], dtype=np.uint64),
+        "answer_hash": np.array([7, 0, 0], dtype=np.uint64),
     }
     return {**values, **changes}
 

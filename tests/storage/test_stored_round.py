@@ -48,7 +48,19 @@ def test_what_was_not_scored_is_null_on_disk_and_not_nan(store):
         "selected": False,
         "score": None,
         "age": None,
+        "ids_hash": 3,
+        "text_hash": None,
+        "words_hash": None,
+        "answer_hash": None,
     }
+
+
+def test_hashes_that_an_older_version_did_not_write_are_read_as_not_known(store):
+    store.write_round(0, {name: values for name, values in columns().items() if "hash" not in name}, SUMMARY)
+    path = store.round_folder(0) / "scores.parquet"
+    pq.write_table(pq.read_table(path).select(list(COLUMNS)[:11]), path)
+    assert store.read_round(0).column("text_hash").tolist() == [0, 0, 0]
+    assert store.read_round(0).column("miwv")[0] == 0.5
 
 
 def test_a_round_is_two_files_that_other_programs_can_read(store):

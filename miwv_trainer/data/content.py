@@ -1,0 +1,93 @@
+"""
+The samples of a pool known by their content, so that they are found again in a file.
+
+The price is reading the text columns once, or decoding the tokens where the dataset has no such columns.
+"""
+
+from collections.abc import Iterator
+
+import datasets
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from miwv_trainer.data.columns import ColumnNames, list_text_columns
+from miwv_trainer.data.conversation import PROMPT_COLUMNS
+from miwv_trainer.data.instructions import cut_users_words
+from miwv_trainer.data.map_style import ROWS_AT_ONCE, MapStyleDataset, has_own_columns, iterate_rows
+from miwv_trainer.data.pool import Pool, SampleHashes
+from miwv_trainer.data.sample_hashes import hash_ids
+from miwv_trainer.data.sample_texts import (
+    TEXT_COLUMN,
+    UNKNOWN,
+    RowHashes,
+    hash_answer,
+    hash_row,
+    hash_whole,
+    hash_words,
+)
+from miwv_trainer.data.turn_markers import TurnMarkers, make_blank_test
+
+
+def hash_samples(
+    dataset: MapStyleDataset,
+    pool: Pool,
+    tokenizer: PreTrainedTokenizerBase | None,
+    markers: TurnMarkers,
+    columns: ColumnNames | None = None,
+) -> SampleHashes:
+    """
+    The hashes of a pool's samples, from the columns of its dataset as far as they tell, else from its tokens.
+
+    Args:
+        dataset: The N rows that the pool was made of.
+        tokenizer: None leaves out what would have to be decoded.
+        columns: The dataset's own names of what is read.
+    """
+    # A dataset that tokenises when it is indexed is not read a second time for nothing.
+    rows = hash_rows(dataset, columns) if hash_row(dataset[0], columns).texts else []
+    told = np.array([(row.texts[0] if row.texts else UNKNOWN, row.words, row.answer) for row in rows], dtype=np.uint64)
+    told = told.reshape(-1, 3) if len(told) else np.zeros((len(pool), 3), dtype=np.uint64)
+    from_columns = bool((told[:, 0] != UNKNOWN).any())
+    missing = np.flatnonzero((told == UNKNOWN).all(axis=1) | (told[:, 1] == UNKNOWN))
+    if tokenizer is not None and len(missing):
+        decoded = np.array(list(_hash_tokens(pool, missing, tokenizer, markers)), dtype=np.uint64)
+        told[missing] = np.where(told[missing] == UNKNOWN, decoded, told[missing])
+    ids = [hash_ids(np.concatenate([pool.preamble, pool.sample(i), pool.response_mask(i)])) for i in range(len(pool))]
+    text, words, answer = told.T
+    return SampleHashes(np.array(ids, dtype=np.uint64), text, words, answer, from_columns)
+
+
+def hash_rows(dataset: MapStyleDataset, columns: ColumnNames | None = None) -> list[RowHashes]:
+    """The hashes of all rows."""
+    if isinstance(dataset, datasets.Dataset) and has_own_columns(dataset):
+        # Columns of token ids or of images are not decoded: they are most of the dataset.
+        known = {*list_text_columns(), *PROMPT_COLUMNS, TEXT_COLUMN, *(columns or {}).values()}
+        if known & set(dataset.column_names):
+            dataset = dataset.select_columns([name for name in dataset.column_names if name in known])
+    return [hash_row(row, columns) for row in iterate_rows(dataset)]
+
+
+def _hash_tokens(
+    pool: Pool, indices: np.ndarray, tokenizer: PreTrainedTokenizerBase, markers: TurnMarkers
+) -> Iterator[tuple[int, int, int]]:
+    """Hashes of everything that a sample says, of its last question with its answers, and of these."""
+    is_blank = make_blank_test(tokenizer)
+    for start in range(0, len(indices), ROWS_AT_ONCE):
+        part = indices[start : start + ROWS_AT_ONCE].tolist()
+        wholes = tokenizer.batch_decode([np.concatenate([pool.preamble, pool.sample(index)]) for index in part])
+        questions = tokenizer.batch_decode(
+            [cut_users_words(pool.prompt(index), markers, is_blank, of_last_turn=True) for index in part],
+            skip_special_tokens=True,
+        )
+        for index, whole, question in zip(part, wholes, questions, strict=True):
+            answers = tokenizer.batch_decode(_list_answers(pool, index), skip_special_tokens=True)
+            yield hash_whole(whole), hash_words(question, answers), hash_answer(answers)
+
+
+def _list_answers(pool: Pool, index: int) -> list[np.ndarray]:
+    """The response tokens of a sample, one array for each gapless part."""
+    mask, sample = pool.response_mask(index), pool.sample(index)
+    borders = np.flatnonzero(np.diff(mask)) + 1
+    return [
+        part for part, marked in zip(np.split(sample, borders), np.split(mask, borders), strict=True) if marked.any()
+    ]
