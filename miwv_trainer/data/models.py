@@ -4,7 +4,9 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from miwv_trainer.compat import make_gguf_options
 
 from miwv_trainer.config import DTYPES
 
@@ -26,7 +28,7 @@ def load_model(name: str, dtype: str | None = None) -> tuple[PreTrainedModel, Pr
     torch_dtype = getattr(torch, dtype) if dtype is not None else "auto"
     gguf = _find_gguf(Path(name))
     # transformers would keep GGUF weights packed, and packed weights cannot be trained.
-    unpacking = {"gguf_file": gguf, "quantization_config": GgufConfig(dequantize=True)} if gguf else {}
+    unpacking = make_gguf_options(gguf) if gguf else {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **({"gguf_file": gguf} if gguf else {}))
         model = AutoModelForCausalLM.from_pretrained(name, dtype=torch_dtype, **unpacking)

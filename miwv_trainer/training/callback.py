@@ -8,7 +8,7 @@ and only a round that is due at that very step is scored.
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TypedDict, Unpack, cast
+from typing import cast
 
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
@@ -22,6 +22,7 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.trainer_callback import ExportableState
+from typing_extensions import TypedDict, Unpack
 
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.map_style import MapStyleDataset
@@ -142,9 +143,9 @@ class MIWVCallback(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Unpack[HookArguments]
     ) -> None:
         run = self._require_run()
-        # On several ranks, accelerate's `set_epoch` does not reach the sampler after a resume within an epoch, and the
+        # After a resume within an epoch, accelerate's `set_epoch` does not reach the sampler on several ranks, and the
         # next epoch would repeat the order (huggingface/accelerate#2016, modelscope/ms-swift#10050).
-        self.sampler.set_epoch(run.epoch)
+        self.sampler.hold_epoch(run.epoch)
         if self.config.rescore_strategy == "epoch":
             self._score_if_due(run, kwargs)
 
@@ -168,6 +169,7 @@ class MIWVCallback(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Unpack[HookArguments]
     ) -> None:
         self._require_run().end()
+        self.sampler.release_epoch()
 
     def _score_if_due(self, run: TrainingRun, given: HookArguments) -> None:
         position = run.find_due_position()

@@ -92,7 +92,7 @@ def _has_weights(folder: Path) -> bool:
     if (folder / f"{FSDP_WEIGHTS}.bin").exists():
         return _is_whole_file(folder / f"{FSDP_WEIGHTS}.bin")
     # torch.distributed.checkpoint writes `.metadata` after all shards.
-    if shards := list(folder.glob(f"{FSDP_WEIGHTS}*/")):
+    if shards := [path for path in folder.glob(f"{FSDP_WEIGHTS}*") if path.is_dir()]:
         return all((shard / ".metadata").is_file() for shard in shards)
     # PEFT saves each of several adapters in a folder of its own.
     found = [path for name in WEIGHTS for path in (folder / name, *folder.glob(f"*/{name}")) if path.exists()]

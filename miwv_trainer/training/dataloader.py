@@ -7,6 +7,7 @@ from typing import cast
 from torch.utils.data import BatchSampler, DataLoader
 from transformers import TrainingArguments
 
+from miwv_trainer.compat import read_sampling_strategy
 from miwv_trainer.training.ordering import Strategy
 from miwv_trainer.training.sampler import MIWVDataSampler
 from miwv_trainer.training.schedule import StepSchedule, count_steps_ahead
@@ -31,13 +32,14 @@ def read_strategy(args: TrainingArguments) -> Strategy:
     Raises:
         ValueError: `"batch_rebalance"`, which composes batches of its own.
     """
-    if args.train_sampling_strategy == "batch_rebalance":
+    strategy = read_sampling_strategy(args)
+    if strategy == "batch_rebalance":
         raise ValueError(
             '`train_sampling_strategy="batch_rebalance"` composes the batches of each process itself, from the lengths '
             "of the whole dataset, before a selection is known. Set "
             '`train_sampling_strategy="group_by_length"`, which puts selected samples of like length into one batch.'
         )
-    return args.train_sampling_strategy
+    return cast(Strategy, strategy)
 
 
 def read_schedule(dataloader: DataLoader, args: TrainingArguments) -> StepSchedule:
@@ -121,7 +123,7 @@ def check_batches(args: TrainingArguments, sampler: MIWVDataSampler) -> None:
     if sampler.strategy != read_strategy(args):
         raise ValueError(
             f"The MIWVDataSampler was made with `strategy={sampler.strategy!r}`, but the Trainer has "
-            f"`train_sampling_strategy={args.train_sampling_strategy!r}`; give both the same."
+            f"`train_sampling_strategy={read_sampling_strategy(args)!r}`; give both the same."
         )
     if args.accelerator_config.dispatch_batches:
         raise ValueError(

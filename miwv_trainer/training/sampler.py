@@ -79,6 +79,7 @@ class MIWVDataSampler(Sampler[int]):
         self.lengths = lengths if is_grouped else None
         self.batch_size = batch_size if is_grouped else None
         self.epoch = 0
+        self._is_held = False
         self.num_samples = count_selected(fraction, pool_size)
         self._rules = OrderRules(self.num_samples, seed, strategy, epoch_order, self.lengths, self.batch_size)
         self._selections: list[ScheduledSelection] = []
@@ -191,8 +192,23 @@ class MIWVDataSampler(Sampler[int]):
         return selection, _check_difficulty(difficulty, len(selection), self.epoch_order)[first_at]
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the order of the next `iter()`."""
-        self.epoch = epoch
+        """Chooses the order of the next `iter()`, unless `hold_epoch` has chosen it."""
+        if not self._is_held:
+            self.epoch = epoch
+
+    def hold_epoch(self, epoch: int) -> None:
+        """
+        Chooses the order of the next `iter()`, whatever `set_epoch` is told until `release_epoch`.
+
+        A dataloader tells `set_epoch` how often it has been iterated. The one that accelerate makes to skip batches
+        begins at 0 before accelerate 1.15 (huggingface/accelerate#4071), so that a resume in a later epoch would train
+        in the order of the first.
+        """
+        self.epoch, self._is_held = epoch, True
+
+    def release_epoch(self) -> None:
+        """Lets `set_epoch` choose the order again."""
+        self._is_held = False
 
 
 def _check_difficulty(difficulty: np.ndarray | None, count: int, epoch_order: str) -> np.ndarray:

@@ -21,7 +21,7 @@ from tests.helpers.chats import (
     sft_trainer,
     turn,
 )
-from tests.helpers.templates import new_tokenizer, newline_merging_tokenizer
+from tests.helpers.templates import new_tokenizer, newline_merging_tokenizer, template
 from tests.helpers.tiny import tiny_config, tiny_model, tiny_tokenizer
 
 TOOLS = [{"type": "function", "function": {"name": "look", "description": "Looks.", "parameters": {"type": "object"}}}]
@@ -147,7 +147,6 @@ TAKES_CALLS = ["qwen2_5", "qwen3", "qwen3_5_nothink", "llama3_1", "gptoss"]
 @pytest.mark.parametrize("name", TAKES_CALLS)
 def test_every_answer_is_a_response_and_calls_of_tools_are_answers(name: str) -> None:
     """Qwen3 renders an answer differently once another question follows, gpt-oss ends a call by another token."""
-    text = (Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8")
     marks = [
         "<|im_start|>",
         "<|im_end|>",
@@ -158,7 +157,7 @@ def test_every_answer_is_a_response_and_calls_of_tools_are_answers(name: str) ->
         "<|return|>",
         "<|message|>",
     ]
-    tokenizer = tiny_tokenizer(text, marks, "<s>", "<|im_end|>")
+    tokenizer = tiny_tokenizer(template(name), marks, "<s>", "<|im_end|>")
     chat = [message if message.get("content") != "Let me look." else CHAT[1] for message in CHAT]
     ((ids, is_response),) = render([{"messages": chat, "tools": TOOLS}], tokenizer)
     starts = [i for i in range(len(ids)) if is_response[i] and not is_response[i - 1]]

@@ -21,6 +21,7 @@ def drawn(
 ) -> list[list[list[int]]]:
     """Each rank's batches, as accelerate deals them to the process it takes itself for."""
     ranks = []
+    sampler.hold_epoch(sampler.epoch)  # as the callback does
     for rank in range(processes):
         loader = DataLoader(range(POOL_SIZE), batch, sampler=sampler, drop_last=drop_last, collate_fn=list)
         shard = prepare_data_loader(
@@ -29,6 +30,7 @@ def drawn(
         )  # fmt: skip
         shard.set_epoch(sampler.epoch)  # as the Trainer does
         ranks.append(list(skip_first_batches(shard, skip) if skip else shard))
+    sampler.release_epoch()
     return ranks
 
 

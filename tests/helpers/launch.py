@@ -5,6 +5,7 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
 from accelerate.commands.launch import (
     _validate_launch_command,
     launch_command_parser,
@@ -12,11 +13,17 @@ from accelerate.commands.launch import (
     prepare_multi_gpu_env,
 )
 
+from miwv_trainer.compat import is_at_least
 from tests.helpers.forks import PYTHON, base_environment, fork_python
 from tests.helpers.forks import ROOT as ROOT
 
 Completed = subprocess.CompletedProcess[str]
 CONFIGS = ROOT / "ds_configs"
+
+NEEDS_RESUME_ON_RANKS = pytest.mark.skipif(
+    not is_at_least("transformers", "5.18"),
+    reason="before transformers 5.18, a Trainer on two CPU processes cannot be resumed: torch.load takes no cpu:0",
+)
 
 
 def with_deepspeed(name: str) -> list[str]:

@@ -8,6 +8,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import DataCollatorForSeq2Seq, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from miwv_trainer import tokenize
+from tests.helpers.templates import template
 from tests.helpers.tiny import instruction_rows, tiny_dataset, tiny_model, tiny_tokenizer
 
 
@@ -105,7 +106,4 @@ def prompt_completions(count: int) -> list[dict[str, Any]]:
 
 
 def qwen_tokenizer() -> PreTrainedTokenizerBase:
-    import trl
-
-    template = (Path(trl.__file__).parent / "chat_templates" / "qwen2_5.jinja").read_text()
-    return tiny_tokenizer(chat_template=template)
+    return tiny_tokenizer(chat_template=template("qwen2_5"))

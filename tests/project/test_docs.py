@@ -15,13 +15,13 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import datasets
 import pytest
-import trl
 from transformers import DataCollatorForSeq2Seq, TrainingArguments
 
 from miwv_trainer import MIWVConfig, tokenize
 from miwv_trainer.cli import main as cli
 from miwv_trainer.config import PRESETS
 from tests.helpers.launch import ROOT
+from tests.helpers.templates import template
 from tests.helpers.tiny import instruction_rows, save_tiny, tiny_model, tiny_tokenizer
 
 DOCS = ROOT / "docs"
@@ -54,10 +54,9 @@ def load(path: Path) -> ModuleType:
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with a model and a pool where the pages have them."""
     folder = tmp_path_factory.mktemp("workplace")
-    template = (Path(trl.__file__).parent / "chat_templates" / "qwen2_5.jinja").read_text()
     for name in MODELS:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        tiny_tokenizer(chat_template=template).save_pretrained(save_tiny(folder / name))
+        tiny_tokenizer(chat_template=template("qwen2_5")).save_pretrained(save_tiny(folder / name))
     rows = [
         {"prompt": f"{row['instruction']} {row['input']}".strip(), "completion": " " + row["output"]}
         for row in instruction_rows(48)

@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-import trl
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from tests.helpers.forks import fork_python
 from tests.helpers.launch import CONFIGS, ROOT, accelerate_launch, launch, launch_machines, torchrun
 from tests.helpers.quickstart import EXAMPLES, check_quickstart, quickstart
+from tests.helpers.templates import template
 from tests.helpers.tiny import instruction_rows, save_tiny, tiny_tokenizer
 
 NOTING = ROOT / "tests" / "launched" / "example.py"
@@ -30,8 +30,7 @@ COMMON = (
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = save_tiny(tmp_path_factory.mktemp("model"))
     # TRL knows this template and brings one that marks the assistant's tokens.
-    template = (Path(trl.__file__).parent / "chat_templates" / "qwen2_5.jinja").read_text()
-    tiny_tokenizer(chat_template=template).save_pretrained(folder)
+    tiny_tokenizer(chat_template=template("qwen2_5")).save_pretrained(folder)
     return folder
 
 

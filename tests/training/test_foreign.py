@@ -23,6 +23,7 @@ from transformers import (
 
 from miwv_trainer import MIWVCallback, MIWVConfig, attach, last_complete_checkpoint, tokenize
 from tests.helpers.launch import ROOT
+from tests.helpers.templates import template
 from tests.helpers.tiny import instruction_rows, save_tiny, tiny_dataset, tiny_model, tiny_tokenizer
 from tests.helpers.trainers import arguments
 
@@ -43,8 +44,7 @@ BEFORE = "    # Train the model\n"
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model, and a pool in each shape."""
     folder = tmp_path_factory.mktemp("foreign")
-    template = (Path(trl.__file__).parent / "chat_templates" / "qwen2_5.jinja").read_text()
-    tiny_tokenizer(chat_template=template).save_pretrained(save_tiny(folder / "model"))
+    tiny_tokenizer(chat_template=template("qwen2_5")).save_pretrained(save_tiny(folder / "model"))
     rows = instruction_rows(COUNT)
     turns = [
         [{"role": "user", "content": row["instruction"]}, {"role": "assistant", "content": row["output"]}]

@@ -15,7 +15,7 @@ from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 
 from miwv_trainer import MIWVCallback, MIWVDataSampler, attach, last_complete_checkpoint
 from miwv_trainer.storage.store import Store
-from tests.helpers.launch import ROOT, launch
+from tests.helpers.launch import NEEDS_RESUME_ON_RANKS, ROOT, launch
 from tests.helpers.resumed import STEPS, STEPS_AN_EPOCH, STRATEGIES, Run, config_of, stamps, weights_of
 from tests.helpers.trainers import NotingTrainer, noting_trainer, trained
 
@@ -537,6 +537,7 @@ def launched(backend: str, output: Path, *runs: dict[str, Any]) -> list[list[dic
     return [list(results) for results in zip(*ranks, strict=True)]
 
 
+@NEEDS_RESUME_ON_RANKS
 def test_another_number_of_processes_goes_on_with_the_same_batches(tmp_path: Path) -> None:
     config = config_of("steps", rescore_steps=3)
     one, two = tmp_path / "one", tmp_path / "two"

@@ -84,6 +84,26 @@ def test_seed_and_epoch_are_not_added_up():
     assert sampler_of(seed=7).order(1).tolist() != sampler_of(seed=8).order(0).tolist()
 
 
+def test_an_epoch_that_is_held_is_trained_whatever_dataloaders_tell():
+    sampler = sampler_of()
+    sampler.hold_epoch(3)
+    for epoch in (0, 4):
+        sampler.set_epoch(epoch)
+        assert list(sampler) == sampler.order(3).tolist()
+    sampler.release_epoch()
+    sampler.set_epoch(1)
+    assert list(sampler) == sampler.order(1).tolist() != sampler.order(3).tolist()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_loader_that_skips_batches_trains_the_rest_of_the_epoch_that_is_held(processes):
+    """Before accelerate 1.15 it takes itself for a loader in its first epoch (huggingface/accelerate#4071)."""
+    sampler = sampler_of()
+    sampler.set_epoch(2)
+    expected = sampler.order(2).tolist()[8:]
+    assert sum(steps(dealt(sampler, processes, 4 // processes, skip=2), 1), []) == expected
+
+
 def test_iterating_leaves_the_global_random_state_alone():
     random_before, numpy_before, torch_before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     sampler = sampler_of()

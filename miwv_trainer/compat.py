@@ -1,0 +1,49 @@
+"""
+What differs between the versions of other libraries that this package runs on: one name for each difference.
+
+No other file asks for a version. Each entry says from which version on a library does what the package would like it to
+do everywhere, with the public change. The lowest versions are in setup.py; docs/versions.md says which were run.
+"""
+
+from importlib.metadata import version
+from typing import Any, Protocol
+
+from packaging.version import Version
+
+
+def is_at_least(library: str, lowest: str) -> bool:
+    """Whether the installed version of a library is this one or a later one."""
+    return Version(version(library)) >= Version(lowest)
+
+
+class SamplingArguments(Protocol):
+    """The part of transformers' training arguments that says in which order samples are trained."""
+
+    train_sampling_strategy: str
+    group_by_length: bool
+
+
+def read_sampling_strategy(args: SamplingArguments) -> str:
+    """
+    The Trainer's `train_sampling_strategy`.
+
+    transformers has it from 5.2 on (transformers#43138). Before, `group_by_length` says whether samples of like length
+    are put together, and there is no sequential order.
+    """
+    if is_at_least("transformers", "5.2"):
+        return args.train_sampling_strategy
+    return "group_by_length" if args.group_by_length else "random"
+
+
+def make_gguf_options(file: str) -> dict[str, Any]:
+    """
+    The arguments of `from_pretrained` that load a GGUF file's weights as plain floats.
+
+    From 5.17 on, transformers keeps them packed unless a `GgufConfig` says otherwise (transformers#47779). Before,
+    it always unpacks them, and has no such class.
+    """
+    if not is_at_least("transformers", "5.17"):
+        return {"gguf_file": file}
+    from transformers import GgufConfig
+
+    return {"gguf_file": file, "quantization_config": GgufConfig(dequantize=True)}

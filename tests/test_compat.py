@@ -1,0 +1,65 @@
+"""Differences between versions of other libraries: each answered in compat.py, and nowhere else."""
+
+import re
+from importlib import metadata
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from miwv_trainer import compat
+from miwv_trainer.compat import is_at_least, make_gguf_options, read_sampling_strategy
+from tests.helpers.launch import ROOT
+from tests.helpers.trainers import arguments
+
+
+@pytest.fixture
+def pretend(monkeypatch: pytest.MonkeyPatch):
+    """Makes the package believe that a library is installed in some version."""
+    return lambda found: monkeypatch.setattr(compat, "version", lambda name: found)
+
+
+@pytest.mark.parametrize(
+    ("found", "lowest", "expected"),
+    [("5.2.0", "5.2", True), ("5.10.0", "5.2", True), ("5.1.9", "5.2", False), ("2.13.0+cpu", "2.13", True)],
+)
+def test_versions_are_compared_by_their_numbers(found: str, lowest: str, expected: bool, pretend) -> None:
+    pretend(found)
+    assert is_at_least("transformers", lowest) is expected
+
+
+def test_the_version_that_is_installed_is_asked_for() -> None:
+    found = metadata.version("torch").partition("+")[0]
+    assert is_at_least("torch", found) and not is_at_least("torch", f"{int(found.partition('.')[0]) + 1}.0")
+
+
+@pytest.mark.parametrize(("grouped", "expected"), [(True, "group_by_length"), (False, "random")])
+def test_before_5_2_group_by_length_says_how_samples_are_drawn(grouped: bool, expected: str, pretend) -> None:
+    pretend("5.1.0")
+    assert read_sampling_strategy(SimpleNamespace(group_by_length=grouped)) == expected  # type: ignore[arg-type]
+
+
+def test_the_strategy_of_real_arguments_is_read(tmp_path: Path) -> None:
+    assert read_sampling_strategy(arguments(tmp_path)) == "random"
+    name = "train_sampling_strategy" if is_at_least("transformers", "5.2") else "group_by_length"
+    given = {name: "group_by_length" if name == "train_sampling_strategy" else True}
+    assert read_sampling_strategy(arguments(tmp_path, **given)) == "group_by_length"
+
+
+def test_gguf_weights_are_unpacked_by_the_older_loader_before_5_17(pretend) -> None:
+    pretend("5.16.1")
+    assert make_gguf_options("a.gguf") == {"gguf_file": "a.gguf"}
+
+
+@pytest.mark.skipif(not is_at_least("transformers", "5.17"), reason="transformers has GgufConfig from 5.17 on")
+def test_gguf_weights_are_unpacked_on_request_from_5_17_on() -> None:
+    options = make_gguf_options("a.gguf")
+    assert options["gguf_file"] == "a.gguf" and options["quantization_config"].dequantize is True
+
+
+def test_no_other_file_asks_for_a_version() -> None:
+    asks = re.compile(
+        r"importlib\.metadata|packaging|is_at_least|(transformers|torch|accelerate|trl|peft)\.__version__"
+    )
+    files = sorted((ROOT / "miwv_trainer").rglob("*.py"))
+    assert [path.name for path in files if asks.search(path.read_text(encoding="utf-8"))] == ["compat.py"]
