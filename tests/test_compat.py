@@ -58,8 +58,7 @@ def test_gguf_weights_are_unpacked_on_request_from_5_17_on() -> None:
 
 
 def test_no_other_file_asks_for_a_version() -> None:
-    asks = re.compile(
-        r"importlib\.metadata|packaging|is_at_least|(transformers|torch|accelerate|trl|peft)\.__version__"
-    )
+    others = "transformers|torch|accelerate|datasets|trl|peft|numpy"
+    asks = re.compile(rf"importlib\.metadata|import packaging|packaging\.|is_at_least|({others})\.__version__")
     files = sorted((ROOT / "miwv_trainer").rglob("*.py"))
     assert [path.name for path in files if asks.search(path.read_text(encoding="utf-8"))] == ["compat.py"]

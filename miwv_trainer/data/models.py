@@ -7,7 +7,6 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from miwv_trainer.compat import make_gguf_options
-
 from miwv_trainer.config import DTYPES
 
 
