@@ -14,9 +14,9 @@ from torch import nn
 
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.distributed.wrappers import get_inner_model
-from miwv_trainer.scoring.attention import choose_tree_attention, find_tree_obstacle
+from miwv_trainer.scoring.attention import choose_tree_attention, find_tree_obstacle, find_window
 from miwv_trainer.scoring.causality import check_causal
-from miwv_trainer.scoring.context import find_context_length
+from miwv_trainer.scoring.context import find_context_length, get_text_config
 from miwv_trainer.scoring.isolation import watch_autocast
 from miwv_trainer.scoring.losses import NOT_RECORDED, Losses, Recording, score_batches, score_trees
 from miwv_trainer.scoring.memory import BatchSize
@@ -190,6 +190,7 @@ def _compare_layouts(scorer: Scorer, exemplars: np.ndarray) -> str | None:
 
 def _compare_layouts_here(scorer: Scorer, exemplars: np.ndarray) -> str | None:
     groups = _choose_related(scorer, exemplars)
+    groups += _choose_beyond_window(scorer, exemplars, groups)
     return next(filter(None, (_compare_samples(scorer, exemplars, few) for few in groups)), None)
 
 
@@ -241,3 +242,18 @@ def _choose_related(scorer: Scorer, exemplars: np.ndarray) -> list[np.ndarray]:
         return [shortest]
     longest = choose(int(fitting[np.argmax(needed[needed <= budget])]), -1)
     return [shortest] if np.array_equal(shortest, longest) else [shortest, longest]
+
+
+def _choose_beyond_window(scorer: Scorer, exemplars: np.ndarray, groups: list[np.ndarray]) -> list[np.ndarray]:
+    """
+    The sample with the longest sequence behind its exemplar, if only there a window hides something: a family that is
+    given no window, or another one, has the right losses where all sequences are shorter.
+    """
+    pool = scorer.pool
+    window = find_window(get_text_config(get_inner_model(scorer.model)))
+    can_score = np.flatnonzero(find_scorable(pool, exemplars, scorer.context))
+    lengths = np.zeros(len(pool), dtype=np.int64)
+    lengths[can_score] = len(pool.preamble) + pool.lengths[can_score] + pool.lengths[exemplars[can_score]]
+    if window is None or lengths.max() <= window or any(lengths[few].max() > window for few in groups):
+        return []
+    return [np.array([np.argmax(lengths)])]

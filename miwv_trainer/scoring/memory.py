@@ -4,7 +4,7 @@ How many tokens one scoring forward takes: as many as make it faster on the devi
 Extra memory of a forward without gradients, in bytes over the loaded model, with b bytes a number of the model's dtype:
 
     tokens * b * (4 * intermediate size + 8 * hidden size)      one layer's activations, the widest moment
-    + rows * tokens_per_row**2 * (1 + b)                        masks, if rows have them
+    + rows * tokens_per_row**2 * (kinds + b)                    masks, if rows have them, one for each kind of layer
     + rows * tokens_per_row**2 * heads * (4 + 2 * b)            eager attention's weights, instead of masks
     + logits_chunk * vocabulary * (8 + b)                       the head
 """
@@ -20,7 +20,7 @@ from torch import nn
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.distributed.world import World
 from miwv_trainer.distributed.wrappers import get_attention_implementation, get_inner_model
-from miwv_trainer.scoring.attention import Attention, choose_tree_attention
+from miwv_trainer.scoring.attention import Attention, choose_tree_attention, count_masks
 from miwv_trainer.scoring.context import read_size
 
 # The formula leaves out fragmentation, kernels' workspaces and what other processes will take.
@@ -107,7 +107,7 @@ def estimate_memory(model: nn.Module, tokens_per_row: int, tokens: int, logits_c
     activations = tokens * number * (4 * intermediate + 8 * hidden)
     pairs = 0 if attention != "mask" else -(-tokens // tokens_per_row) * tokens_per_row**2
     is_eager = get_attention_implementation(model) == "eager"
-    of_a_pair = heads * (4 + 2 * number) if is_eager else 1 + number
+    of_a_pair = heads * (4 + 2 * number) if is_eager else count_masks(model) + number
     return activations + pairs * of_a_pair + logits_chunk * vocabulary * (8 + number)
 
 

@@ -35,12 +35,13 @@ class ForwardInputs(TypedDict):
 
     Args:
         input_ids: `(rows, length)` token ids.
-        attention_mask: `(rows, length)`, 1 for tokens and 0 for padding; or the masks of rows of trees.
+        attention_mask: `(rows, length)`, 1 for tokens and 0 for padding; or the masks of rows of trees, by kind of
+            layer if there are several kinds.
         position_ids: `(rows, length)`; without them, positions are 0, 1, 2, ...
     """
 
     input_ids: torch.Tensor
-    attention_mask: NotRequired["torch.Tensor | BlockMask"]
+    attention_mask: NotRequired["torch.Tensor | BlockMask | dict[str, torch.Tensor | BlockMask]"]
     position_ids: NotRequired[torch.Tensor]
 
 

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from transformers import DataCollatorForSeq2Seq, MistralConfig, Trainer
+from transformers import DataCollatorForSeq2Seq, Trainer
 
 from miwv_trainer import MIWVConfig, attach, tokenize
 from miwv_trainer.cli.main import main
 from miwv_trainer.data.files import load_rows
 from miwv_trainer.data.models import load_model
 from tests.helpers.launch import accelerate_launch, fork_ranks, torchrun
-from tests.helpers.tiny import instruction_rows, save_tiny, tiny_config, tiny_model, tiny_tokenizer
+from tests.helpers.tiny import LOCAL_WINDOWS, instruction_rows, save_tiny, tiny_model, tiny_tokenizer
 from tests.helpers.trainers import arguments
 
 ROWS = instruction_rows(20)
@@ -200,15 +200,14 @@ def test_scoring_the_first_samples_only_can_be_selected_from_with_the_whole_file
 def test_a_layout_that_the_model_cannot_take_is_refused_before_anything_is_moved(
     pool_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = MistralConfig(**{**tiny_config().to_dict(), "model_type": "mistral", "sliding_window": 16})
-    tiny_model(config).save_pretrained(tmp_path / "model")
+    tiny_model(LOCAL_WINDOWS).save_pretrained(tmp_path / "model")
     tiny_tokenizer().save_pretrained(tmp_path / "model")
     command = f"score --model {tmp_path / 'model'} --dataset {pool_file} --output {tmp_path} --fraction 0.2"
     assert main([*command.split(), "--embedder", "tfidf"]) == 0
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "miwv").rglob("*")}
     # Another embedder, so that exemplars would be sought anew and the old ones moved aside.
     assert main([*command.split(), "--embedder", "model", "--layout", "tree"]) == 2
-    assert 'MistralForCausalLM cannot be scored with `layout="tree"`: its attention slides' in capsys.readouterr().err
+    assert 'GPTNeoForCausalLM cannot be scored with `layout="tree"`: its attention slides' in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "miwv").rglob("*")} == files
 
 

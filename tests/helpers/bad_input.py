@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from transformers import MistralConfig, T5Config, T5ForConditionalGeneration
+from transformers import T5Config, T5ForConditionalGeneration
 
-from tests.helpers.tiny import instruction_rows, save_tiny, tiny_config, tiny_model, tiny_tokenizer
+from tests.helpers.tiny import LOCAL_WINDOWS, instruction_rows, save_tiny, tiny_config, tiny_model, tiny_tokenizer
 
 Prepare: TypeAlias = Callable[[Path], list[str]]
 ROWS = instruction_rows(8)
@@ -173,8 +173,7 @@ def seq2seq(folder: Path) -> None:
 
 
 def windowed(folder: Path) -> None:
-    values = {**tiny_config().to_dict(), "model_type": "mistral", "sliding_window": 16}
-    tiny_model(MistralConfig(**values)).save_pretrained(folder)
+    tiny_model(LOCAL_WINDOWS).save_pretrained(folder)
 
 
 BROKEN = "".join(json.dumps(row) + "\n" for row in ROWS[:3]) + '{"instruction": "a", "output": \n' + json.dumps(ROWS[4])
@@ -297,7 +296,7 @@ MODELS: dict[str, tuple[Prepare, str]] = {
     ),
     "weights that are infinite": (with_model(weights(float("inf"))), "Not one loss is finite"),
     "an encoder-decoder model": (with_model(seq2seq), "No model could be loaded"),
-    "trees on a sliding window": (with_model(windowed, "--layout", "tree"), 'cannot be scored with `layout="tree"`'),
+    "trees on a window by another name": (with_model(windowed, "--layout", "tree"), 'cannot be scored with `layout="tree"`'),
 }
 OPTIONS: dict[str, tuple[Prepare, str]] = {
     "`fraction=0`": (with_options("--fraction", "0"), "`fraction` must be .*above 0 .*got 0.0"),

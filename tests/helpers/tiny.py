@@ -7,6 +7,7 @@ import torch
 from tokenizers import ByteLevelBPETokenizer
 from transformers import (
     AutoModelForCausalLM,
+    GPTNeoConfig,
     LlamaConfig,
     PretrainedConfig,
     PreTrainedModel,
@@ -76,6 +77,13 @@ def tiny_config(vocab_size: int = 512, **overrides: int | float) -> LlamaConfig:
         "initializer_range": 0.3,  # large enough that losses differ clearly between samples
     }
     return LlamaConfig(**{**values, **overrides})
+
+
+# Layers with a window of a name of their own: no trees.
+LOCAL_WINDOWS = GPTNeoConfig(
+    vocab_size=512, hidden_size=32, num_layers=2, num_heads=4, max_position_embeddings=512, window_size=16,
+    attention_types=[[["global", "local"], 1]],
+)  # fmt: skip
 
 
 def tiny_model(config: PretrainedConfig | None = None, seed: int = 0) -> PreTrainedModel:

@@ -74,6 +74,25 @@ FULL_ATTENTION = {
 }
 
 
+WINDOW = 12
+MIXED = {**SMALL, "sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
+# Windows in all layers, or in some; soft-capped scores, and sinks.
+WINDOWED: dict[str, dict[str, Any]] = {
+    "Mistral": {**SMALL, "sliding_window": WINDOW},
+    "Phi3": {**SMALL, "sliding_window": WINDOW},
+    "Starcoder2": {**SMALL, "sliding_window": WINDOW},
+    "Mixtral": {**SMALL, "num_local_experts": 2, "sliding_window": WINDOW},
+    "Qwen2": {**SMALL, "use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
+    "Qwen3": {**MIXED, "head_dim": 8, "use_sliding_window": True},
+    "Gemma2": {**MIXED, "head_dim": 8, "attn_logit_softcapping": 2.0},
+    "Gemma3Text": {**MIXED, "head_dim": 8},
+    "Cohere2": {**MIXED, "logit_scale": 1.0},
+    "Olmo3": MIXED,
+    "GptOss": {**MIXED, "head_dim": 8, "num_local_experts": 2, "num_experts_per_tok": 1},
+}
+EAGER_ONLY = {"Gemma2", "GptOss"}
+
+
 def random_model(family: str, values: dict[str, Any], attention: str | None = None) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -20,9 +20,9 @@ from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.build import render
 from miwv_trainer.data.pool import NO_EXEMPLAR, Pool
 from miwv_trainer.distributed.world import World
-from miwv_trainer.scoring.attention import _make_mask
 from miwv_trainer.scoring.isolation import leave_no_trace
 from miwv_trainer.scoring.losses import Losses
+from miwv_trainer.scoring.tree_masks import make_mask
 from miwv_trainer.scoring.trees import make_tree_row
 from tests.helpers.tiny import instruction_rows, save_tiny, tiny_config, tiny_model
 
@@ -171,9 +171,7 @@ def test_pairs_are_those_that_the_masks_leave() -> None:
     case = crowded_case()
     rows = [make_tree_row(row, case.pool) for row in plan_case_trees(case)]
     assert len(rows) > 1
-    assert count_work("tree", case).pairs == sum(
-        int(_make_mask(case.model, [row], torch.device("cpu")).sum()) for row in rows
-    )
+    assert count_work("tree", case).pairs == sum(int(make_mask([row], torch.device("cpu")).sum()) for row in rows)
     lengths = np.arange(9, 17) + PREAMBLE
     exemplars = np.asarray([14, *[9] * 7])
     assert count_work("row_unpadded", case).pairs == sum(

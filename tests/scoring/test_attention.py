@@ -8,30 +8,40 @@ import torch
 
 from miwv_trainer.scoring.attention import (
     SEGMENTS,
-    TOKENS_PER_CALL,
     Attention,
-    _find_spans,
-    _make_block_mask,
-    _make_mask,
-    _make_segments,
+    _make_masks,
     choose_tree_attention,
     use_tree_attention,
 )
 from miwv_trainer.scoring.row_losses import compute_tree_losses
+from miwv_trainer.scoring.tree_masks import TOKENS_PER_CALL, Segment, find_spans, make_block_mask, make_segments
 from miwv_trainer.scoring.trees import Tree, TreeRow, make_tree_row, plan_trees
-from tests.helpers.trees import CONTEXT, FULL_ATTENTION, SMALL, random_case, random_model, synthetic_pool
+from tests.helpers.trees import (
+    CONTEXT,
+    EAGER_ONLY,
+    FULL_ATTENTION,
+    SMALL,
+    WINDOWED,
+    random_case,
+    random_model,
+    synthetic_pool,
+)
 
 CPU = torch.device("cpu")
 
 
-def sees(row: TreeRow) -> np.ndarray:
-    """`(length, length)` by the definition, token by token."""
+# None, one that sees itself only, and some that are shorter or longer than trunks and branches.
+WINDOWS = [None, 1, 2, 7, 30]
+
+
+def sees(row: TreeRow, window: int | None = None) -> np.ndarray:
+    """`(length, length)` by the definition, token by token: a window counts the tokens of a token's own sequence."""
     length = len(row.ids)
     seen = np.zeros((length, length), dtype=bool)
     for query in range(length):
-        for key in range(query + 1):
-            same_branch = row.branch[key] == row.branch[query]
-            seen[query, key] = row.tree[key] == row.tree[query] and (row.branch[key] == 0 or same_branch)
+        own = (row.tree == row.tree[query]) & ((row.branch == 0) | (row.branch == row.branch[query]))
+        sequence = np.flatnonzero(own[: query + 1])
+        seen[query, sequence[-(window or length) :]] = True
     return seen
 
 
@@ -40,27 +50,39 @@ def a_row(seed: int, budget: int = 600) -> TreeRow:
     return make_tree_row(plan_trees(pool, exemplars, context, budget)[0], pool)
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_the_mask_is_what_a_branch_and_its_trunk_mean(seed: int) -> None:
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("seed", range(3))
+def test_the_mask_is_what_a_branch_and_its_trunk_mean(seed: int, window: int | None) -> None:
     rows = [a_row(seed), a_row(seed + 1)]
     for implementation in ("sdpa", "eager"):
-        mask = _make_mask(random_model("Llama", SMALL, implementation), rows, CPU)
+        model = random_model("Mistral", {**SMALL, "sliding_window": window}, implementation)
+        mask = _make_masks(model, rows, "mask", CPU)
         shown = mask if implementation == "sdpa" else mask == 0
         for number, row in enumerate(rows):
             length = len(row.ids)
-            assert np.array_equal(shown[number, 0, :length, :length].numpy(), sees(row))
+            assert np.array_equal(shown[number, 0, :length, :length].numpy(), sees(row, window))
             assert not shown[number, 0, :length, length:].any()
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_the_block_mask_shows_and_looks_at_the_same(seed: int) -> None:
+def test_layers_of_two_kinds_get_a_mask_for_each() -> None:
+    model = random_model("Gemma3Text", {**SMALL, "head_dim": 8, "sliding_window": 7})
+    row = a_row(1)
+    masks = _make_masks(model, [row], "mask", CPU)
+    assert set(masks) == {"full_attention", "sliding_attention"}
+    assert np.array_equal(masks["full_attention"][0, 0].numpy(), sees(row))
+    assert np.array_equal(masks["sliding_attention"][0, 0].numpy(), sees(row, 7))
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("seed", range(3))
+def test_the_block_mask_shows_and_looks_at_the_same(seed: int, window: int | None) -> None:
     from torch.nn.attention.flex_attention import create_block_mask, create_mask
 
     row = a_row(seed)
     length = len(row.ids)
-    mask = _make_block_mask(row, CPU)
+    mask = make_block_mask(row, CPU, window)
     dense = create_mask(mask.mask_mod, 1, 1, length, length, device="cpu")[0, 0]
-    assert np.array_equal(dense.numpy(), sees(row))
+    assert np.array_equal(dense.numpy(), sees(row, window))
     assert length > 300
     needed = create_block_mask(mask.mask_mod, 1, None, length, length, device="cpu").to_dense()[0, 0].bool()
     looked_at = mask.to_dense()[0, 0].bool()
@@ -70,35 +92,54 @@ def test_the_block_mask_shows_and_looks_at_the_same(seed: int) -> None:
 def test_distant_trees_cost_flex_attention_nothing() -> None:
     pool = synthetic_pool([40] * 100)
     row = make_tree_row([Tree(i, (i + 1,), True, CONTEXT) for i in range(0, 100, 2)], pool)
-    looked_at = _make_block_mask(row, CPU).to_dense()[0, 0]
+    looked_at = make_block_mask(row, CPU).to_dense()[0, 0]
     assert len(row.ids) > 4000
     assert looked_at.sum() <= 2 * len(looked_at)
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_segments_cover_the_row_once_and_show_the_same(seed: int) -> None:
-    row = a_row(seed)
-    expected = sees(row)
-    shown = np.zeros_like(expected)
+def shown_by(segments: list[Segment], length: int) -> np.ndarray:
+    """What segments show, which must cover the row once and in order."""
+    shown = np.zeros((length, length), dtype=bool)
     end = 0
-    for segment in _make_segments(row, CPU):
-        assert segment.own.start == end
-        end = segment.own.stop
-        if segment.trunk is None:
-            length = end - segment.own.start
-            shown[segment.own, segment.own] = np.tril(np.ones((length, length), dtype=bool))
-            continue
-        width = segment.trunk.stop - segment.trunk.start
-        mask = segment.mask[0, 0].numpy()
-        shown[segment.own, segment.trunk], shown[segment.own, segment.own] = mask[:, :width], mask[:, width:]
-    assert end == len(row.ids)
-    assert np.array_equal(shown, expected)
+    for segment in segments:
+        queries = segment.span.queries
+        assert queries.start == end
+        end = queries.stop
+        keys = np.concatenate([np.arange(length)[part] for part in segment.span.keys])
+        if segment.mask is None:
+            assert segment.span.keys == (queries,)
+            mask = np.tril(np.ones((len(keys), len(keys)), dtype=bool))
+        else:
+            mask = segment.mask[0, 0].numpy()
+        shown[np.ix_(np.arange(length)[queries], keys)] = mask
+    assert end == length
+    return shown
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("seed", range(3))
+def test_segments_cover_the_row_once_and_show_the_same(seed: int, window: int | None) -> None:
+    row = a_row(seed)
+    assert np.array_equal(shown_by(make_segments(row, CPU, window), len(row.ids)), sees(row, window))
+
+
+@pytest.mark.parametrize("window", [1, 5, 256, 300, 699])
+def test_long_trunks_and_branches_in_pieces_show_the_same_and_look_at_little_more(window: int) -> None:
+    pool = synthetic_pool([700, 600, *[90] * 3, 20])
+    row = make_tree_row([Tree(0, (1, 2, 3, 4, 5), True, CONTEXT * 10), Tree(5, (0,), True, CONTEXT * 10)], pool)
+    segments = make_segments(row, CPU, window)
+    assert np.array_equal(shown_by(segments, len(row.ids)), sees(row, window))
+    for segment in segments:
+        queries, keys = (
+            sum(part.stop - part.start for part in p) for p in ((segment.span.queries,), segment.span.keys)
+        )
+        assert keys <= queries + 2 * window  # of its own sequence, and of the trunk for other branches of its group
 
 
 def test_short_branches_share_a_call_and_long_ones_do_not() -> None:
     pool = synthetic_pool([50, *[10] * 40, *[200] * 3])
     row = make_tree_row([Tree(0, tuple(range(1, 44)), True, 10_000)], pool)
-    lengths = [own.stop - own.start for own, trunk in _find_spans(row) if trunk is not None]
+    lengths = [each.queries.stop - each.queries.start for each in find_spans(row) if len(each.keys) > 1]
     assert all(length <= TOKENS_PER_CALL for length in lengths)
     assert len(lengths) == 2 + 3
 
@@ -119,9 +160,11 @@ def test_no_branch_sees_another(attention: Attention) -> None:
     assert samples[moved].tolist() == [2]
 
 
-@pytest.mark.parametrize("family", FULL_ATTENTION)
+@pytest.mark.parametrize("family", [*FULL_ATTENTION, *WINDOWED])
 def test_segments_and_masks_give_the_same_losses(family: str) -> None:
-    model = random_model(family, FULL_ATTENTION[family], "sdpa").eval()
+    if family in EAGER_ONLY:
+        pytest.skip("it has no sdpa")
+    model = random_model(family, (FULL_ATTENTION | WINDOWED)[family], "sdpa").eval()
     assert choose_tree_attention(model) == "segments"
     pool, exemplars, context, budget = random_case(11)
     rows = [make_tree_row(row, pool) for row in plan_trees(pool, exemplars, context, budget)]

@@ -15,10 +15,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.pool import Pool
 from miwv_trainer.distributed.world import World
-from miwv_trainer.scoring.attention import _make_block_mask
 from miwv_trainer.scoring.isolation import leave_no_trace
 from miwv_trainer.scoring.layout import choose_layout, score_pool
 from miwv_trainer.scoring.scorer import prepare_scorer
+from miwv_trainer.scoring.tree_masks import make_block_mask
 from miwv_trainer.scoring.trees import Tree, make_tree_row
 from tests.helpers.launch import CONFIGS, ROOT, run
 from tests.helpers.tiny import instruction_rows, save_tiny
@@ -67,7 +67,7 @@ def test_a_block_mask_costs_less_than_a_tenth_of_the_forward_it_is_for() -> None
 
     with torch.no_grad():
         forward = seconds(lambda: model(ids, logits_to_keep=1, use_cache=False))
-    assert seconds(lambda: _make_block_mask(row, torch.device("cuda"))) < forward / 10
+    assert seconds(lambda: make_block_mask(row, torch.device("cuda"))) < forward / 10
 
 
 def test_a_gpu_that_runs_out_of_memory_goes_on_with_half(caplog: pytest.LogCaptureFixture) -> None:

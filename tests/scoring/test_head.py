@@ -15,9 +15,9 @@ from transformers import LlamaForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
 from miwv_trainer.data.pool import Pool
-from miwv_trainer.scoring.attention import _make_mask
 from miwv_trainer.scoring.head import Head, Targets, choose_head, compute_answer_losses
 from miwv_trainer.scoring.root_forward import forward_one_position
+from miwv_trainer.scoring.tree_masks import make_mask
 from miwv_trainer.scoring.trees import Tree, make_tree_row
 from tests.helpers.tiny import tiny_config, tiny_model
 
@@ -254,7 +254,7 @@ def test_rows_of_trees_of_a_mixture_of_experts_that_balances_its_load() -> None:
     inputs = {
         "input_ids": torch.as_tensor(row.ids.astype(np.int64))[None],
         "position_ids": torch.as_tensor(row.positions)[None],
-        "attention_mask": _make_mask(model, [row], torch.device("cpu")),
+        "attention_mask": make_mask([row], torch.device("cpu")),
     }
     targets = Targets.from_arrays(np.zeros_like(row.targets), row.targets - 1, row.ids[row.targets])
     found = compute_answer_losses(model, inputs, targets, 2, "chunked")

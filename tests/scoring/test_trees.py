@@ -18,14 +18,17 @@ from miwv_trainer.scoring.isolation import leave_no_trace
 from miwv_trainer.scoring.layout import check_layout, choose_layout, score_pool
 from miwv_trainer.scoring.losses import Losses
 from miwv_trainer.scoring.scorer import prepare_scorer
+from miwv_trainer.scoring.tree_masks import RowSegments
 from miwv_trainer.scoring.trees import Tree, TreeBatch, make_tree_batches, make_tree_row, plan_trees
 from tests.helpers.forks import fork_python
-from tests.helpers.tiny import tiny_model
+from tests.helpers.tiny import LOCAL_WINDOWS, tiny_model
 from tests.helpers.trees import (
     CONTEXT,
+    EAGER_ONLY,
     FULL_ATTENTION,
     PREAMBLE,
     SMALL,
+    WINDOWED,
     random_case,
     random_model,
     synthetic_pool,
@@ -147,9 +150,10 @@ def test_long_rows_forward_hardly_more_than_twice_the_pool() -> None:
 
 
 OTHERS = {
-    "Gemma2": ({**SMALL, "head_dim": 8, "sliding_window": 16}, "its attention slides over a window of 16 tokens"),
-    "Gemma3Text": ({**SMALL, "head_dim": 8, "sliding_window": 16}, "its attention slides over a window of 16 tokens"),
-    "Mistral": ({**SMALL, "sliding_window": CONTEXT - 1}, f"{CONTEXT - 1} tokens, less than the context of {CONTEXT}"),
+    "GPTNeo": (
+        {**LOCAL_WINDOWS.to_diff_dict(), "max_position_embeddings": CONTEXT},
+        f"its attention slides over a window of 16 tokens, less than the context of {CONTEXT}",
+    ),
     "Llama4Text": ({**SMALL, "head_dim": 8, "num_local_experts": 2}, "it has layers of chunked_attention"),
     "Mamba": ({"vocab_size": 512, "hidden_size": 32, "num_hidden_layers": 2}, "it has layers of linear_attention"),
     "Jamba": (
@@ -195,6 +199,72 @@ def test_families_with_full_attention_have_the_same_losses_by_tree(
         assert choose_layout(prepare_scorer(model, case[0], MIWVConfig(), WORLD), case[1]) == "tree"
     tree, padded = both_layouts(model, case, tokens_per_row=200)
     np.testing.assert_allclose(tree, padded, atol=2e-5, rtol=0)
+
+
+SEVERAL_WINDOWS = {
+    "all are several windows long": ([60, 50, 45, 70, 40, 55], [1, 0, 0, 0, 3, 4], 0),
+    "the trunk is longer than the window": ([80, 5, 9, 4, 11, 6], [1, 0, 0, 0, 0, 0], 0),
+    "branches are longer than the window": ([5, 60, 47, 80, 13, 30], [1, 0, 0, 0, 0, 0], 0),
+    "the exemplar is cut": ([60, 50, 45, 70, 40, 55], [1, 0, 0, 0, 3, 4], 90),
+}
+
+
+def several_windows(name: str) -> tuple[tuple[Pool, np.ndarray], dict[str, Any]]:
+    lengths, exemplars, context = SEVERAL_WINDOWS[name]
+    pool = synthetic_pool(lengths)
+    return (pool, np.array(exemplars)), {"scoring_max_length": context or CONTEXT, "tokens_per_row": 300}
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", WINDOWED)
+def test_families_with_windows_have_the_same_losses_by_tree(family: str, attention: str) -> None:
+    """Rows are as long as several windows, so that they hide something from trunks and from branches."""
+    if attention == "sdpa" and family in EAGER_ONLY:
+        pytest.skip("it has no sdpa")
+    model = random_model(family, WINDOWED[family], attention)
+    for name in SEVERAL_WINDOWS:
+        case, values = several_windows(name)
+        with leave_no_trace(model):
+            assert choose_layout(prepare_scorer(model, case[0], MIWVConfig(**values), WORLD), case[1]) == "tree"
+        tree, padded = both_layouts(model, case, **values)
+        np.testing.assert_allclose(tree, padded, atol=2e-5, rtol=0, err_msg=name)
+    longer = random_model(family, {**WINDOWED[family], "sliding_window": CONTEXT}, attention)
+    assert np.abs(both_layouts(longer, case, **values)[1] - padded).max() > 1e-3  # the window does something
+
+
+@pytest.mark.parametrize(("family", "attention"), [("Mistral", "sdpa"), ("Gemma3Text", "sdpa"), ("Gemma2", "eager")])
+@pytest.mark.parametrize("window", [1, 2, 300])
+def test_windows_of_any_length_have_the_same_losses_by_tree(family: str, attention: str, window: int) -> None:
+    """Trunks and branches of more than 256 tokens are attended to in pieces."""
+    model = random_model(family, {**WINDOWED[family], "sliding_window": window}, attention)
+    case = synthetic_pool([300, 320, 10, 40, 280]), np.array([1, 0, 0, 0, 2])
+    case = Pool(case[0].preamble, case[0].tokens % 512, case[0].is_response, case[0].offsets), case[1]
+    values = {"scoring_max_length": 1024, "tokens_per_row": 1100}
+    with leave_no_trace(model):
+        assert choose_layout(prepare_scorer(model, case[0], MIWVConfig(**values), WORLD), case[1]) == "tree"
+    tree, padded = both_layouts(model, case, **values)
+    np.testing.assert_allclose(tree, padded, atol=2e-5, rtol=0)
+
+
+def test_a_window_that_does_not_reach_the_attention_is_noticed_where_only_one_sample_is_longer(
+    monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    """A family that slides by itself and hands its attention no window: right until a sequence is longer than it."""
+    lengths = [10, 12, 9, 11, 150, 8]
+    case = synthetic_pool(lengths), np.array([1, 0, 0, 0, 5, 0])
+    values = {"tokens_per_row": 60}
+
+    def choose(model: Any) -> str:
+        caplog.clear()
+        with leave_no_trace(model):
+            return choose_layout(prepare_scorer(model, case[0], MIWVConfig(**values), WORLD), case[1])
+
+    model = random_model("Mistral", {**SMALL, "sliding_window": 64})
+    assert choose(model) == "tree"
+    find = RowSegments.find
+    monkeypatch.setattr(RowSegments, "find", lambda self, window: find(self, None))
+    assert choose(model) == "padded"
+    assert "the losses of 1 samples differ by" in caplog.text
 
 
 @pytest.mark.parametrize(
