@@ -170,7 +170,6 @@ def _attend_by_segment(
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
-    sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """An attention function of transformers: `(1, heads, length, dim)` to `(1, length, heads, dim)`."""
@@ -178,7 +177,7 @@ def _attend_by_segment(
     if segments is None:  # The dummy forward of a rank that ran out of rows while others forward trees.
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     outputs = []
-    for segment in segments.find(sliding_window):
+    for segment in segments.find(kwargs.get("sliding_window")):
         span = segment.span
         keys, values = _take(key, span.keys), _take(value, span.keys)
         output, _ = sdpa_attention_forward(module, query[:, :, span.queries], keys, values, segment.mask, **kwargs)
