@@ -296,7 +296,10 @@ MODELS: dict[str, tuple[Prepare, str]] = {
     ),
     "weights that are infinite": (with_model(weights(float("inf"))), "Not one loss is finite"),
     "an encoder-decoder model": (with_model(seq2seq), "No model could be loaded"),
-    "trees on a window by another name": (with_model(windowed, "--layout", "tree"), 'cannot be scored with `layout="tree"`'),
+    "trees on a window by another name": (
+        with_model(windowed, "--layout", "tree"),
+        'cannot be scored with `layout="tree"`',
+    ),
 }
 OPTIONS: dict[str, tuple[Prepare, str]] = {
     "`fraction=0`": (with_options("--fraction", "0"), "`fraction` must be .*above 0 .*got 0.0"),
