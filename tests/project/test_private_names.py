@@ -22,7 +22,7 @@ from torch.nn.attention.flex_attention import create_block_mask
 from transformers import Trainer
 from transformers.integrations import deepspeed
 
-from miwv_trainer.scoring.attention import BLOCK_SIZE
+from miwv_trainer.scoring.tree_masks import BLOCK_SIZE
 from tests.helpers.launch import ROOT, free_port
 from tests.helpers.tiny import tiny_model
 
