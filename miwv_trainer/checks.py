@@ -97,6 +97,40 @@ def check_rescore_steps(strategy: str, steps: object) -> None:
         check_whole_number("rescore_steps", steps)
 
 
+def check_resampling(selection: str, strategy: str) -> None:
+    """Raises `ValueError` unless epochs between two rounds can draw anew from the scores of the first."""
+    if selection != "sample":
+        raise ValueError(
+            f"`resample_each_epoch` draws anew in each epoch, but `selection` is {selection!r}, which takes the same "
+            'samples again. Set `selection="sample"`, or leave it out.'
+        )
+    if strategy != "no":
+        raise ValueError(
+            f"`resample_each_epoch` draws from the scores of one round, but `rescore_strategy` is {strategy!r}, whose "
+            "rounds draw anew themselves. Leave one of the two out."
+        )
+
+
+def explain_band_without_losses(band: Sequence[float], score: str, preset: str | None) -> str:
+    """
+    The error if `loss_band` is set for a score that measures no losses.
+
+    Args:
+        score: The setting that names the score.
+        preset: The preset that has set the band, if one has. Somebody who typed it has never heard of the band.
+    """
+    if preset is not None:
+        return (
+            f"The `preset` {preset!r} sets `loss_band` to {band}, but {score} makes no forward, so that there are no "
+            "losses. Use another score, or leave the preset out and give those of its values that you want, or measure "
+            'losses with `extra_losses="zero_shot"`.'
+        )
+    return (
+        f"`loss_band` is {band}, but {score} makes no forward, so that there are no losses. Leave it out, use another "
+        'score, or measure losses with `extra_losses="zero_shot"`.'
+    )
+
+
 def check_embedder(embedder: object) -> None:
     """Raises `ValueError` unless the embedder is a name or an array with one line per sample."""
     if isinstance(embedder, str) and embedder:

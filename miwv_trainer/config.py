@@ -14,11 +14,13 @@ from miwv_trainer.checks import (
     check_choice,
     check_embedder,
     check_number,
+    check_resampling,
     check_rescore_steps,
     check_share,
     check_switch,
     check_text,
     check_whole_number,
+    explain_band_without_losses,
     refuse_unknown_keys,
 )
 from miwv_trainer.descriptions import FieldDescription, describe_fields, with_help
@@ -38,6 +40,7 @@ ForwardFreeScore = Literal[UnorderedScore, "longest", "column"]  # needs no loss
 ScoreName = Literal["miwv", "low_miwv", "residual_miwv", "zero_shot_loss", "one_shot_loss", ForwardFreeScore]
 ExtraLosses = Literal["none", "zero_shot", "both"]
 SelectionBudget = Literal["samples", "tokens"]
+SelectionKind = Literal["top", "sample"]
 Diversity = Literal["none", "facility_location", "mmr"]
 EpochOrder = Literal["shuffled", "easy_to_hard", "hard_to_easy"]
 Preset = Literal["none", "paper", "guarded"]
@@ -49,6 +52,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "extra_losses": get_args(ExtraLosses),
     "selection_budget": get_args(SelectionBudget),
     "preset": get_args(Preset),
+    "selection": get_args(SelectionKind),
     "diversity": get_args(Diversity),
     "epoch_order": get_args(EpochOrder),
     "layout": get_args(Layout),
@@ -73,6 +77,8 @@ SELECTION_FIELDS = (
     "length_bands",
     "selection_budget",
     "group_column",
+    "selection",
+    "temperature",
     "diversity",
     "diversity_candidates",
     "mmr_weight",
@@ -135,6 +141,12 @@ class MIWVConfig:
             of samples.
         group_column: Column of the dataset that names a sample's group; each group keeps its share of the pool in the
             selection.
+        selection: Whether the samples of highest score are taken, or as many are drawn by rank. `"sample"` draws
+            without replacement, those of higher rank with a higher probability, seeded by `sampler_seed` and the round.
+        temperature: How far down the ranking `selection="sample"` draws. From one rank to the one `fraction` of the
+            ranking further down, the probability of being drawn next falls by the factor `exp(1 / temperature)`.
+        resample_each_epoch: Whether each epoch draws anew from the same scores, with `selection="sample"`. Nothing is
+            scored for it; each draw is written as a round.
         diversity: How samples are chosen among those of highest score, by their embeddings. `"mmr"` is maximal
             marginal relevance.
         diversity_candidates: How many samples `diversity` chooses among, as a multiple of the selection's size.
@@ -190,6 +202,9 @@ class MIWVConfig:
     max_selected_similarity: float = 1.0
     length_bands: int = 1
     group_column: str | None = None
+    selection: SelectionKind = "top"
+    temperature: float = 1.0
+    resample_each_epoch: bool = False
     diversity: Diversity = "none"
     diversity_candidates: float = 4.0
     mmr_weight: float = 0.5
@@ -228,7 +243,7 @@ class MIWVConfig:
         check_share("rescore_budget", self.rescore_budget, "0.25 scores a quarter of the pool")
         check_rescore_steps(self.rescore_strategy, self.rescore_steps)
         check_embedder(self.embedder)
-        for name in ("refine_near_threshold", "allow_identical_exemplars", "check_batches"):
+        for name in ("resample_each_epoch", "refine_near_threshold", "allow_identical_exemplars", "check_batches"):
             check_switch(name, getattr(self, name))
         check_text("scores_dir", self.scores_dir, "a folder's path")
         check_text("group_column", self.group_column, "a column's name")
@@ -257,6 +272,7 @@ class MIWVConfig:
         self.loss_band = check_band("loss_band", self.loss_band)
         check_number("min_similarity", self.min_similarity, -1, 1)
         check_share("max_selected_similarity", self.max_selected_similarity, "a cosine; 1 leaves nothing out")
+        check_number("temperature", self.temperature, 0.01)
         check_number("diversity_candidates", self.diversity_candidates, 1)
         check_number("mmr_weight", self.mmr_weight, 0, 1)
 
@@ -295,17 +311,12 @@ class MIWVConfig:
                 'does not tell. Use "shuffled", or another score.'
             )
         if self.loss_band != [0.0, 1.0] and not self._measures_losses():
-            named = f"`score_column={self.score_column!r}`" if self.score_column else f"`score={self._show_score()}`"
-            if self.is_by_preset("loss_band"):
-                raise ValueError(
-                    f"The `preset` {self.preset!r} sets `loss_band` to {self.loss_band}, but {named} makes no forward, "
-                    "so that there are no losses. Use another score, or leave the preset out and give those of its "
-                    'values that you want, or measure losses with `extra_losses="zero_shot"`.'
-                )
-            raise ValueError(
-                f"`loss_band` is {self.loss_band}, but {named} makes no forward, so that there are no losses. Leave it "
-                'out, use another score, or measure losses with `extra_losses="zero_shot"`.'
-            )
+            shown = repr(self.score) if isinstance(self.score, str) else name
+            named = f"`score_column={self.score_column!r}`" if self.score_column else f"`score={shown}`"
+            preset = self.preset if self.is_by_preset("loss_band") else None
+            raise ValueError(explain_band_without_losses(self.loss_band, named, preset))
+        if self.resample_each_epoch:
+            check_resampling(self.selection, self.rescore_strategy)
         if self.rescore_strategy == "no" and self.rescore_budget < 1:
             raise ValueError(
                 f"`rescore_budget` is {self.rescore_budget}, but nothing is scored again with "
@@ -315,9 +326,6 @@ class MIWVConfig:
     def _measures_losses(self) -> bool:
         needs_none = not isinstance(self.score, str) or self.score in get_args(ForwardFreeScore)
         return self.extra_losses != "none" or not needs_none
-
-    def _show_score(self) -> str:
-        return repr(self.score) if isinstance(self.score, str) else describe_score(self.score)
 
     def is_by_preset(self, name: str) -> bool:
         """

@@ -84,7 +84,9 @@ def test_the_smallest_allowed_numbers_are_accepted():
     assert (config.tokens_per_batch, config.logits_chunk) == (1, 1)
 
 
-@pytest.mark.parametrize("name", ["refine_near_threshold", "allow_identical_exemplars", "check_batches"])
+@pytest.mark.parametrize(
+    "name", ["resample_each_epoch", "refine_near_threshold", "allow_identical_exemplars", "check_batches"]
+)
 @pytest.mark.parametrize("value", ["no", 1, None])
 def test_a_switch_is_true_or_false(name, value):
     with pytest.raises(ValueError, match=f"`{name}` must be True or False, but got {value!r}"):
@@ -182,6 +184,9 @@ TYPED = {
     "max_selected_similarity": ("0.8", 0.8),
     "length_bands": ("4", 4),
     "group_column": ("task", "task"),
+    "selection": ("sample", "sample"),
+    "temperature": ("0.5", 0.5),
+    "resample_each_epoch": ("true", True),
     "diversity": ("mmr", "mmr"),
     "diversity_candidates": ("2.5", 2.5),
     "mmr_weight": ("0.7", 0.7),
@@ -202,9 +207,14 @@ TYPED = {
 
 def test_a_command_line_fills_every_field_through_the_argument_parser():
     assert list(TYPED) == [field.name for field in dataclasses.fields(MIWVConfig)]
-    line = " ".join(f"--{name} {typed}" for name, (typed, _) in TYPED.items())
-    (config,) = HfArgumentParser(MIWVConfig).parse_args_into_dataclasses(line.split())
-    assert dataclasses.asdict(config) == {name: value for name, (_, value) in TYPED.items()}
+    # Those that go with no other strategy of rescoring stand on a line of their own.
+    rescoring = ("rescore_strategy", "rescore_steps", "rescore_budget")
+    for left_out in (("resample_each_epoch",), rescoring):
+        given = {name: typed for name, typed in TYPED.items() if name not in left_out}
+        line = " ".join(f"--{name} {typed}" for name, (typed, _) in given.items())
+        (config,) = HfArgumentParser(MIWVConfig).parse_args_into_dataclasses(line.split())
+        found = dataclasses.asdict(config)
+        assert {name: found[name] for name in given} == {name: value for name, (_, value) in given.items()}
     default = MIWVConfig()
     assert all(getattr(default, name) != value for name, (_, value) in TYPED.items())
 
@@ -222,3 +232,28 @@ def test_an_empty_command_line_gives_the_defaults():
 def test_the_argument_parser_refuses_an_impossible_value():
     with pytest.raises(ValueError, match="`fraction` must be"):
         HfArgumentParser(MIWVConfig).parse_args_into_dataclasses(["--fraction", "0"])
+
+
+@pytest.mark.parametrize("temperature", [0, -1, 0.009, float("nan"), float("inf"), "1", True])
+def test_a_temperature_is_a_number_above_nothing(temperature):
+    with pytest.raises(ValueError, match="`temperature` must be a number of at least 0.01, but got"):
+        MIWVConfig(temperature=temperature)
+
+
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        ({"selection": "top"}, "`resample_each_epoch` draws anew in each epoch, but `selection` is 'top'"),
+        ({"selection": "sample", "rescore_strategy": "epoch"}, "but `rescore_strategy` is 'epoch', whose rounds draw"),
+        ({"selection": "sample", "rescore_strategy": "steps", "rescore_steps": 2}, "but `rescore_strategy` is 'steps'"),
+    ],
+)
+def test_epochs_draw_anew_from_one_round_only(values, words):
+    with pytest.raises(ValueError, match=words):
+        MIWVConfig(resample_each_epoch=True, **values)
+    assert MIWVConfig(selection="sample", resample_each_epoch=True).resample_each_epoch
+
+
+def test_a_selection_is_one_of_two():
+    with pytest.raises(ValueError, match="`selection` must be one of 'top', 'sample', but got 'soft'"):
+        MIWVConfig(selection="soft")

@@ -130,7 +130,7 @@ def _describe_origin(origin: Origin) -> dict[str, str]:
         "embedder": _hide_folders(fingerprint["embedder"]),
         "context": f"{fingerprint['context']} tokens",
         "scores": f"round {origin.scored.number}, after {summary['global_step']} steps of training",
-        "ranked by": _describe_score(config),
+        "ranked by": _describe_score(config) + _describe_draw(config),
         "selected": f"{len(choice.selection)}, {describe_threshold(choice, config)}",
         "fraction": f"{config.fraction} of {whole}",
         "guards": _list_guards(config),
@@ -164,9 +164,23 @@ def _describe_score(config: MIWVConfig) -> str:
     return f"{score.name} ({score.ranking_label})" if score.name != score.ranking_label else score.name
 
 
+def _describe_draw(config: MIWVConfig) -> str:
+    return f", drawn by rank at temperature {config.temperature}" if config.selection == "sample" else ""
+
+
 def _list_guards(config: MIWVConfig) -> str:
     """The fields that decide what is selected and are not at their defaults, but those that have rows of their own."""
-    defaults, has_own_row = MIWVConfig(), ("score", "score_column", "extra_losses", "selection_budget")
+    defaults, has_own_row = (
+        MIWVConfig(),
+        (
+            "score",
+            "score_column",
+            "extra_losses",
+            "selection",
+            "temperature",
+            "selection_budget",
+        ),
+    )
     values = {name: getattr(config, name) for name in SELECTION_FIELDS if name not in has_own_row}
     changed = [f"{name} = {value}" for name, value in values.items() if value != getattr(defaults, name)]
     return ", ".join(changed) or "none"

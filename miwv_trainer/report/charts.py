@@ -68,9 +68,16 @@ def chart_distribution(current: StoredRound) -> Chart:
     caption = f"MIWV of {int(find_finite(current, 'miwv').sum()):,} samples."
     threshold = find_miwv_threshold(current)
     if threshold is None:
-        caption += f" The samples were ranked by {get_score(restore_config(current)).label}, so MIWV has no threshold."
+        caption += _explain_missing_threshold(current)
     chart = Chart("distribution", "Distribution of MIWV", caption, _make_miwv_axis(0, 1), Axis("samples", 0, 1), [])
     return _add_histogram(chart, current, "miwv", threshold)
+
+
+def _explain_missing_threshold(current: StoredRound) -> str:
+    config = restore_config(current)
+    if config.selection != "top":
+        return " The selected samples were drawn by rank, so MIWV has no threshold."
+    return f" The samples were ranked by {get_score(config).label}, so MIWV has no threshold."
 
 
 def _add_histogram(chart: Chart, current: StoredRound, column: str, threshold: float | None = None) -> Chart:

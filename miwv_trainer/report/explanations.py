@@ -68,9 +68,10 @@ def explain_selection(current: StoredRound) -> Explanations:
     ranks = np.zeros(len(scores), dtype=np.int64)
     ranks[ranked] = np.arange(1, len(ranked) + 1)
     # Diversity, near-duplicates and groups pass over samples that rank above the last selected one.
-    if is_selected.any():
+    is_drawn = config.selection == "sample"
+    if is_selected.any() and not is_drawn:
         reasons.append((_explain_passing_over(config), is_candidate & (ranks < ranks[is_selected].max())))
-    reasons.append(("below the threshold", np.ones(len(scores), dtype=bool)))
+    reasons.append(("not drawn" if is_drawn else "below the threshold", np.ones(len(scores), dtype=bool)))
 
     # The first reason wins: the last one applies to all, so that no sample stays without.
     codes = np.full(len(scores), -1, dtype=np.int64)

@@ -36,11 +36,11 @@ def find_miwv_threshold(current: StoredRound) -> float | None:
     """
     The MIWV at which the selection ends: its lowest, or its highest where the lowest MIWV are selected.
 
-    None where another score was ranked: the selected samples then have MIWV of any size.
+    None where another score was ranked or samples were drawn: the selected samples then have MIWV of any size.
     """
-    score = get_score(restore_config(current))
-    miwv = current.column("miwv")[current.selection]
-    if not score.ranks_miwv or not len(miwv):
+    config = restore_config(current)
+    score, miwv = get_score(config), current.column("miwv")[current.selection]
+    if not score.ranks_miwv or config.selection != "top" or not len(miwv):
         return None
     return float(miwv.max() if score.is_lowest_first else miwv.min())
 

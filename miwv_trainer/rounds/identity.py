@@ -55,11 +55,13 @@ class TrainingPoint:
         number: The round's number, from 0.
         global_step: Optimizer steps before it.
         epoch: Epochs that began before it.
+        is_drawn_again: Whether it draws another selection from the scores of the round before, and scores nothing.
     """
 
     number: int = 0
     global_step: int = 0
     epoch: int = 0
+    is_drawn_again: bool = False
 
 
 class ModelFingerprint(TypedDict):
@@ -160,9 +162,13 @@ def identify_round(
     """
     pool, config, context = scorer.pool, scorer.config, scorer.context
     fingerprint = {**fingerprint_run(pool, config, context), "exemplars": hash_array(exemplars.indices)}
-    if previous is not None and config.rescore_budget < 1:
+    if previous is not None and (config.rescore_budget < 1 or point.is_drawn_again):
         fingerprint["scores_before"] = hash_array(previous.column("score"))
-    if get_score(config).needs_forwards:
+    if previous is not None and point.is_drawn_again:
+        # Nothing is forwarded: the model of the scores is the one of the round before.
+        if "model" in previous.summary["fingerprint"]:
+            fingerprint["model"] = previous.summary["fingerprint"]["model"]
+    elif get_score(config).needs_forwards:
         probes = _choose_probes(find_scorable(pool, get_one_shot_exemplars(exemplars, config), context))
         size = size_batches(scorer.model, config, scorer.memory)
         batches = plan_zero_shot(pool, context, size.tokens_per_batch, probes, scorer.sharing)

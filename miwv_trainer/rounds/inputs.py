@@ -93,7 +93,8 @@ def prepare_inputs(
     scorer: Scorer, exemplars: Exemplars, point: TrainingPoint, previous: StoredRound | None
 ) -> RoundInputs:
     """
-    Decides what a round scores: all samples, or in a later round with a `rescore_budget` a share of them.
+    Decides what a round scores: all samples, in a later round with a `rescore_budget` a share of them, and none where
+    it draws again from the scores of the round before.
 
     Raises:
         ValueError: not one sample can be scored, or the guards that need no loss leave none.
@@ -113,8 +114,12 @@ def prepare_inputs(
     inputs = RoundInputs(
         pool, exemplars, config, scorer.context, point, previous, earlier, None, scored_behind, is_scored=can_score
     )
+    nobody = np.zeros(len(pool), dtype=bool)
+    if point.is_drawn_again and previous is not None:
+        ages = previous.column("age")
+        return replace(inputs, earlier=read_measured(previous, draw), ages=ages, is_scored=nobody)
     if not needs_forwards:
-        return replace(inputs, is_scored=np.zeros(len(pool), dtype=bool))
+        return replace(inputs, is_scored=nobody)
     if previous is None or config.rescore_budget == 1:
         return inputs
     return _limit_to_budget(inputs, previous)

@@ -54,7 +54,12 @@ def describe_round(current: StoredRound, previous: StoredRound | None = None) ->
     """The line of the log about a finished round."""
     summary = current.summary
     line = f"Round {current.number}{', read from disk' if current.was_there else ''}: "
-    if summary["layout"] == "none":
+    if "drawn_from" in summary:
+        line += (
+            f"drawn anew from the scores of round {summary['drawn_from']}, selected {summary['number_selected']} of "
+            f"{summary['samples']}"
+        )
+    elif summary["layout"] == "none":
         line += f"nothing to forward for this score, selected {summary['number_selected']} of {summary['samples']}"
     else:
         line += (
@@ -77,16 +82,19 @@ def describe_threshold(choice: Choice, config: MIWVConfig) -> str:
     How far down the ranking a selection reaches, such as "MIWV 0.1150 and above".
 
     "lowest MIWV 0.1150" if diversity, groups, bands of length or near-duplicates passed over a sample that ranks higher
-    and that the guards allow.
+    and that the guards allow; "drawn by rank, lowest MIWV 0.1150" if the selection was drawn.
     """
     score = get_score(config)
     threshold = choice.scores[choice.selection].min()
     value = f"{-threshold if score.is_lowest_first else threshold:.4f}"
+    end = f"{'highest' if score.is_lowest_first else 'lowest'} {score.label} {value}"
+    if choice.is_drawn:
+        return f"drawn by rank, {end}"
     # Samples that a guard leaves out are in cell -1.
     is_left = choice.cells >= 0
     is_left[choice.selection] = False
     if (choice.scores[is_left] > threshold).any():
-        return f"{'highest' if score.is_lowest_first else 'lowest'} {score.label} {value}"
+        return end
     return f"{score.label} {value} and {'below' if score.is_lowest_first else 'above'}"
 
 

@@ -111,9 +111,8 @@ def run_round(
             if world.is_main:
                 logger.info("Round %d was finished before and is read from %s.", point.number, finished.folder)
             return replace(finished, was_there=True)
-        scored = (
-            _score(scorer, inputs, store, identity) if get_score(config).needs_forwards else _score_nothing(inputs.pool)
-        )
+        is_forwarded = get_score(config).needs_forwards and not point.is_drawn_again
+        scored = _score(scorer, inputs, store, identity) if is_forwarded else _score_nothing(inputs.pool)
     seconds = time.perf_counter() - started + scored.earlier_seconds
     measured = inputs.merge(scored.refined.losses)
     choice = _select(scorer, inputs, measured, scored, store)
@@ -195,7 +194,7 @@ def _select(scorer: Scorer, inputs: RoundInputs, measured: Measured, scored: Sco
         if world.is_main:
             scored.forget()
         raise ValueError(explain_no_finite_loss())
-    if world.is_main and get_score(config).needs_forwards:
+    if world.is_main and get_score(config).needs_forwards and not inputs.point.is_drawn_again:
         warn_of_unscorable(number, inputs.pool, inputs.scored_behind, inputs.context, is_lost)
     embeddings = find_embeddings(scorer, store, may_embed=number == 0) if config.needs_embeddings else None
     choice: Choice | None = None
@@ -288,6 +287,7 @@ def _summarise(inputs: RoundInputs, choice: Choice) -> dict[str, object]:
         "left_out": choice.left_out,
         "config": inputs.config.to_dict(),
         **_tell_where_texts_are_from(pool),
+        **({"drawn_from": inputs.point.number - 1} if inputs.point.is_drawn_again else {}),
     }
 
 

@@ -15,7 +15,7 @@ from miwv_trainer.selection.diversity import (
     skip_near_duplicates,
 )
 from miwv_trainer.selection.guards import apply_guards
-from miwv_trainer.selection.ranking import assign_length_bands, rank_samples
+from miwv_trainer.selection.ranking import assign_length_bands, draw_by_rank, rank_samples
 from miwv_trainer.selection.scores import Measured, get_score, score_samples
 
 
@@ -30,6 +30,7 @@ class Choice:
         scores: `(N,)`, NaN where a sample has none.
         cells: `(N,)` number of the group and length band in which a sample was ranked, -1 where a guard excluded it.
         left_out: How many samples each guard excluded.
+        is_drawn: Whether the selection was drawn by rank, so that it has no threshold.
     """
 
     selection: np.ndarray
@@ -37,15 +38,19 @@ class Choice:
     scores: np.ndarray
     cells: np.ndarray
     left_out: dict[str, int]
+    is_drawn: bool = False
 
     @property
     def distances(self) -> np.ndarray:
         """
         `(N,)` float32, the distance of each score from the threshold of its cell: the lowest score selected there.
 
-        NaN outside of cells, and in cells of which all or no samples are selected, because these have no threshold.
+        NaN outside of cells, in cells of which all or no samples are selected, and everywhere if the selection was
+        drawn, because these have no threshold.
         """
         distances = np.full(len(self.scores), np.nan, dtype=np.float32)
+        if self.is_drawn:
+            return distances
         is_selected = np.zeros(len(self.scores), dtype=bool)
         is_selected[self.selection] = True
         for cell in range(self.cells.max(initial=-1) + 1):
@@ -68,7 +73,8 @@ def choose(
 
     The budget is `floor(fraction * N)` samples, or `floor(fraction * T)` of the pool's T response tokens. Samples are
     taken in turn until the next one would exceed it, at least one. With groups, the budget is first divided over them
-    in proportion to their shares of the pool. Fewer samples are selected where the guards leave fewer.
+    in proportion to their shares of the pool. Fewer samples are selected where the guards leave fewer. With
+    `selection="sample"`, a draw by rank takes the place of the ranking.
 
     Args:
         has_prompt_and_response: `(N,)` bool. Samples without are never selected.
@@ -82,6 +88,9 @@ def choose(
     is_candidate, left_out = apply_guards(scores, measured, config)
     bands = assign_length_bands(is_candidate, measured.response_tokens, config.length_bands)
     ranked = rank_samples(scores, bands)
+    is_drawn = config.selection == "sample"
+    scale = config.temperature * config.fraction * len(ranked)
+    in_turn = draw_by_rank(ranked, scale, len(scores), measured.draw) if is_drawn and len(ranked) else ranked
     groups = np.zeros(len(scores), dtype=np.int64) if groups is None else groups
     tokens = measured.response_tokens.astype(np.int64)
     costs = tokens if config.selection_budget == "tokens" else np.ones(len(scores), dtype=np.int64)
@@ -90,13 +99,13 @@ def choose(
     # A group whose guards leave too few samples leaves places empty. Filling them from other groups would change the
     # proportions that `group_column` is there to keep.
     for group, share in enumerate(shares.tolist()):
-        in_group = ranked[groups[ranked] == group]
+        in_group = in_turn[groups[in_turn] == group]
         taken += take_within_budget(_order_candidates(in_group, taken, costs, share, config, embeddings), costs, share)
     # With small token budgets the first sample of every group may be too long.
     if not taken:
-        taken = ranked[:1].tolist()
+        taken = in_turn[:1].tolist()
     cells = np.where(bands >= 0, groups * config.length_bands + bands, -1)
-    return Choice(np.sort(np.asarray(taken, dtype=np.int64)), ranked, scores, cells, left_out)
+    return Choice(np.sort(np.asarray(taken, dtype=np.int64)), ranked, scores, cells, left_out, is_drawn)
 
 
 def compute_overlap(first: np.ndarray, second: np.ndarray) -> float:
@@ -116,7 +125,7 @@ def _order_candidates(
     Yields the samples of a group in the order in which they are taken: by rank, or by a method of diversity.
 
     Args:
-        ranked: `(r,)` samples of the group, best first.
+        ranked: `(r,)` samples of the group, best or drawn first.
         taken: Samples of earlier groups, to which near-duplicates in this group are skipped too.
         share: The group's budget.
     """

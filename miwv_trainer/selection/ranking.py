@@ -1,10 +1,14 @@
-"""The order of the samples by score, within bands of response length.
+"""The order of the samples by score, within bands of response length, and draws that favour those in front.
 
 Losses of short responses are means over few tokens. They are noisy, so that short responses crowd both ends of MIWV.
 Ranked within bands of length, the same share of each band is selected.
 """
 
 import numpy as np
+
+# Sets the seed apart from that of `score="random"`, which is the sampler's seed and the round alone: a draw by rank of
+# random scores would otherwise use their numbers twice.
+DRAWN_BY_RANK = 1
 
 
 def assign_length_bands(is_candidate: np.ndarray, response_tokens: np.ndarray, bands: int) -> np.ndarray:
@@ -51,3 +55,25 @@ def rank_samples(scores: np.ndarray, bands: np.ndarray) -> np.ndarray:
         share_above[members] = np.arange(len(members)) / max(len(members), 1)
     candidates = np.flatnonzero(bands >= 0)
     return candidates[np.lexsort((candidates, -scores[candidates], share_above[candidates]))]
+
+
+def draw_by_rank(ranked: np.ndarray, scale: float, count: int, draw: tuple[int, ...]) -> np.ndarray:
+    """
+    Draws samples without replacement, one after the other, with a probability that falls with the rank.
+
+    Of the samples that are left, the one of rank r (from 0) is drawn next with probability proportional to
+    exp(-r / scale). Adding Gumbel noise to the logarithms of these weights and sorting gives such a sequence (Kool et
+    al., "Stochastic Beams and Where to Find Them", ICML 2019), at the price of one sort.
+
+    Args:
+        ranked: `(k,)` pool indices, best first.
+        scale: Ranks over which the probability falls by a factor of e.
+        count: Samples of the pool.
+        draw: Seed.
+
+    Returns:
+        `(k,)` the same indices in the order in which they are drawn.
+    """
+    # One number for every sample of the pool, so that a sample that a guard excludes does not change those of others.
+    noise = np.random.default_rng([*draw, DRAWN_BY_RANK]).gumbel(size=count)
+    return ranked[np.argsort(-(noise[ranked] - np.arange(len(ranked)) / scale), kind="stable")]

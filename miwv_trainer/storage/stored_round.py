@@ -95,6 +95,7 @@ class RoundSummary(RoundIdentity, RoundNotes, total=False):
     Args:
         version: The format version.
         epoch: Epochs that had begun before the round.
+        drawn_from: The round from whose scores this one has drawn again without scoring; left out of other rounds.
         left_out: Samples that each guard left out.
         scored: Samples that were scored in this round; the others keep their scores of the round before.
         tokens_forwarded: Tokens of all forwards, padding included, without those of the refinement in float32.
@@ -114,6 +115,7 @@ class RoundSummary(RoundIdentity, RoundNotes, total=False):
     samples: int
     unscorable: int
     pool_tokens: int
+    drawn_from: int
     left_out: dict[str, int]
     config: JsonObject
     scored: int

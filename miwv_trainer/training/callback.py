@@ -146,7 +146,7 @@ class MIWVCallback(TrainerCallback, ExportableState):
         # After a resume within an epoch, accelerate's `set_epoch` does not reach the sampler on several ranks, and the
         # next epoch would repeat the order (huggingface/accelerate#2016, modelscope/ms-swift#10050).
         self.sampler.hold_epoch(run.epoch)
-        if self.config.rescore_strategy == "epoch":
+        if self.config.rescore_strategy == "epoch" or self.config.resample_each_epoch:
             self._score_if_due(run, kwargs)
 
     def on_step_end(

@@ -109,9 +109,10 @@ class TrainingRun:
         step, last_step = self.trainer_state.global_step, self.trainer_state.max_steps
         if not self.rounds:
             return EpochPosition(0, 0, 0)
-        if self.config.rescore_strategy == "no" or step <= self.state.history[-1].global_step:
+        has_later_rounds = self.config.rescore_strategy != "no" or self.config.resample_each_epoch
+        if not has_later_rounds or step <= self.state.history[-1].global_step:
             return None
-        if self.config.rescore_strategy == "epoch":
+        if self.config.rescore_strategy == "epoch" or self.config.resample_each_epoch:
             return EpochPosition(self.epoch, 0, step) if not self.is_mid_epoch and step < last_step else None
         interval = self.config.rescore_steps
         if interval is None or step % interval > 0:
@@ -134,7 +135,8 @@ class TrainingRun:
         with self.world.run_together("placing a round"):
             self._check_undrawn(position)
         step, previous = self.trainer_state.global_step, self.rounds[-1] if self.rounds else None
-        point = TrainingPoint(len(self.rounds), step, step // self.state.steps_per_epoch)
+        is_drawn_again = self.config.resample_each_epoch and previous is not None
+        point = TrainingPoint(len(self.rounds), step, step // self.state.steps_per_epoch, is_drawn_again)
         steps_after = position.global_step - step
         notes = RoundNotes(
             takes_effect={

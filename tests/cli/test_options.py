@@ -125,6 +125,8 @@ TYPED: dict[str, tuple[str, Any]] = {
     "length_bands": ("--length-bands 4", 4),
     "selection_budget": ("--selection-budget samples", "samples"),
     "group_column": ("--group-column 7", "7"),
+    "selection": ("--selection sample", "sample"),
+    "temperature": ("--temperature 2", 2.0),
     "diversity": ("--diversity none", "none"),
     "diversity_candidates": ("--diversity-candidates 2", 2.0),
     "mmr_weight": ("--mmr-weight 0", 0.0),

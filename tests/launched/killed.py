@@ -30,6 +30,7 @@ SCORES: dict[str, dict[str, Any]] = {
     "miwv": {},
     "column": {"score_column": "quality", "extra_losses": "both", "loss_band": [0.0, 0.9]},
     "function": {"score": middle_miwv, "extra_losses": "both"},
+    "draws": {"selection": "sample", "rescore_strategy": "no", "resample_each_epoch": True},
 }
 WRITES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir")
 
@@ -127,10 +128,9 @@ def train(output: Path, kill_at: int, score: str = "miwv") -> None:
     config = MIWVConfig(
         fraction=FRACTION,
         embedder="tfidf",
-        rescore_strategy="epoch",
         tokens_per_batch=96,
         tokens_per_row=96,
-        **SCORES[score],
+        **{"rescore_strategy": "epoch", **SCORES[score]},
     )
     callback = attach(trainer, config)
     sys.addaudithook(events.audit)

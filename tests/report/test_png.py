@@ -15,13 +15,14 @@ from miwv_trainer.report.charts import (
 from miwv_trainer.report.png import write_pngs
 from tests.helpers.rounds import highest, made_columns, write_round
 
-NAMES = ["distribution", "losses", "length", "similarity", "overlap", "movement", "between-rounds", "cost"]
+NAMES = ["scores", "distribution", "losses", "length", "similarity", "overlap", "movement", "between-rounds", "cost"]
 
 
 def test_pngs_hold_a_picture_of_each_chart(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     columns = made_columns(2_000)
-    rounds = [write_round(tmp_path, columns, highest(columns["miwv"], 40 + r), r) for r in range(2)]
+    own = {"score": "longest"}  # with a chart of its own, beside those of MIWV
+    rounds = [write_round(tmp_path, columns, highest(columns["miwv"], 40 + r), r, **own) for r in range(2)]
     paths = write_pngs(build_charts(rounds)[0], tmp_path / "report")
     assert [path.name for path in paths] == [f"{name}.png" for name in NAMES] and tuple(NAMES) == KNOWN
     assert sorted((tmp_path / "report").iterdir()) == sorted(paths)  # and no temporary file

@@ -2,15 +2,19 @@
 
 import dataclasses
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 import pytest
+from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from miwv_trainer import MIWVConfig, attach
+from miwv_trainer import MIWVConfig, attach, select_again
+from miwv_trainer.cli.main import main
+from miwv_trainer.report.explanations import explain_selection
 from tests.helpers.held import scoring_forwards
 from tests.helpers.own_scores import middle_miwv
 from tests.helpers.resumed import CONFIG, Run
@@ -98,6 +102,8 @@ def test_an_epoch_goes_from_easy_to_hard_or_back(strategy: str, epoch_order: Any
         ("steps", {"score": QUALITY, "epoch_order": "hard_to_easy"}),
         ("steps", {"epoch_order": "easy_to_hard"}),
         ("steps", {"rescore_budget": 0.4}),
+        ("steps", {"selection": "sample"}),
+        ("no", {"selection": "sample", "resample_each_epoch": True}),
     ],
 )
 def test_a_resumed_curriculum_ends_as_the_undisturbed_one(
@@ -145,6 +151,48 @@ class WithoutTask(PositionCollator):
         for feature in features:
             del feature["task"]
         return super().__call__(features, return_tensors)
+
+
+class AtEachStep(TrainerCallback):
+    def __init__(self, do: Callable[[], None]) -> None:
+        self.do = do
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        self.do()
+
+
+def test_each_epoch_draws_anew_from_the_scores_of_the_first_round(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = noting_trainer(tmp_path, num_train_epochs=4)
+    seen = scoring_forwards(trainer.model)
+    config = MIWVConfig(fraction=0.25, embedder="tfidf", selection="sample", resample_each_epoch=True, temperature=2.0)
+    callback = attach(trainer, config)
+    by_step: list[int] = []
+    trainer.add_callback(AtEachStep(lambda: by_step.append(len(seen))))
+    with caplog.at_level(logging.INFO):
+        trainer.train()
+    first, *others = callback.rounds
+    assert len(others) == 3 and len(by_step) == 8
+    assert set(by_step) == {len(seen)} and len(seen) > 0  # all before the first step
+    assert [sorted(positions) for positions in by_epoch()] == [each.selection.tolist() for each in callback.rounds]
+    assert len({tuple(each.selection) for each in callback.rounds}) == 4
+    for number, each in enumerate(others, start=1):
+        for name in ("zero_shot_loss", "one_shot_loss", "miwv", "score", "exemplar"):
+            np.testing.assert_array_equal(each.column(name), first.column(name))
+        assert set(each.column("age")) == {number}
+        assert each.summary["drawn_from"] == number - 1 and each.summary["tokens_forwarded"] == 0
+        assert each.summary["fingerprint"]["model"] == first.summary["fingerprint"]["model"]
+        assert len(each.selection) == len(first.selection) == 8
+        again = select_again(each, dataclasses.replace(config, sampler_seed=callback.sampler.seed))
+        assert again.selection.tolist() == each.selection.tolist()
+    assert "Round 2: drawn anew from the scores of round 1, selected 8 of 32" in capsys.readouterr().out + caplog.text
+    assert main(["report", "--run", str(tmp_path)]) == 0
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "were drawn by rank, so MIWV has no threshold" in page
+    explained = explain_selection(others[-1])
+    told = {explained.phrases[code] for code in explained.codes}
+    assert told == {"selected", "not drawn"}
 
 
 @pytest.mark.parametrize("is_column", [True, False], ids=["column", "array"])

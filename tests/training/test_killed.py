@@ -56,7 +56,7 @@ def on_two(output: Path, kill_at: int, score: str) -> subprocess.CompletedProces
     return fork_ranks(2, SCRIPT, output, "--alone", str(kill_at), score)
 
 
-@pytest.mark.parametrize("score", ["miwv", "column", "function"])
+@pytest.mark.parametrize("score", ["miwv", "column", "function", "draws"])
 def test_killed_at_four_points_of_two_processes_a_run_ends_the_same(score: str, tmp_path: Path) -> None:
     done = on_two(tmp_path / "whole", 0, score)
     assert done.returncode == 0, done.stderr[-4000:]
