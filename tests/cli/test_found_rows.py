@@ -1,9 +1,6 @@
 """What `miwv select` and `miwv report` say of a Trainer's samples that they look for in a file, and refuse."""
 
-import base64
-import gzip
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +21,7 @@ from tests.helpers.found import (
     ids_of,
     numbered,
     qwen,
+    read_page,
     read_selected,
     rendered,
     select,
@@ -153,12 +151,6 @@ def test_a_run_without_hashes_of_texts_is_read_by_position_and_says_so(
         assert "does not say what its samples are" in told and "taken for the first 20 of 20 rows" in told
     assert main(["report", "--run", str(tmp_path / "old"), "--dataset", str(file)]) == 0
     assert "does not say what its samples are" in capsys.readouterr().out
-
-
-def read_page(folder: Path) -> dict[str, Any]:
-    page = (folder / "report" / "index.html").read_text(encoding="utf-8")
-    packed = max(re.findall(r">([A-Za-z0-9+/=]{200,})<", page), key=len)
-    return json.loads(gzip.decompress(base64.b64decode(packed)))
 
 
 def test_the_page_shows_the_texts_of_each_sample(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,9 @@
 """Runs of a Trainer's dataset with made-up scores, and what `miwv select` must write, known by an `id` column."""
 
+import base64
+import gzip
 import json
+import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -169,6 +172,13 @@ def select(folder: Path, dataset: Path, *options: str) -> int:
 
 def read_selected(folder: Path) -> list[str]:
     return (folder / "selected.jsonl").read_text().splitlines()
+
+
+def read_page(folder: Path) -> dict[str, Any]:
+    """The data of a report's page, as its script unpacks them."""
+    page = (folder / "report" / "index.html").read_text(encoding="utf-8")
+    packed = max(re.findall(r">([A-Za-z0-9+/=]{200,})<", page), key=len)
+    return json.loads(gzip.decompress(base64.b64decode(packed)))
 
 
 def ids_of(rows: datasets.Dataset, selection: np.ndarray) -> list[int]:

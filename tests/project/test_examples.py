@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -12,7 +13,9 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from miwv_trainer.cli.main import main
 from tests.helpers.forks import fork_python
+from tests.helpers.found import read_page
 from tests.helpers.launch import CONFIGS, ROOT, accelerate_launch, launch, launch_machines, torchrun
 from tests.helpers.quickstart import EXAMPLES, check_quickstart, quickstart
 from tests.helpers.templates import template
@@ -184,6 +187,18 @@ def test_quickstart_on_the_users_own(model_folder: Path, pools: dict[str, Path],
     printed = quickstart(tmp_path, *options)
     check_quickstart(printed, tmp_path)
     PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model_folder), tmp_path)
+    lines = (tmp_path / "pool.jsonl").read_bytes().splitlines()
+    given = pools["instruction"].read_bytes().splitlines()
+    assert len(lines) == 22 and set(lines) < set(given) and lines != [line for line in given if line in lines]
+    command = shlex.split(printed.partition("look at every sample: miwv ")[2].splitlines()[0])
+    assert command == ["report", "--run", str(tmp_path), "--dataset", str(tmp_path / "pool.jsonl")]
+    # The page has the texts of the samples, from the file of the pool and from the whole one.
+    rows = [json.loads(line) for line in lines]
+    for dataset in (tmp_path / "pool.jsonl", pools["instruction"]):
+        assert main([*command[:-1], str(dataset)]) == 0
+        texts = read_page(tmp_path)["texts"]
+        assert texts["response"] == [row["output"] for row in rows]
+        assert all(text.startswith(row["instruction"]) for text, row in zip(texts["prompt"], rows, strict=True))
 
 
 @pytest.fixture
