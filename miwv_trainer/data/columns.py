@@ -7,6 +7,7 @@ pool of other prompts than those that are trained would be scored in silence.
 
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from itertools import takewhile
 from typing import TypeAlias
 
@@ -70,6 +71,27 @@ def read_any(row: Row, columns: ColumnNames | None = None) -> Conversation | Non
         with suppress(ValueError):
             return form.read(row)
     return None
+
+
+def read_ways(row: Row, columns: ColumnNames | None = None) -> list[Conversation]:
+    """
+    The conversations that a row holds in columns of one format or another, those of the last format first.
+
+    For finding a row again. Scripts make columns such as `messages` of a file's own, `instruction` say, and leave both;
+    the file has its own only, and their formats come last.
+    """
+    formats, ways = FORMATS, list[Conversation]()
+    if columns is not None:
+        try:
+            row, formats = _rename(row, columns), NAMED_FORMATS
+        except ValueError:
+            return []
+    for form in reversed(_find_formats(row, formats)):
+        for read in (partial(_read, form), form.read):
+            with suppress(ValueError):
+                ways.append(read(row))
+                break
+    return ways
 
 
 def parse_names(text: str) -> dict[str, str]:

@@ -1,8 +1,8 @@
 """
 The samples of a pool known by their content, so that they are found again in a file.
 
-The price is reading the text columns once, or decoding the tokens where the dataset has no such columns: 55 and 70 µs of
-CPU time for a sample of 85 tokens (20,000 of them, one core of an AMD EPYC, 2026-11-30), so 3 s for a pool of 50,000.
+The price is reading the text columns once, or decoding the tokens where the dataset has no such columns: 55 and 70 µs
+of CPU time for a sample of 85 tokens (20,000 of them, one core of an AMD EPYC, 2026-11-30).
 """
 
 from collections.abc import Iterator
@@ -11,14 +11,13 @@ import datasets
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from miwv_trainer.data.columns import ColumnNames, list_text_columns
-from miwv_trainer.data.conversation import PROMPT_COLUMNS
+from miwv_trainer.data.columns import ColumnNames
 from miwv_trainer.data.instructions import cut_users_words
 from miwv_trainer.data.map_style import ROWS_AT_ONCE, MapStyleDataset, has_own_columns, iterate_rows
 from miwv_trainer.data.pool import Pool, SampleHashes
 from miwv_trainer.data.sample_hashes import hash_ids
 from miwv_trainer.data.sample_texts import (
-    TEXT_COLUMN,
+    KNOWN,
     UNKNOWN,
     RowHashes,
     hash_answer,
@@ -62,7 +61,7 @@ def hash_rows(dataset: MapStyleDataset, columns: ColumnNames | None = None) -> l
     """The hashes of all rows."""
     if isinstance(dataset, datasets.Dataset) and has_own_columns(dataset):
         # Columns of token ids or of images are not decoded: they are most of the dataset.
-        known = {*list_text_columns(), *PROMPT_COLUMNS, TEXT_COLUMN, *(columns or {}).values()}
+        known = {*KNOWN, *(columns or {}).values()}
         if known & set(dataset.column_names):
             dataset = dataset.select_columns([name for name in dataset.column_names if name in known])
     return [hash_row(row, columns) for row in iterate_rows(dataset)]

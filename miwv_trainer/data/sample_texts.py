@@ -15,7 +15,7 @@ from hashlib import blake2b
 from typing import NamedTuple
 
 from miwv_trainer.data.alpaca import render_alpaca
-from miwv_trainer.data.columns import ColumnNames, read_any, read_conversation
+from miwv_trainer.data.columns import ColumnNames, list_text_columns, read_ways
 from miwv_trainer.data.conversation import Conversation
 from miwv_trainer.data.map_style import Row
 from miwv_trainer.data.turns import Message, describe_turn, get_text, is_answer, is_blank
@@ -23,6 +23,8 @@ from miwv_trainer.data.turns import Message, describe_turn, get_text, is_answer,
 UNKNOWN = 0
 # A column of whole texts, as SFTTrainer takes it.
 TEXT_COLUMN = "text"
+# Others are not looked at: they may hold images, and a table holds keys that a line of the file lacks.
+KNOWN = (*list_text_columns(), TEXT_COLUMN)
 # Characters of the answers, without white space: a truncated sample has lost its end; short answers are often equal.
 ANSWER_START, SHORTEST_ANSWER = 100, 16
 HASH_BYTES = 8
@@ -50,15 +52,16 @@ def hash_row(row: Row, columns: ColumnNames | None = None) -> RowHashes:
     Args:
         columns: The row's own names of what is read.
     """
-    conversation = _read(row, columns)
+    known = {*KNOWN, *(columns or {}).values()}
+    ways = read_ways({name: value for name, value in row.items() if name in known}, columns)
     text = row.get(TEXT_COLUMN)
     texts = _hash_text_column(text) if isinstance(text, str) and text.strip() else ()
-    if conversation is None:
+    if not ways:
         return RowHashes(texts)
-    question, answers = _split(conversation)
-    own = hash_text("turns", json.dumps(_list_turns(conversation), sort_keys=True, default=str))
-    rendered = tuple(hash_text("whole", condense(whole)) for whole in _render(conversation))
-    return RowHashes((own, *texts, *rendered), hash_words(question, answers), hash_answer(answers))
+    turns = (hash_text("turns", json.dumps(_list_turns(way), sort_keys=True, default=str)) for way in ways)
+    rendered = (hash_whole(whole) for way in ways for whole in _render(way))
+    question, answers = _split(ways[0])
+    return RowHashes((*turns, *texts, *rendered), hash_words(question, answers), hash_answer(answers))
 
 
 def hash_whole(text: str) -> int:
@@ -109,13 +112,6 @@ def strip_markers(text: str) -> str:
         else:
             break
     return text[start:end] or text.strip()
-
-
-def _read(row: Row, columns: ColumnNames | None) -> Conversation | None:
-    """The conversation with all that stands beside it, or without where that cannot be read."""
-    with suppress(ValueError):
-        return read_conversation(row, columns)
-    return read_any(row, columns)
 
 
 def _split(conversation: Conversation) -> tuple[str, list[str]]:

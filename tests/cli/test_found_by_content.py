@@ -20,6 +20,7 @@ from tests.helpers.found import (
     alike_beside,
     alpaca,
     alpaca_with_long_answers,
+    by_messages,
     by_sft,
     by_tokenize,
     chats,
@@ -31,10 +32,13 @@ from tests.helpers.found import (
     qwen,
     read_selected,
     rendered,
+    rendering,
     select,
+    several_turns,
     shuffled,
     texts,
     with_history,
+    with_short_answers,
     without_template,
     write_lines,
     write_run,
@@ -95,6 +99,10 @@ CASES = {
     "no column left, a template that thinks": Case(
         pairs, lambda: new_tokenizer("qwen3"), by_sft(shuffle_dataset=True), False
     ),
+    "several turns": Case(several_turns, qwen, by_sft(shuffle_dataset=True)),
+    "several turns, no column left": Case(several_turns, qwen, by_sft(shuffle_dataset=True), False),
+    "the script's own messages beside the file's columns": Case(with_short_answers, qwen, by_messages),
+    "messages that the script has rendered": Case(several_turns, qwen, rendering),
     "letters and accents composed by the tokenizer": Case(accented, composing, by_tokenize(shuffled), False),
     "no column left, a template of the script's own": Case(
         alpaca_with_long_answers, without_template, own_format("### Question: "), False

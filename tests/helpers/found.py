@@ -98,6 +98,16 @@ def with_history() -> Rows:
     return [{**row, "history": [[f"Hello {row['id'] % 2}", "Hi there."]] if row["id"] % 3 else []} for row in alpaca()]
 
 
+def several_turns() -> Rows:
+    rows = instruction_rows(2 * COUNT)
+    turns = [[turn("user", row["instruction"]), turn("assistant", row["output"])] for row in rows]
+    return numbered([{"messages": first + second} for first, second in zip(turns[::2], turns[1::2], strict=True)])
+
+
+def with_short_answers() -> Rows:
+    return [{**row, "output": "yes" if row["id"] % 2 else "no"} for row in alpaca()]
+
+
 def accented() -> Rows:
     """Letters and their accents in two characters, as macOS writes them."""
     rows = alpaca()
@@ -123,12 +133,32 @@ def by_sft(**arguments: Any) -> Callable[[Rows, PreTrainedTokenizerBase, Path], 
     return lambda rows, tokenizer, folder: sft_trainer(folder / "sft", rows, tokenizer, **arguments).train_dataset
 
 
+def by_messages(rows: Rows, tokenizer: PreTrainedTokenizerBase, folder: Path) -> datasets.Dataset:
+    return sft_trainer(folder / "sft", list(make_messages(datasets.Dataset.from_list(rows))), tokenizer).train_dataset
+
+
+def rendering(rows: Rows, tokenizer: PreTrainedTokenizerBase, folder: Path) -> datasets.Dataset:
+    """A script that renders the file's messages itself and gives SFTTrainer the texts."""
+    texts = [{"id": r["id"], "text": tokenizer.apply_chat_template(r["messages"], tokenize=False)} for r in rows]
+    return sft_trainer(folder / "sft", texts, tokenizer, shuffle_dataset=True).train_dataset
+
+
 def by_tokenize(change: Callable[[datasets.Dataset], Any] = lambda rows: rows) -> Callable[..., Any]:
     return lambda rows, tokenizer, folder: tokenize(change(datasets.Dataset.from_list(rows)), tokenizer)
 
 
 def shuffled(rows: datasets.Dataset) -> datasets.Dataset:
     return rows.shuffle(seed=1)
+
+
+def make_messages(rows: datasets.Dataset) -> datasets.Dataset:
+    """A script's own turns in a column beside those of the file."""
+
+    def write_turns(row: dict[str, Any]) -> dict[str, Any]:
+        asked = f"## Task\n{row['instruction']}\n## Given\n{row['input']}"
+        return {"messages": [turn("system", "Do it."), turn("user", asked), turn("assistant", row["output"])]}
+
+    return rows.map(write_turns).shuffle(seed=4)
 
 
 def own_format(opening: str, length: int | None = None) -> Callable[..., datasets.Dataset]:
