@@ -43,6 +43,12 @@ def main() -> None:
     logging.getLogger("miwv_trainer").setLevel(logging.INFO)
     parser = HfArgumentParser([ScriptArguments, TrainingArguments, MIWVConfig])
     script, training, config = parser.parse_args_into_dataclasses()
+    if training.deepspeed:
+        # With `--use_cpu`, transformers joins the processes without DeepSpeed, which then counts one process when the
+        # model is loaded and split (ZeRO-3), and ends with "train_batch_size is not equal to ... * world_size".
+        import deepspeed
+
+        deepspeed.init_distributed()
 
     tokenizer = AutoTokenizer.from_pretrained(script.model_name_or_path)
     if tokenizer.pad_token is None:

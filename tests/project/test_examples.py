@@ -156,14 +156,18 @@ def test_on_two_machines(file: str, model_folder: Path, pools: dict[str, Path], 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "pool", "stage"),
+    [("train.py", "instruction", 2), ("train.py", "messages", 3), ("train_trl.py", "prompt", 3)],
+)
 def test_torchrun_takes_a_deepspeed_file_as_an_argument(
-    model_folder: Path, pools: dict[str, Path], tmp_path: Path
+    script: str, pool: str, stage: int, model_folder: Path, pools: dict[str, Path], tmp_path: Path
 ) -> None:
     output = tmp_path / "output"
-    files = f"--model_name_or_path {model_folder} --dataset {pools['instruction']} --output_dir {output}".split()
-    options = [*files, *COMMON, "--deepspeed", str(CONFIGS / "zero2.json")]
-    done = torchrun(2, str(NOTING), str(tmp_path), str(EXAMPLES / "train.py"), *options)
-    check(done, output, tmp_path, 2, DEEPSPEED, 2)
+    files = f"--model_name_or_path {model_folder} --dataset {pools[pool]} --output_dir {output}".split()
+    options = [*files, *COMMON, "--deepspeed", str(CONFIGS / f"zero{stage}.json")]
+    done = torchrun(2, str(NOTING), str(tmp_path), str(EXAMPLES / script), *options)
+    check(done, output, tmp_path, 2, DEEPSPEED, stage)
     check_saved(output, model_folder)
 
 
