@@ -22,10 +22,12 @@ from miwv_trainer.storage.stored_round import StoredRound
 # All charts that there may be, in their order on the page. `write_pngs` deletes earlier files by these names.
 NAMES = ("scores", "distribution", "losses", "length", "similarity", "overlap", "movement", "between-rounds", "cost")
 LOSS = "nats per response token"
-BINS = 48
+# Bars of a histogram, by the square root of the number of samples: 30 samples in 48 bars have no shape.
+FEWEST_BINS, MOST_BINS = 8, 48
 # Of a picture of 460 units' width: between the axes, and of a digit in the largest font, which is that of phones.
 PLOT_WIDTH, DIGIT_WIDTH = 384, 9
 MOST_TICKS_OF_ROUNDS = 12
+COUNTS = Axis("samples", 0, 1, is_whole=True)
 UNITS = (("hours", 3600), ("minutes", 60), ("seconds", 1))
 
 
@@ -59,7 +61,7 @@ def chart_scores(current: StoredRound) -> Chart:
     """Histogram of what was ranked, where that is not MIWV."""
     label = get_score(restore_config(current)).label
     caption = f"{label} of {int(find_finite(current, 'score').sum()):,} samples, by which they were ranked."
-    chart = Chart("scores", f"Distribution of {label}", caption, Axis(label, 0, 1), Axis("samples", 0, 1), [])
+    chart = Chart("scores", f"Distribution of {label}", caption, Axis(label, 0, 1), COUNTS, [])
     return _add_histogram(chart, current, "score")
 
 
@@ -69,7 +71,7 @@ def chart_distribution(current: StoredRound) -> Chart:
     threshold = find_miwv_threshold(current)
     if threshold is None:
         caption += _explain_missing_threshold(current)
-    chart = Chart("distribution", "Distribution of MIWV", caption, _make_miwv_axis(0, 1), Axis("samples", 0, 1), [])
+    chart = Chart("distribution", "Distribution of MIWV", caption, _make_miwv_axis(0, 1), COUNTS, [])
     return _add_histogram(chart, current, "miwv", threshold)
 
 
@@ -84,10 +86,11 @@ def _add_histogram(chart: Chart, current: StoredRound, column: str, threshold: f
     """The chart with a histogram of a column, the selected over all, and axes as wide as that needs."""
     is_finite, values = find_finite(current, column), current.column(column)
     low, high = find_range(values[is_finite])
-    edges = np.linspace(low, high, BINS + 1)
+    bins = int(np.clip(2 * np.sqrt(is_finite.sum()), FEWEST_BINS, MOST_BINS))
+    edges = np.linspace(low, high, bins + 1)
     of_all = count_in_bins(values[is_finite], edges)
     of_selected = count_in_bins(values[is_finite & find_selected(current)], edges)
-    top, zeros = float(of_all.max()) * 1.05, np.zeros(BINS)
+    top, zeros = float(of_all.max()) * 1.05, np.zeros(bins)
     layers: list[Layer] = [
         Bars(edges[:-1], edges[1:], zeros, of_all, "plain", "all"),
         Bars(edges[:-1], edges[1:], zeros, of_selected, "selected", "selected"),
@@ -191,7 +194,7 @@ def chart_movement(rounds: Sequence[StoredRound]) -> Chart:
         Bars(x - 0.3, x + 0.3, stayed, stayed + entered, "selected", "entered"),
         Bars(x - 0.3, x + 0.3, -left, zeros, "third", "left"),
     ]
-    y = Axis("samples", -float(left.max()) * 1.1, float((stayed + entered).max()) * 1.1)
+    y = Axis("samples", -float(left.max()) * 1.1, float((stayed + entered).max()) * 1.1, is_whole=True)
     caption = "What each round changed in the selection of the round before. Samples that left are drawn below zero."
     return Chart("movement", "Samples that enter and leave", caption, _make_rounds_axis(rounds[1:]), y, layers)
 

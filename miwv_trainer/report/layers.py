@@ -20,6 +20,7 @@ class Axis:
         low: Value at the left or lower end.
         high: Value at the right or upper end.
         is_log: Whether the scale is logarithmic; `low` must then be above 0.
+        is_whole: Whether the numbers are counts, so that there is no tick between two whole numbers.
         ticks: Positions and their labels; where empty, `place_ticks` takes round numbers.
     """
 
@@ -27,6 +28,7 @@ class Axis:
     low: float
     high: float
     is_log: bool = False
+    is_whole: bool = False
     ticks: Sequence[tuple[float, str]] = ()
 
 

@@ -28,7 +28,7 @@ def _place_log_ticks(axis: Axis) -> list[tuple[float, str]]:
 
 def _place_linear_ticks(axis: Axis) -> list[tuple[float, str]]:
     """Multiples of the smallest of 1, 2, 5 and 10 times a power of ten that gives at most about `TICKS` of them."""
-    exact_step = (axis.high - axis.low) / TICKS
+    exact_step = max((axis.high - axis.low) / TICKS, 1.0 if axis.is_whole else 0.0)
     power = 10.0 ** math.floor(math.log10(exact_step))
     # The tolerances keep 0.1 + 0.2 and its like from moving a tick off the axis or adding a digit to its label.
     step = power * next(factor for factor in (1, 2, 5, 10) if factor * power >= exact_step * 0.999)

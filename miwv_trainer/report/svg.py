@@ -114,7 +114,9 @@ def _draw_cells(layer: Cells, scales: _Scales) -> str:
     """One path for each shade."""
     # Edges are scaled once and not per cell: there are 2,240 cells, most of them empty.
     shades = grade_counts(layer.counts)
-    columns, rows = [scales.x(edge) for edge in layer.x_edges], [scales.y(edge) for edge in layer.y_edges]
+    # Rounded here as below: a cell as high as the unrounded edges say leaves a white line below it.
+    columns = [round(scales.x(edge), 1) for edge in layer.x_edges]
+    rows = [round(scales.y(edge), 1) for edge in layer.y_edges]
     parts = []
     for shade in range(1, SHADES + 1):
         shape = "".join(

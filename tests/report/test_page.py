@@ -103,15 +103,27 @@ def test_no_label_of_a_chart_covers_another_or_leaves_its_chart(run: Path, brows
     for width in (1280, 390):
         browser.show(address(run), width)
         assert len(browser.texts("figure")) == 8
-        bad = browser.value("""[...document.querySelectorAll("svg")].flatMap((svg) => {
-          const all = [...svg.querySelectorAll("text")].map((one) => [one.textContent, one.getBoundingClientRect()]);
-          const frame = svg.getBoundingClientRect();
+        bad = browser.value("""[...document.querySelectorAll("figure")].flatMap((figure) => {
+          const labels = figure.querySelectorAll("svg text, .legend li");
+          const all = [...labels].map((one) => [one.textContent, one.getBoundingClientRect()]);
+          const frame = figure.getBoundingClientRect();
           return all.flatMap(([text, a], i) => [
             ...(a.left < frame.left - 1 || a.right > frame.right + 1 || a.bottom > frame.bottom + 1 ? [text] : []),
             ...all.slice(i + 1).filter(([, b]) => a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 3
               && b.top < a.bottom - 3).map(([other]) => `${text} / ${other}`)]);
         })""")
         assert bad == []
+        # Of 130 samples each is seen: its dot is at least 3 px wide on the screen.
+        dots = browser.value("""[...document.querySelectorAll(".dots")].map((one) =>
+          Number.parseFloat(getComputedStyle(one).strokeWidth) * one.ownerSVGElement.getScreenCTM().a)""")
+        assert len(dots) == 8 and min(dots) >= 3
+
+
+def test_a_table_that_is_wider_than_its_window_is_shaded_where_it_goes_on(run: Path, browser: Browser) -> None:
+    browser.show(address(run), 390)
+    table = "document.querySelector('.rounds').parentElement"
+    assert browser.value(f"{table}.scrollWidth > {table}.clientWidth")
+    assert browser.value(f"getComputedStyle({table}).backgroundAttachment") == "local, local, scroll, scroll, scroll"
 
 
 def test_searching_sorting_and_filtering_by_the_address(run: Path, browser: Browser) -> None:
