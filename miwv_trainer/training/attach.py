@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from functools import partial
 
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
 from miwv_trainer.config import MIWVConfig
@@ -11,7 +12,13 @@ from miwv_trainer.scoring.model_checks import check_model_kind
 from miwv_trainer.selection.scores import read_given_scores
 from miwv_trainer.training.begin import read_pool
 from miwv_trainer.training.callback import MIWVCallback
-from miwv_trainer.training.dataloader import check_batches, count_step_samples, read_strategy
+from miwv_trainer.training.dataloader import (
+    check_batches,
+    count_epoch_samples,
+    count_step_samples,
+    find_sampler,
+    read_strategy,
+)
 from miwv_trainer.training.sampler import MIWVDataSampler
 from miwv_trainer.training.trainer_checks import check_inputs, check_trainer_kind
 
@@ -60,6 +67,7 @@ def attach(trainer: Trainer, config: MIWVConfig | Mapping[str, object] | None = 
     # that the next entry of the training would lack them.
     callback.log = partial(Trainer.log, trainer)
     _give_sampler(trainer, sampler)
+    _count_samples(trainer, sampler)
     trainer.add_callback(callback)
     return callback
 
@@ -74,6 +82,23 @@ def _give_sampler(trainer: Trainer, sampler: MIWVDataSampler) -> None:
     # Private, seen in transformers 5.23.0, and the only hook there is: a callback cannot exchange the dataloader
     # (transformers#25925), and to replace `get_train_dataloader` is to copy it. Set on this instance, not on its class.
     trainer._get_train_sampler = give_sampler
+
+
+def _count_samples(trainer: Trainer, sampler: MIWVDataSampler) -> None:
+    """
+    Makes a Trainer count the samples of its epochs, and not those of its dataset, of which it trains a fraction.
+
+    It announces the number ("Num examples") and computes `train_samples_per_second` from it. Steps come from the
+    dataloader's length. The evaluation asks the same method about its own dataloaders.
+    """
+    count_dataset = trainer.num_examples
+
+    def count_examples(dataloader: DataLoader) -> int:
+        if isinstance(dataloader, DataLoader) and find_sampler(dataloader) is sampler:
+            return count_epoch_samples(trainer.args, sampler)
+        return count_dataset(dataloader)
+
+    trainer.num_examples = count_examples
 
 
 def _read_config(config: MIWVConfig | Mapping[str, object] | None) -> MIWVConfig:

@@ -25,6 +25,12 @@ def count_step_samples(args: TrainingArguments) -> int:
     return count_batch_samples(args) * args.gradient_accumulation_steps
 
 
+def count_epoch_samples(args: TrainingArguments, sampler: MIWVDataSampler) -> int:
+    """Samples that an epoch trains, without those that a dropped last batch holds or that repeats fill one with."""
+    dropped = len(sampler) % count_batch_samples(args) if args.dataloader_drop_last else 0
+    return len(sampler) - dropped
+
+
 def read_strategy(args: TrainingArguments) -> Strategy:
     """
     The Trainer's `train_sampling_strategy`, which the sampler follows within the selection.
@@ -72,7 +78,7 @@ def check_sampler(dataloader: DataLoader, sampler: MIWVDataSampler) -> None:
             "MIWVDataSampler, as a wrapper around `super().get_train_dataloader()` does.", type(dataloader).__name__,
         )  # fmt: skip
         return
-    found = _find_sampler(dataloader)
+    found = find_sampler(dataloader)
     if found is not sampler:
         raise ValueError(
             "The Trainer does not use this MIWVDataSampler: its training dataloader has a "
@@ -82,7 +88,7 @@ def check_sampler(dataloader: DataLoader, sampler: MIWVDataSampler) -> None:
         )
 
 
-def _find_sampler(dataloader: DataLoader) -> object:
+def find_sampler(dataloader: DataLoader) -> object:
     """The index sampler at the bottom of accelerate's wrappers around a dataloader."""
     batch_sampler = dataloader.batch_sampler
     while isinstance(batch_sampler, BatchSampler):

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from peft import LoraConfig
@@ -50,6 +51,39 @@ def test_each_selected_sample_is_trained_once_an_epoch_and_no_other(
     # 16 of 32 samples are 4 batches an epoch; the Trainer announced these steps before the first score existed.
     assert trainer.state.global_step == trainer.state.max_steps == 2 * 4 // accumulation
     assert trainer.lr_scheduler.get_last_lr()[-1] == 0.0
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        {"gradient_accumulation_steps": 3},
+        {"max_steps": 7},
+        {"dataloader_drop_last": True},
+        {"num_train_epochs": 1.5, "dataloader_num_workers": 1},
+    ],
+)
+def test_the_trainer_counts_steps_and_samples_as_one_that_trains_the_selected_samples_alone(
+    overrides: dict[str, Any], tmp_path: Path
+) -> None:
+    count = 18  # of 36; with 4 a batch, 2 samples are left over
+    trainer, alone = (noting_trainer(tmp_path, number, **overrides) for number in (2 * count, count))
+    attach(trainer, MIWVConfig(fraction=0.5, embedder="tfidf"))
+    values, expected = (
+        list(each.set_initial_training_values(each.args, each.get_train_dataloader())) for each in (trainer, alone)
+    )
+    if "dataloader_drop_last" in overrides:  # the Trainer counts samples that it never trains
+        assert expected[2:4] == [18, 36]
+        expected[2:4] = [16, 32]
+    assert values == expected
+    assert trainer.num_examples(trainer.get_eval_dataloader(trainer.train_dataset)) == 2 * count
+
+
+def test_throughput_is_of_the_samples_that_were_trained(tmp_path: Path) -> None:
+    trainer = noting_trainer(tmp_path)
+    attach(trainer, MIWVConfig(fraction=0.25, embedder="tfidf"))
+    metrics = trainer.train().metrics
+    assert metrics["train_samples_per_second"] * metrics["train_runtime"] == pytest.approx(2 * 8, rel=0.02)
 
 
 def test_the_second_round_scores_the_model_as_it_is_after_the_first_epoch(tmp_path: Path) -> None:
@@ -166,18 +200,34 @@ def test_attaching_twice_is_refused(tmp_path: Path) -> None:
         attach(trainer, MIWVConfig(embedder="tfidf"))
 
 
-def test_training_twice_keeps_the_first_run_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_training_twice_keeps_the_first_run_aside_in_one_folder(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     trainer = noting_trainer(tmp_path)
     callback = attach(trainer, MIWVConfig(fraction=0.25, embedder="tfidf", rescore_strategy="epoch"))
     trainer.train()
-    first = callback.rounds[1].column("miwv")
+    first = [each.column("miwv") for each in callback.rounds]
     trainer.train()
-    assert "Rounds of an earlier run" in caplog.text
+    assert caplog.text.count("Rounds of an earlier run") == 1
     assert len(callback.rounds) == 2
-    import pyarrow.parquet as pq
+    kept = tmp_path / "miwv" / "previous-0"
+    assert sorted(each.name for each in kept.iterdir()) == ["round-000", "round-001"]
+    for number, losses in enumerate(first):
+        table = pq.read_table(kept / f"round-{number:03d}" / "scores.parquet")
+        assert np.array_equal(table["miwv"].to_numpy(), losses)
+    assert not (tmp_path / "miwv" / "previous-1").exists()
 
-    kept = pq.read_table(tmp_path / "miwv" / "previous-0" / "round-001" / "scores.parquet")
-    assert np.array_equal(kept["miwv"].to_numpy(), first)
+
+def test_training_again_with_the_same_weights_reads_round_0_and_keeps_the_later_rounds_aside(tmp_path: Path) -> None:
+    rounds = []
+    for _ in range(2):
+        trainer = noting_trainer(tmp_path)
+        callback = attach(trainer, MIWVConfig(fraction=0.25, embedder="tfidf", rescore_strategy="epoch"))
+        trainer.train()
+        rounds.append(callback.rounds)
+    assert [each.was_there for each in rounds[1]] == [True, False]
+    assert [each.name for each in (tmp_path / "miwv" / "previous-0").iterdir()] == ["round-001"]
+    assert not (tmp_path / "miwv" / "previous-1").exists()
 
 
 def test_without_a_full_last_batch_dropped_samples_are_counted_in_the_log(
