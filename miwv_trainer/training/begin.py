@@ -143,11 +143,6 @@ def begin_run(
         state = state.resume(before)
         rounds = _read_rounds(start, store, state, config, pool)
     exemplars = find_exemplars(prepare_scorer(start.model, pool, config, world), store, reuse=before is not None)
-    if before is None:
-        # A run that died before its first checkpoint has left round 0, which is read again if the weights are the same.
-        with world.run_together("moving rounds aside"):
-            if world.is_main:
-                store.archive_rounds(1)
     run = TrainingRun(config, sampler, pool, exemplars, store, world, start.console, start.state, state, rounds)
     run.restore_selections()
     return run

@@ -91,9 +91,9 @@ class TrainingRun:
     def end(self) -> None:
         """Moves rounds aside that training has not come to again, and lets other processes use the output folder."""
         self.stop_watching()
+        # Such rounds remain if a resumed run trains fewer steps or rescores less often.
+        self._move_aside(len(self.rounds))
         if self.world.is_main:
-            # Such rounds remain if a resumed run trains fewer steps or rescores less often.
-            self.store.archive_rounds(len(self.rounds))
             self.store.release()
         # A script that ends now must not find gloo's threads alive; another training opens messages of its own.
         self.world.close()
@@ -150,6 +150,10 @@ class TrainingRun:
             notes["dataset"] = self.pool.source
         scorer = prepare_scorer(model, self.pool, self.config, self.world, self._checked)
         current = run_round(scorer, self.exemplars, self.store, point, notes, previous)
+        if current.number == 0 and current.was_there:
+            # A run with the same weights, such as one that died before its first checkpoint, has left round 0. Where
+            # round 0 is written, `run_round` has moved all rounds of the earlier run to one folder.
+            self._move_aside(1)
         if self.world.is_main:
             self.console.tell(describe_round(current, previous))
             logger.info(
@@ -162,6 +166,12 @@ class TrainingRun:
         )
         self._put_in_force(current, position.epoch, position.position)
         return self._describe_statistics()
+
+    def _move_aside(self, first: int) -> None:
+        """Moves the rounds of an earlier run, from number `first` on, to another folder."""
+        with self.world.run_together("moving rounds aside"):
+            if self.world.is_main:
+                self.store.archive_rounds(first)
 
     def _check_undrawn(self, position: EpochPosition) -> None:
         """
