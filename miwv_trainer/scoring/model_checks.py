@@ -26,7 +26,7 @@ def check_model_kind(model: nn.Module) -> None:
     Checks that a model predicts each token from those before it, as far as its class and configuration tell.
 
     Raises:
-        ValueError: it is no model of transformers, or one for another task.
+        ValueError: it is no model of transformers, one for another task, an encoder-decoder, or prompt-tuned.
     """
     inside = get_inner_model(unwrap_model(model))
     name = type(inside).__name__
@@ -43,6 +43,16 @@ def check_model_kind(model: nn.Module) -> None:
                 f"{name} is no causal language model: it {task}, and gives no loss of a response behind its prompt. "
                 "Train an `AutoModelForCausalLM`, or train without a selection."
             )
+    if inside.config.is_encoder_decoder:
+        raise ValueError(
+            f"{name} is an encoder-decoder model; MIWV is defined for causal language models, where the exemplar "
+            "stands before the sample in one sequence. Train an `AutoModelForCausalLM`, or train without a selection."
+        )
+    if is_prompt_tuned(unwrap_model(model)):
+        raise ValueError(
+            "The model is prompt-tuned by PEFT: its virtual tokens shift every position, and losses would be read at "
+            "the wrong ones. Train LoRA, another adapter, or the whole model."
+        )
 
 
 def check_model(model: PreTrainedModel, pool: Pool) -> None:
@@ -50,20 +60,9 @@ def check_model(model: PreTrainedModel, pool: Pool) -> None:
     Checks that MIWV is defined for the model, and that the pool is in its vocabulary.
 
     Raises:
-        ValueError: the model is an encoder-decoder or prompt-tuned, or lacks a token id of the pool.
+        ValueError: as in `check_model_kind`, or the model lacks a token id of the pool.
     """
     check_model_kind(model)
-    config = get_inner_model(model).config
-    if config.is_encoder_decoder:
-        raise ValueError(
-            f"{type(model).__name__} is an encoder-decoder model; MIWV is defined for causal language models, where "
-            "the exemplar stands before the sample in one sequence."
-        )
-    if is_prompt_tuned(model):
-        raise ValueError(
-            "The model is prompt-tuned by PEFT: its virtual tokens shift every position, and losses would be read at "
-            "the wrong ones. Train LoRA, another adapter, or the whole model."
-        )
     vocabulary = read_sizes(model).vocabulary
     tokens = np.concatenate([pool.preamble, pool.tokens])
     wrong = tokens[(tokens < 0) | (tokens >= vocabulary)]

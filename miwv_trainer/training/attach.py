@@ -20,7 +20,7 @@ from miwv_trainer.training.dataloader import (
     read_strategy,
 )
 from miwv_trainer.training.sampler import MIWVDataSampler
-from miwv_trainer.training.trainer_checks import check_inputs, check_trainer_kind
+from miwv_trainer.training.trainer_checks import check_inputs, check_tokenized, check_trainer_kind
 
 
 def attach(trainer: Trainer, config: MIWVConfig | Mapping[str, object] | None = None) -> MIWVCallback:
@@ -125,6 +125,7 @@ def _check_trainer(trainer: Trainer) -> None:
             "itself. Set `packing=False`."
         )
     check_inputs(trainer.train_dataset, trainer.model)
+    check_tokenized(trainer)
     if trainer.accelerator.use_stateful_dataloader:
         raise ValueError(
             "`use_stateful_dataloader=True` makes a state for every batch that the Trainer neither saves nor restores: "

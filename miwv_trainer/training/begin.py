@@ -35,6 +35,7 @@ from miwv_trainer.storage.stored_round import StoredRound
 from miwv_trainer.storage.uploads import keep_out_of_uploads
 from miwv_trainer.training.console import Console
 from miwv_trainer.training.dataloader import check_batches, check_pool_size, read_schedule, warn_of_last_batch
+from miwv_trainer.training.missing_parts import warn_of_missing_parts
 from miwv_trainer.training.resume import keep_exemplars, read_rounds
 from miwv_trainer.training.run import TrainingRun
 from miwv_trainer.training.run_state import RunState
@@ -116,6 +117,7 @@ def check_training(start: TrainingStart, config: MIWVConfig, sampler: MIWVDataSa
     check_batches(start.args, sampler)
     if start.world.is_main:
         warn_of_last_batch(start.args, sampler)
+        warn_of_missing_parts(start.dataloader, start.processing_class, start.model.config, pool)
 
 
 def begin_run(

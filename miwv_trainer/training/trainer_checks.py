@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Iterable
 
+import numpy as np
 from torch import nn
 from transformers import Trainer
 
@@ -10,27 +11,43 @@ from miwv_trainer.data.map_style import MapStyleDataset, check_map_style, list_c
 from miwv_trainer.distributed.wrappers import get_inner_model
 
 AS_FILES = "Score the answers as a file (`miwv score`), and train this Trainer on what `miwv select` writes"
-NO_RESPONSE = "There is no response whose loss could count"
+NO_RESPONSE = "There is no response whose loss could count, so train it without a selection"
 PREFERENCES = ("compares a chosen answer with a rejected one", f"{AS_FILES}; the chosen answer counts as the response")
 REWARDS = ("trains a reward model, which predicts no text", NO_RESPONSE)
-OWN_ANSWERS = ("samples its answers itself", "There is nothing to score; MIWV selects data for fine-tuning")
-# Trainers of TRL and sentence-transformers by the name of their class: importing these packages to ask for the class
-# would make them requirements. A subclass is known by the names of the classes it is made from.
+OWN_ANSWERS = ("samples its answers itself", "There is nothing to score: train it without a selection")
+TEACHER = (
+    "follows a teacher's predictions, on answers of which it samples some itself",
+    "If the dataset has answers, score them as a file (`miwv score`), and train this Trainer on what `miwv select` "
+    "writes",
+)
+# Trainers of TRL by the name of their class: importing it to ask for the class would make it a requirement. A subclass
+# is known by the names of the classes it is made from.
 OTHER_TRAINERS = {
-    "DPOTrainer": PREFERENCES,
-    "CPOTrainer": PREFERENCES,
-    "ORPOTrainer": PREFERENCES,
-    "KTOTrainer": ("learns from answers that are marked as good or bad", AS_FILES),
-    "RewardTrainer": REWARDS,
-    "PRMTrainer": REWARDS,
-    "GRPOTrainer": OWN_ANSWERS,
-    "RLOOTrainer": OWN_ANSWERS,
-    "PPOTrainer": OWN_ANSWERS,
-    "OnlineDPOTrainer": OWN_ANSWERS,
-    "GKDTrainer": OWN_ANSWERS,
-    "SentenceTransformerTrainer": ("trains embeddings of sentences", NO_RESPONSE),
-    "CrossEncoderTrainer": ("trains a score of pairs of texts", NO_RESPONSE),
+    **dict.fromkeys(("DPOTrainer", "CPOTrainer", "ORPOTrainer", "TPOTrainer"), PREFERENCES),
+    **dict.fromkeys(
+        ("KTOTrainer", "BCOTrainer"),
+        ("learns from answers that are marked as good or bad", f"{AS_FILES}; give it the good ones alone"),
+    ),
+    **dict.fromkeys(("RewardTrainer", "PRMTrainer"), REWARDS),
+    **dict.fromkeys(
+        (
+            "GRPOTrainer",
+            "AsyncGRPOTrainer",
+            "RLOOTrainer",
+            "PPOTrainer",
+            "OnlineDPOTrainer",
+            "A2POTrainer",
+            "SDPOTrainer",
+        ),
+        OWN_ANSWERS,
+    ),
+    **dict.fromkeys(
+        ("GKDTrainer", "GOLDTrainer", "SDFTTrainer", "DistillationTrainer", "AsyncDistillationTrainer", "IWOPDTrainer"),
+        TEACHER,
+    ),
 }
+# All Trainers of this package train encoders, whatever their names.
+ENCODERS = ("sentence_transformers", ("trains an encoder of sentences, which predicts no text", NO_RESPONSE))
 # Columns that scoring passes on or reads, and those by which collators know what they need not pass on.
 READ_COLUMNS = {"input_ids", "attention_mask", "labels", "position_ids", "completion_mask", "assistant_masks"}
 # Columns that a collator turns into inputs of the model, so that they are no parameters of its forward.
@@ -49,25 +66,74 @@ def check_trainer_kind(trainer: Trainer) -> None:
         given = f"the class {trainer.__name__}" if inspect.isclass(trainer) else f"a {type(trainer).__name__}"
         raise TypeError(f"`attach` takes a Trainer that has been made, but got {given}.")
     for kind in type(trainer).__mro__:
-        if kind.__name__ in OTHER_TRAINERS:
-            what, advice = OTHER_TRAINERS[kind.__name__]
+        package, encoder = ENCODERS
+        found = encoder if kind.__module__.partition(".")[0] == package else OTHER_TRAINERS.get(_find_name(kind))
+        if found is not None:
+            what, advice = found
             raise ValueError(
                 f"The {kind.__name__} {what}; MIWV is the loss of a given response behind its prompt. {advice}."
             )
 
 
-def check_inputs(dataset: MapStyleDataset, model: nn.Module) -> None:
+def _find_name(kind: type) -> str:
+    """The name of a class, without what Unsloth puts before the names of TRL's."""
+    return kind.__name__.removeprefix("_").removeprefix("Unsloth")
+
+
+def check_tokenized(trainer: Trainer) -> None:
     """
-    Checks that the model sees nothing in training that scoring would not pass to it.
+    Checks that the Trainer's dataset holds token ids with a label for each token.
 
     Raises:
-        ValueError: the dataset has a column that the model's forward takes, or a collator would turn into such inputs,
+        ValueError: it does not; the message says what it holds and what to do.
+    """
+    if len(trainer.train_dataset) == 0:
+        return
+    columns = list_columns(trainer.train_dataset)
+    listed = f"(columns: {', '.join(columns) or 'none'})"
+    if "input_ids" not in columns:
+        if any(name.startswith(("chosen", "rejected")) for name in columns):
+            raise ValueError(
+                f"The training dataset compares answers {listed}; MIWV is the loss of a given response behind its "
+                f"prompt. {AS_FILES}; the chosen answer counts as the response."
+            )
+        prepares = any(kind.__name__ == "SFTTrainer" for kind in type(trainer).__mro__)
+        advice = (
+            "SFTTrainer left it as it was; let it prepare the dataset (no `skip_prepare_dataset`), or tokenise it "
+            "before with `miwv_trainer.tokenize`"
+            if prepares
+            else "tokenise it before it goes to the Trainer, with `miwv_trainer.tokenize`, or use TRL's SFTTrainer, "
+            "which does it itself"
+        )
+        raise ValueError(f"The training dataset has no `input_ids` {listed}: {advice}.")
+    label = trainer.train_dataset[0].get("labels")
+    if label is not None and np.ndim(label) == 0:
+        raise ValueError(
+            f"The training dataset has one label for a whole sample ({label!r}), as classification has, and MIWV is "
+            "the loss of the tokens of a response. Give a label for each token, -100 outside the response "
+            "(`miwv_trainer.tokenize` makes them), or train without a selection."
+        )
+
+
+def check_inputs(dataset: MapStyleDataset, model: nn.Module) -> None:
+    """
+    Checks that the model predicts tokens, and sees nothing in training that scoring would not pass to it.
+
+    Raises:
+        ValueError: the model has no output layer, or the dataset has a column that the model's forward takes, or a collator would turn into such inputs,
             and that scoring does not pass on.
     """
     check_map_style(dataset)
     if len(dataset) == 0:
         return
-    parameters = inspect.signature(get_inner_model(model).forward).parameters
+    inside = get_inner_model(model)
+    parameters = inspect.signature(inside.forward).parameters
+    # A bare model such as `LlamaModel`. A model of one's own may have its output layer under any name.
+    if inside.get_output_embeddings() is None and type(inside).__module__.startswith("transformers."):
+        raise ValueError(
+            f"{type(inside).__name__} has no output layer that predicts tokens, so that there is no loss of a response. "
+            "Load it with `AutoModelForCausalLM`."
+        )
     columns = set(list_columns(dataset))
     passed_on = sorted((columns & set(parameters)) - READ_COLUMNS)
     media = sorted(columns & MEDIA_COLUMNS)
