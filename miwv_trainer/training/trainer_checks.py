@@ -120,8 +120,9 @@ def check_inputs(dataset: MapStyleDataset, model: nn.Module) -> None:
     Checks that the model predicts tokens, and sees nothing in training that scoring would not pass to it.
 
     Raises:
-        ValueError: the model has no output layer, or the dataset has a column that the model's forward takes, or a collator would turn into such inputs,
-            and that scoring does not pass on.
+        ValueError:
+            the model has no output layer, or the dataset has a column that the model's forward takes, or a collator
+            would turn into such inputs, and that scoring does not pass on.
     """
     check_map_style(dataset)
     if len(dataset) == 0:
@@ -131,7 +132,7 @@ def check_inputs(dataset: MapStyleDataset, model: nn.Module) -> None:
     # A bare model such as `LlamaModel`. A model of one's own may have its output layer under any name.
     if inside.get_output_embeddings() is None and type(inside).__module__.startswith("transformers."):
         raise ValueError(
-            f"{type(inside).__name__} has no output layer that predicts tokens, so that there is no loss of a response. "
+            f"{type(inside).__name__} has no output layer that predicts tokens, and so no loss of a response. "
             "Load it with `AutoModelForCausalLM`."
         )
     columns = set(list_columns(dataset))
