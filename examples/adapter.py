@@ -33,7 +33,7 @@ def make_adapter_trainer(
         samples: Tokenised samples.
         folder: `output_dir` of the Trainer.
         seed: Seed of the adapter and of the order.
-        arguments: Further `TrainingArguments`.
+        arguments: Further `TrainingArguments`. Samples of like length share a batch unless they say otherwise.
     """
     set_seed(seed)
     lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -45,10 +45,9 @@ def make_adapter_trainer(
             logging_strategy="no",
             report_to="none",
             disable_tqdm=True,
-            train_sampling_strategy="group_by_length",
             use_cpu=not torch.cuda.is_available(),
             seed=seed,
-            **arguments,
+            **{"train_sampling_strategy": "group_by_length", **arguments},
         ),
         train_dataset=samples,
         data_collator=DataCollatorForSeq2Seq(tokenizer),

@@ -1,267 +1,314 @@
-"""`examples/compare.py`: what it trains, what it says of it, and that a killed comparison goes on where it was."""
+"""`examples/compare.py` as a whole: what it trains, that processes share its runs, and that a killed one goes on."""
 
 import json
-import math
+import re
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from miwv_trainer import load_rows, pool_from_rows, tokenize
-from tests.helpers.launch import ROOT
-from tests.helpers.tiny import instruction_rows, save_tiny, tiny_dataset, tiny_model, tiny_tokenizer
+from tests.helpers.launch import ROOT, torchrun
+from tests.helpers.tiny import instruction_rows, save_tiny
 
 EXAMPLES = ROOT / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
 import compare  # noqa: E402
 from adapter import make_adapter_trainer  # noqa: E402
-from comparison import (  # noqa: E402
-    Result,
-    build_page,
-    compare_arms,
-    compute_difference,
-    describe_difference,
-    format_markdown,
-    make_rows,
-    read_results,
-    write_results,
-)
+from comparison.arms import Arm  # noqa: E402
+from comparison.options import make_parser  # noqa: E402
+from comparison.plan import Orders, Run, make_plan  # noqa: E402
+from comparison.results import read_result, write_result  # noqa: E402
+from comparison.samples import split_dataset  # noqa: E402
+from comparison.schedule import count_tokens  # noqa: E402
+from comparison.scoring import Scores, is_rescored  # noqa: E402
+from comparison.setting import Setting, prepare  # noqa: E402
+from comparison.training import make_run  # noqa: E402
 
-ARMS = list(compare.ARMS)
-SAMPLES, HELD_OUT, SEEDS = 40, 8, 2
+ALWAYS = ["full set", "random", "longest"]
+SAMPLES, HELD_OUT, BATCH = 40, 8, 4
 
 
 @pytest.fixture(scope="module")
-def command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = save_tiny(tmp_path_factory.mktemp("model"))
-    tiny_tokenizer().save_pretrained(folder)
-    pool = folder / "pool.jsonl"
-    pool.write_text("".join(json.dumps(row) + "\n" for row in instruction_rows(SAMPLES)))
-    options = (
-        f"--model {folder} --dataset {pool} --fraction 0.25 --held-out {HELD_OUT} --longest 0 --max-samples 0 "
-        f"--seeds {SEEDS} --epochs 2 --batch-size 4 --generations 2 --max-new-tokens 3"
-    )
-    return [sys.executable, str(EXAMPLES / "compare.py"), *options.split()]
+    for name, count, seed in (("pool", SAMPLES, 0), ("other", 12, 5)):
+        lines = [json.dumps(row) + "\n" for row in instruction_rows(count, seed)]
+        (folder / f"{name}.jsonl").write_text("".join(lines))
+    return folder
 
 
 @pytest.fixture(scope="module")
-def finished(command: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def options(folder: Path) -> list[str]:
+    options = (
+        f"--model {folder} --dataset {folder / 'pool.jsonl'} --fraction 0.25 --held-out {HELD_OUT} --longest 0 "
+        f"--max-samples 0 --seeds 2 --epochs 2 --batch-size {BATCH} --evaluate {folder / 'other.jsonl'}"
+    )
+    return options.split()
+
+
+@pytest.fixture(scope="module")
+def setting(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Setting:
     output = tmp_path_factory.mktemp("compared")
-    done = subprocess.run([*command, "--output", str(output)], capture_output=True, text=True)
+    arms = ["--arm", "MIWV: score=miwv", "--arm", "again: rescore_strategy=epoch", "--corrupt", "swapped=0.25"]
+    return prepare(make_parser(None).parse_args([*options, *arms, "--output", str(output)]))
+
+
+@pytest.fixture(scope="module")
+def scores(setting: Setting) -> Scores:
+    scores = Scores(setting)
+    scores.score()
+    return scores
+
+
+def arm_of(setting: Setting, name: str) -> Arm:
+    return next(arm for arm in setting.arms if arm.name == name)
+
+
+def test_arms_of_the_same_forwards_share_a_round(setting: Setting, scores: Scores) -> None:
+    assert {name: scoring.slug for name, scoring in scores.scorings.items()} == {
+        "random": "random", "longest": "longest", "MIWV": "again", "again": "again",
+    }  # fmt: skip
+    assert scores.count_tokens(arm_of(setting, "random")) == scores.count_tokens(arm_of(setting, "longest")) == 0
+    # In trees each sample is forwarded twice: behind the preamble as a trunk, and without it as a branch.
+    twice = 2 * setting.samples.pool.lengths.sum()
+    assert twice < scores.count_tokens(arm_of(setting, "MIWV")) < 1.5 * twice
+
+
+def test_what_is_trained_is_what_was_planned(setting: Setting, scores: Scores) -> None:
+    """Full batches, the planned tokens, and the losses of every sample: an arm, its control, and an arm with rounds."""
+    plan, orders = make_plan(setting, scores), Orders(setting, scores)
+    control = next(arm for arm in plan.arms if arm.name == plan.same_cost["MIWV"])
+    runs = {arm.name: Run(arm, 1e-3, 1) for arm in (arm_of(setting, "MIWV"), control, arm_of(setting, "again"))}
+    results = {name: make_run(setting, scores, run) for name, run in runs.items()}
+    for name in ("MIWV", control.name):
+        order = orders.order(runs[name].arm, 1)
+        assert results[name].steps * BATCH == len(order)
+        assert results[name].trained_tokens == count_tokens(order, setting.samples.lengths, BATCH)
+        assert results[name].samples == len(np.unique(order))
+    one, equal, again = results["MIWV"], results[control.name], results["again"]
+    assert one.steps == again.steps == 4 and equal.steps > 4 and is_rescored(setting.make_config(runs["again"].arm))
+    # Two batches of four are the 25 % of 32 samples, seen twice.
+    assert one.samples == 8 and one.seen == 2.0
+    assert one.scoring_tokens == scores.count_tokens(runs["MIWV"].arm)
+    assert again.scoring_tokens == 2 * one.scoring_tokens and equal.scoring_tokens == 0
+    # The control costs what scoring and training cost, or a batch less.
+    longest_batch = 3 * BATCH * setting.samples.lengths.max()
+    assert control.target is not None and control.target - longest_batch < equal.compute <= control.target
+    assert {name: len(losses) for name, losses in one.losses.items()} == {
+        "held-out samples": HELD_OUT,
+        "other.jsonl": 8,
+    }
+    assert np.isfinite([*one.losses.values()]).all() and one.losses != equal.losses
+    assert 0 <= one.shares["swapped"] <= 1
+
+
+def test_an_arm_with_rounds_reads_its_first_round_and_trains_in_the_same_order_until_the_second(
+    setting: Setting, scores: Scores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(Arm("late", {"rescore_strategy": "steps", "rescore_steps": 100}), 1e-3, 0)
+    monkeypatch.setitem(scores.scorings, "late", scores.scorings["again"])
+    late, once = make_run(setting, scores, run), make_run(setting, scores, Run(arm_of(setting, "MIWV"), 1e-3, 0))
+    assert late.losses == once.losses and late.trained_tokens == once.trained_tokens
+    first = setting.output / "scores" / "again" / "miwv" / "round-000" / "scores.parquet"
+    copied = setting.output / "trained" / run.slug / "miwv" / "round-000" / "scores.parquet"
+    assert first.read_bytes() == copied.read_bytes()
+    assert not list(copied.parents[1].glob("previous-*"))
+
+
+def test_every_batch_that_enters_the_model_is_full(setting: Setting, scores: Scores, tmp_path: Path) -> None:
+    """Counted where the batches go into the model, for a selection of ten and batches of eight."""
+    order = np.resize(np.arange(10), 40)
+    trainer = make_adapter_trainer(
+        setting.model, setting.tokenizer, setting.samples.rows.select(order), tmp_path, 0,
+        max_steps=5, per_device_train_batch_size=8, train_sampling_strategy="sequential",
+    )  # fmt: skip
+    seen: list[Any] = []
+    trainer.model.register_forward_pre_hook(
+        lambda model, args, given: seen.append(given["input_ids"].tolist()), with_kwargs=True
+    )
+    trainer.train()
+    trainer.model.unload()
+    assert [len(batch) for batch in seen] == [8] * 5
+    rows = setting.samples.rows[:10]["input_ids"]
+    flat = [tuple(ids) for batch in seen for ids in batch]
+    assert all(ids[: len(rows[index])] == tuple(rows[index]) for ids, index in zip(flat, order, strict=True))
+
+
+@pytest.mark.parametrize("option", ["--seeds", "--batch-size", "--rescores"])
+def test_numbers_that_make_no_comparison_are_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        make_parser(None).parse_args([option, "0"])
+    assert f"argument {option}: must be a whole number from 1 on, but got 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        (["--known", "1"], "must be a number above 0 and below 1, but got 1"),
+        (["--known", "half"], "must be a number above 0 and below 1, but got half"),
+        (["--learning-rates", "5e-4", "fast"], "must be a learning rate such as 5e-4, but got fast"),
+        (["--held-out", "1"], "must be a whole number from 2 on, but got 1"),
+        (["--arm", "score=miwv"], r'must be "name: key=value, ..."'),
+        (["--corrupt", "swaped=0.3"], "must be one of swapped, truncated, duplicated with a share of the pool"),
+    ],
+)
+def test_options_say_what_is_allowed(typed: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        make_parser(None).parse_args(typed)
+    assert message in capsys.readouterr().err
+
+
+def test_too_few_samples_are_refused(options: list[str], setting: Setting) -> None:
+    arguments = make_parser(None).parse_args([*options, "--longest", "1"])
+    with pytest.raises(SystemExit, match="has 0 samples of at most 1 tokens, of which --max-samples all are taken: 8"):
+        split_dataset(arguments, setting.tokenizer)
+
+
+@pytest.fixture
+def typed(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[str]], None]:
+    def run(options: list[str]) -> None:
+        monkeypatch.setattr(sys, "argv", ["compare.py", *options])
+        compare.main()
+
+    return run
+
+
+def test_the_command_on_the_page_is_parsed_to_the_same_options(options: list[str]) -> None:
+    given = [*options, "--arm", "a: score=longest, loss_band=[0.0, 1.0]", "--corrupt", "swapped=0.3", "--refine"]
+    arguments = make_parser(None).parse_args([*given, "--learning-rates", "1e-3", "1e-4", "--known", "0.5"])
+    words = re.findall(r'"[^"]*"|\S+', compare.describe_command(arguments))[2:]
+    again = make_parser(None).parse_args([word.strip('"') for word in words])
+    assert again == arguments
+
+
+def results_of(output: Path) -> dict[str, dict[str, Any]]:
+    """The files of all runs, without their times."""
+    found = {path.stem: json.loads(path.read_text()) for path in sorted((output / "runs").glob("*.json"))}
+    return {name: {**result, "seconds": 0} for name, result in found.items()}
+
+
+@pytest.fixture(scope="module")
+def finished(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The default arms, with generations."""
+    output = tmp_path_factory.mktemp("finished")
+    more = ["--generations", "2", "--max-new-tokens", "3", "--output", str(output)]
+    done = subprocess.run([*compare_command(options), *more], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return output, done.stdout
 
 
-def results_of(output: Path) -> list[dict[str, Any]]:
-    return json.loads((output / "results.json").read_text())["results"]
+def compare_command(options: list[str]) -> list[str]:
+    return [sys.executable, str(EXAMPLES / "compare.py"), *options]
 
 
 @pytest.mark.slow
-def test_every_arm_is_trained_with_every_seed_at_both_budgets(finished: tuple[Path, str]) -> None:
+def test_every_arm_is_trained_with_every_seed_as_many_samples(finished: tuple[Path, str]) -> None:
     results = results_of(finished[0])
-    expected = {("untrained", "", 0)} | {("full set", "", seed) for seed in range(SEEDS)}
-    expected |= {(arm, budget, seed) for arm in ARMS[1:] for budget in ("samples", "tokens") for seed in range(SEEDS)}
-    assert {(line["arm"], line["budget"], line["seed"]) for line in results} == expected
-    assert len(results) == len(expected)
-    pool = SAMPLES - HELD_OUT
-    untrained = results[0]["loss"]
-    whole = next(line["tokens"] for line in results if line["arm"] == "full set")
-    for line in results[1:]:
-        assert line["loss"] != untrained
-        if line["budget"] == "samples":
-            assert line["samples"] == pool // 4
-        if line["budget"] == "tokens":
-            assert line["tokens"] <= whole // 4
-    longest = {line["tokens"] for line in results if line["arm"] == "longest" and line["budget"] == "samples"}
-    others = [line["tokens"] for line in results if line["arm"] != "longest" and line["budget"] == "samples"]
-    assert longest == {max(longest)} and max(longest) >= max(others)
-
-
-@pytest.mark.slow
-def test_the_arm_that_rescores_has_a_second_round_and_the_others_none(finished: tuple[Path, str]) -> None:
-    rounds = {path.parents[1].name for path in finished[0].glob("trained/*/miwv/round-001")}
-    assert rounds == {
-        f"MIWV-rescored-equal-{budget}-seed-{seed}" for budget in ("samples", "tokens") for seed in (0, 1)
-    }
-    once = finished[0] / "scores-equal-samples" / "miwv" / "round-000" / "scores.parquet"
-    again = finished[0] / "trained" / "MIWV-rescored-equal-samples-seed-1" / "miwv" / "round-000" / "scores.parquet"
-    assert once.read_bytes() == again.read_bytes()
-    assert not list(finished[0].glob("trained/*/miwv/round-002"))
+    names = {result["arm"] for result in results.values()}
+    assert {*ALWAYS, "untrained", "random, equal tokens", "MIWV", "MIWV rescored", "MIWV by tokens"} < names
+    controls = {name for name in names if "times the cost" in name}
+    assert controls and len(results) == 1 + 2 * (len(names) - 1)
+    for result in results.values():
+        if result["arm"] in controls:
+            assert result["steps"] > 4 and result["scoring_tokens"] == 0
+        elif result["arm"] != "untrained":
+            assert result["steps"] == 4 and result["seen"] * result["samples"] == pytest.approx(16)
+    rescored = results["miwv-rescored-rate-0.0005-seed-0"]["scoring_tokens"]
+    assert rescored == 2 * results["miwv-rate-0.0005-seed-0"]["scoring_tokens"] > 0
 
 
 @pytest.mark.slow
 def test_what_it_prints_and_writes(finished: tuple[Path, str]) -> None:
     output, printed = finished
     page = (output / "comparison.md").read_text()
-    for text in (printed, page):
-        assert "Equal numbers of samples" in text and "Equal numbers of response tokens" in text
-        assert all(text.count(arm) >= 2 for arm in ARMS)
-    assert "27 of 27 runs to go" in printed and "[27/27] highest one-shot loss, equal tokens, seed 1: " in printed
-    assert "train_runtime" not in printed
+    count = len(results_of(output))
+    assert f"{count} of {count} runs to go" in printed and f"[{count}/{count}] " in printed and "min left" in printed
+    for text in (
+        "## On held-out samples",
+        "## On other.jsonl",
+        "total compute",
+        "Power: ",
+        "ROUGE-L",
+        "Against the full",
+    ):
+        assert text in page, text
+    verdict = re.findall(r"^\*\*(.*)\*\*$", page, re.MULTILINE)
+    assert len(verdict) == 1 and verdict[0] in printed
+    assert "train_runtime" not in printed and "nan" not in page
     assert (output / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow
-def test_a_killed_comparison_goes_on_and_ends_the_same(
-    command: list[str], finished: tuple[Path, str], tmp_path: Path
+def test_processes_share_the_runs_and_end_with_the_same_results(
+    options: list[str], finished: tuple[Path, str], tmp_path: Path
 ) -> None:
-    command = [*command, "--output", str(tmp_path), "--seeds", "1"]
+    more = ["--generations", "2", "--max-new-tokens", "3", "--output", str(tmp_path)]
+    done = torchrun(2, str(EXAMPLES / "compare.py"), *options, *more)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert results_of(tmp_path) == results_of(finished[0])
+    made = [line for line in done.stdout.splitlines() if ": held-out loss " in line]
+    assert len(made) == len(results_of(tmp_path))  # each by one process
+    assert done.stdout.count("comparison.png") == 1
+
+
+@pytest.mark.slow
+def test_a_killed_comparison_goes_on_and_ends_the_same(
+    options: list[str], finished: tuple[Path, str], tmp_path: Path
+) -> None:
+    more = ["--generations", "2", "--max-new-tokens", "3", "--output", str(tmp_path)]
+    command = [*compare_command(options), *more]
     silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(command, **silent) as run:
-        deadline = time.monotonic() + 120
-        while not (tmp_path / "results.json").is_file() or len(results_of(tmp_path)) < 5:
+        deadline = time.monotonic() + 300
+        while len(list((tmp_path / "runs").glob("*.json"))) < 5:
             assert run.poll() is None and time.monotonic() < deadline
             time.sleep(0.05)
         run.send_signal(signal.SIGKILL)
     before = results_of(tmp_path)
-    assert 5 <= len(before) < 14
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert f"{14 - len(before)} of 14 runs to go" in done.stdout
     after = results_of(tmp_path)
-    assert after[: len(before)] == before
-    undisturbed = [line for line in results_of(finished[0]) if line["seed"] == 0]
-    for line, other in zip(after, undisturbed, strict=True):
-        assert {**line, "seconds": 0} == {**other, "seconds": 0}
+    assert f"{len(after) - len(before)} of {len(after)} runs to go" in done.stdout
+    assert after == results_of(finished[0])
 
 
-@pytest.fixture
-def written(tmp_path: Path) -> Path:
-    """Results as a comparison leaves them."""
-    path = tmp_path / "results.json"
-    results = [asdict(result("untrained", "", 0, 9.0)), asdict(result("random", "samples", 0, 1.0))]
-    write_results(
-        path, {"settings": {"fraction": 0.25}, "data": {"pool": "a" * 64, "held_out": "b" * 64}, "results": results}
-    )
-    return path
+@pytest.mark.slow
+def test_several_rates_are_shown_and_tuned_and_a_known_half_is_learnt_first(
+    options: list[str], finished: tuple[Path, str], tmp_path: Path
+) -> None:
+    more = [
+        "--learning-rates",
+        "1e-3",
+        "1e-2",
+        "--known",
+        "0.5",
+        "--arm",
+        "MIWV: score=miwv",
+        "--output",
+        str(tmp_path),
+    ]
+    done = subprocess.run([*compare_command(options), *more], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    page = (tmp_path / "comparison.md").read_text()
+    titles = re.findall(r"^## (.*)$", page, re.MULTILINE)
+    on = [f"On {name}, {which}" for name in ("held-out samples", "other.jsonl") for which in (
+        "each arm at its best learning rate", "learning rate 0.001", "learning rate 0.01")]  # fmt: skip
+    assert titles == on and "| known |" in page and "50% known" in page
+    untrained, learnt = (results_of(output)["untrained"]["losses"] for output in (finished[0], tmp_path))
+    assert untrained["held-out samples"] != learnt["held-out samples"]
 
 
-def test_results_are_read_as_they_were_written(written: Path) -> None:
-    data = {"pool": "a" * 64, "held_out": "b" * 64}
-    expected = [result("untrained", "", 0, 9.0), result("random", "samples", 0, 1.0)]
-    assert read_results(written, {"fraction": 0.25}, data) == expected
-    assert read_results(written.with_name("none.json"), {"fraction": 0.25}, data) == []
-
-
-def test_other_settings_in_the_same_folder_are_refused(written: Path) -> None:
-    with pytest.raises(SystemExit, match=r"was made with --fraction 0\.25, not 0\.5: give that, or another --output"):
-        read_results(written, {"fraction": 0.5}, {})
-
-
-@pytest.mark.parametrize("name", ["pool", "held_out"])
-def test_other_samples_under_the_same_name_are_refused(name: str, written: Path) -> None:
-    data = {"pool": "a" * 64, "held_out": "b" * 64, name: "0" * 64}
-    with pytest.raises(SystemExit, match="made with other samples, though of the same name: give another --output"):
-        read_results(written, {}, data)
-
-
-@pytest.mark.parametrize(
-    ("count", "steps", "expected"),
-    [
-        (10, 5, 2.8),  # batches of 8, 2, 8, 2, 8
-        (3, 5, 5.0),  # all of them five times
-        (16, 5, 2.5),
-        (200, 5, 0.2),
-        (8, 5, 5.0),
-    ],
-)
-def test_how_often_samples_are_seen_counts_the_smaller_batches(count: int, steps: int, expected: float) -> None:
-    assert compare.count_times_seen(count, steps, 8) == pytest.approx(expected)
-
-
-def test_what_a_trainer_trains_on_in_so_many_steps(command: list[str], tmp_path: Path) -> None:
-    """The same, counted where the batches go into the model."""
-    tokenizer = tiny_tokenizer()
-    samples = tokenize(tiny_dataset(10), tokenizer)
-    trainer = make_adapter_trainer(
-        tiny_model(), tokenizer, samples, tmp_path, 0, max_steps=5, per_device_train_batch_size=8
-    )
-    counts = []
-    trainer.model.register_forward_pre_hook(
-        lambda model, args, given: counts.append(len(given["input_ids"])), with_kwargs=True
-    )
-    trainer.train()
-    assert counts == [8, 2, 8, 2, 8] and sum(counts) / 10 == compare.count_times_seen(10, 5, 8)
-
-
-@pytest.mark.parametrize("option", ["--seeds", "--held-out", "--batch-size", "--rescores"])
-def test_numbers_that_make_no_comparison_are_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        compare.make_parser().parse_args([option, "0"])
-    assert f"argument {option}: must be a whole number from 1 on, but got 0" in capsys.readouterr().err
-
-
-def test_too_few_samples_are_refused(command: list[str]) -> None:
-    arguments = compare.make_parser().parse_args([*command[2:], "--longest", "1"])
-    with pytest.raises(
-        SystemExit,
-        match="has 0 samples of at most 1 tokens, of which --max-samples all are taken: 8 are held",
-    ):
-        compare.split_dataset(arguments, tiny_tokenizer())
-
-
-def test_it_says_how_many_samples_the_limit_of_length_leaves_out(command: list[str]) -> None:
-    tokenizer = tiny_tokenizer()
-    arguments = compare.make_parser().parse_args([*command[2:], "--longest", "40"])
-    lengths = pool_from_rows(load_rows(arguments.dataset), tokenizer).lengths
-    pool, held_out, too_long = compare.split_dataset(arguments, tokenizer)
-    assert 0 < too_long == (lengths > 40).sum() == SAMPLES - len(pool) - len(held_out)
-    setting = compare.Setting(tiny_model(), tokenizer, pool, held_out, [], too_long, 1, arguments)
-    assert compare.describe_limits(setting) == f"none longer than 40 tokens ({too_long} left out)"
-
-
-def test_a_difference_is_paired_and_has_students_interval() -> None:
-    # Differences 1, 2 and 3: mean 2, standard deviation 1; t(0.975, 2) = 4.3027 from any table.
-    mean, half = compute_difference([11, 22, 33], [10, 20, 30])
-    assert mean == 2 and half == pytest.approx(4.3027 / math.sqrt(3), abs=1e-4)
-    assert describe_difference([11, 22, 33], [10, 20, 30]) == "+2.0000 ± 2.4841 (not shown)"
-    assert describe_difference([1.0, 2.0, 3.1], [2.0, 3.0, 4.0]).endswith("(lower)")
-    assert describe_difference([2.0, 3.0, 4.0], [1.0, 2.0, 3.1]).endswith("(higher)")
-    assert describe_difference([1.5], [1.0]) == "+0.5000"
-
-
-def result(arm: str, budget: str, seed: int, loss: float, written: float = 0.5) -> Result:
-    return Result(arm, budget, seed, 10, 100, 2.0, loss, 0.0, written, 1.0)
-
-
-def test_rows_are_sorted_by_loss_and_compared_over_the_seeds_that_both_have() -> None:
-    results = [result("untrained", "", 0, 9.0)]
-    results += [result("full set", "", seed, 2.0 + seed) for seed in range(3)]
-    results += [result("random", "samples", seed, 1.0 + seed) for seed in range(3)]
-    results += [result("MIWV once", "samples", seed, 1.5 + seed) for seed in range(2)]
-    results += [result("MIWV once", "tokens", 0, 0.5)]
-    assert [row[0] for row in make_rows(results, "samples")][-1] == "full set"
-    assert compare_arms(results, "MIWV once", "random", "samples") == "+0.5000 ± 0.0000 (higher)"
-    assert compare_arms(results, "full set", "random", "samples") == "+1.0000 ± 0.0000 (higher)"
-    assert compare_arms(results, "MIWV once", "random", "tokens") == ""
-    assert [row[0] for row in make_rows(results, "tokens")] == ["MIWV once", "full set"]
-    means = [float(row[4].split()[0]) for row in make_rows(results, "samples")]
-    assert means == sorted(means) == [2.0, 2.0, 3.0]
-
-
-def test_the_page_counts_seeds_and_degrees_of_freedom() -> None:
-    results = [result("untrained", "", 0, 9.0)]
-    results += [result(arm, "samples", seed, 1.0 + seed) for seed in range(3) for arm in ("random", "longest")]
-    facts = {"model": "M", "pool": "P", "steps": "9 steps of up to 8 samples", "late": "3", "command": "C"}
-    page = build_page(results, facts)
-    assert (
-        "over 3 seeds" in page
-        and "2 degrees of freedom" in page
-        and "same 9 steps of up to 8 samples. The last batch" in page
-    )
-    assert "trains on its last selection for the last 3 of these steps" in " ".join(page.split())
-    assert "| random | 10 | 100 | 2.0 | 2.0000 ± 1.0000 |  |" in format_markdown(results, "samples")
-    assert np.isnan(compute_difference([1.0], [2.0])[1])
-
-
-def test_without_generations_nothing_is_said_of_them() -> None:
-    results = [result("untrained", "", 0, 9.0, math.nan), result("random", "samples", 0, 1.0, math.nan)]
-    head, _, row = format_markdown(results, "samples").splitlines()
-    assert "ROUGE-L" not in head and "nan" not in row and head.count("|") == row.count("|")
+def test_a_result_is_read_as_it_was_written(setting: Setting, scores: Scores, tmp_path: Path) -> None:
+    result = make_run(setting, scores, Run(Arm("untrained", None), 0.0, 0))
+    write_result(tmp_path / "runs" / "untrained.json", result)
+    assert json.loads((tmp_path / "runs" / "untrained.json").read_text())["arm"] == "untrained"
+    read = read_result(tmp_path / "runs" / "untrained.json")
+    assert read is not None and read.losses == result.losses and read.compute == 0
+    assert read_result(tmp_path / "runs" / "none.json") is None

@@ -1,0 +1,156 @@
+"""The arms of a comparison: configurations of `MIWVConfig` by name, and what they are held against."""
+
+import argparse
+import ast
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from miwv_trainer import MIWVConfig
+
+FULL, RANDOM, LONGEST, UNTRAINED = "full set", "random", "longest", "untrained"
+# Set by the comparison itself, or of no use in it.
+RESERVED = ("sampler_seed", "scores_dir", "group_column")
+DEFAULT = {
+    "MIWV": {},
+    "MIWV rescored": {"rescore_strategy": "steps"},
+    "MIWV by tokens": {"selection_budget": "tokens"},
+    "lowest MIWV": {"score": "low_miwv"},
+    "highest one-shot loss": {"score": "one_shot_loss"},
+}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """
+    A name and the fields of `MIWVConfig` that were given for it. The full set has none.
+
+    Args:
+        target: Tokens, a trained one counted three times, that a random draw may cost. None: the steps of all arms.
+    """
+
+    name: str
+    settings: dict[str, Any] | None
+    target: int | None = None
+
+    @property
+    def slug(self) -> str:
+        """The name as a part of a file's name."""
+        return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
+
+    @property
+    def scores(self) -> bool:
+        """Whether it is ranked by something that random draws and the longest responses do not need."""
+        return self.settings is not None and self.settings.get("score") not in (RANDOM, LONGEST)
+
+    @property
+    def size(self) -> tuple[object, object]:
+        """What says how much is selected: arms with the same are held against the same random draw."""
+        given = self.settings or {}
+        return given.get("fraction"), given.get("selection_budget", MIWVConfig.selection_budget)
+
+
+def parse_arm(typed: str) -> Arm:
+    """
+    An arm from `"name: key=value, key=value"`.
+
+    Values are numbers, `true`, `false`, `none`, lists in brackets, or text, quoted or not.
+
+    Raises:
+        argparse.ArgumentTypeError: there is no name, a part is no `key=value`, a key is unknown or reserved, or its
+            value is none that `MIWVConfig` takes. The message names arm and key.
+    """
+    name, separator, rest = (part.strip() for part in typed.partition(":"))
+    if not separator or not name or not re.search(r"[a-z0-9]", name.lower()):
+        raise argparse.ArgumentTypeError(f'must be "name: key=value, ...", but got {typed!r}')
+    settings: dict[str, Any] = {}
+    for part in split_outside_brackets(rest):
+        key, equals, value = (word.strip() for word in part.partition("="))
+        if not equals or not key:
+            raise argparse.ArgumentTypeError(f"arm {name!r}: {part!r} is no key=value")
+        if key in settings:
+            raise argparse.ArgumentTypeError(f"arm {name!r}: {key!r} is given twice")
+        if key in RESERVED:
+            raise argparse.ArgumentTypeError(f"arm {name!r}: {key!r} is set by the comparison itself; leave it out")
+        settings[key] = parse_value(value)
+    try:
+        MIWVConfig(**fill_settings(settings, rescore_steps=1))
+    except (TypeError, ValueError) as error:  # it names the key, what was given and what is allowed
+        raise argparse.ArgumentTypeError(f"arm {name!r}: {error}") from error
+    return Arm(name, settings)
+
+
+def split_outside_brackets(typed: str) -> list[str]:
+    """The parts between commas that are not within brackets or quotes."""
+    parts = re.findall(r"""(?:\[[^\]]*\]|"[^"]*"|'[^']*'|[^,\["'])+""", typed)
+    return [part.strip() for part in parts if part.strip()]
+
+
+def parse_value(typed: str) -> object:
+    """What was typed as a value of Python: JSON's words and Python's are both understood, all else is text."""
+    words = {"true": True, "false": False, "none": None, "null": None}
+    if typed.lower() in words:
+        return words[typed.lower()]
+    try:
+        return ast.literal_eval(typed)
+    except (ValueError, SyntaxError):
+        return typed
+
+
+def make_config(arm: Arm, common: dict[str, Any], rescore_steps: int) -> MIWVConfig:
+    """
+    The configuration of an arm.
+
+    Args:
+        common: What all arms have that do not say otherwise.
+        rescore_steps: What an arm has that is rescored by steps and does not say otherwise.
+
+    Raises:
+        SystemExit: its values exclude each other, or what all arms have; the message names the arm.
+    """
+    try:
+        return MIWVConfig(**fill_settings({**common, **(arm.settings or {})}, rescore_steps))
+    except (TypeError, ValueError) as error:
+        typed = ", ".join(f"{key}={json.dumps(value)}" for key, value in (arm.settings or {}).items())
+        raise SystemExit(f'--arm "{arm.name}: {typed}": {error}') from error
+
+
+def fill_settings(settings: dict[str, Any], rescore_steps: int) -> dict[str, Any]:
+    """The settings with the steps between two rounds, where they are needed."""
+    return {"rescore_steps": rescore_steps, **settings} if settings.get("rescore_strategy") == "steps" else settings
+
+
+def list_arms(given: Sequence[Arm] | None) -> list[Arm]:
+    """
+    The full set, random draws, the longest responses, and the given arms; each other size has random draws too.
+
+    Raises:
+        SystemExit: two arms have one name, or the name of an arm that is always there.
+    """
+    chosen = list(given) if given else [Arm(name, settings) for name, settings in DEFAULT.items()]
+    always = [Arm(FULL, None), Arm(RANDOM, {"score": RANDOM}), Arm(LONGEST, {"score": LONGEST})]
+    sizes = {arm.size: arm for arm in chosen if arm.size != always[1].size}
+    for size, arm in sizes.items():
+        if not any(other.settings and other.settings.get("score") == RANDOM and other.size == size for other in chosen):
+            sized = {key: value for key, value in arm.settings.items() if key in ("fraction", "selection_budget")}  # type: ignore[union-attr]
+            always.append(Arm(name_random(*size), {"score": RANDOM, **sized}))
+    arms = always + chosen
+    slugs = [arm.slug for arm in arms]
+    for arm in arms:
+        if slugs.count(arm.slug) > 1 or arm.slug == UNTRAINED:
+            raise SystemExit(f"Two arms are named {arm.name!r} (or {arm.slug!r}, as a file). Give one another name.")
+    return arms
+
+
+def name_random(fraction: object, budget: object) -> str:
+    """The name of random draws of another size than the default one."""
+    parts = [f"{100 * float(str(fraction)):g} %"] if fraction is not None else []
+    return ", ".join([RANDOM, *parts, *(["equal tokens"] if budget == "tokens" else [])])
+
+
+def find_random(arm: Arm, arms: Sequence[Arm]) -> Arm:
+    """The random draws that select as much as an arm does."""
+    draws = [other for other in arms if other.target is None and (other.settings or {}).get("score") == RANDOM]
+    return next((other for other in draws if other.size == arm.size), draws[0])

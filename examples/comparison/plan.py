@@ -1,0 +1,141 @@
+"""Lists the runs of a comparison, and the random draws at the cost of the other arms."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from comparison.arms import RANDOM, UNTRAINED, Arm, find_random
+from comparison.schedule import TRAINED, BatchRule, count_tokens, fit_to_cost, order_samples
+from comparison.scoring import Scores
+from comparison.setting import Setting
+
+TOLERANCE = 0.1  # by which the compute of arms may differ that are held against one random draw
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of an arm, or the evaluation of the untrained model."""
+
+    arm: Arm
+    rate: float
+    seed: int
+
+    @property
+    def slug(self) -> str:
+        """The name of its file."""
+        return UNTRAINED if self.arm.name == UNTRAINED else f"{self.arm.slug}-rate-{self.rate:g}-seed-{self.seed}"
+
+    @property
+    def name(self) -> str:
+        """As it is shown."""
+        if self.arm.name == UNTRAINED:
+            return UNTRAINED
+        return f"{self.arm.name}, learning rate {self.rate:g}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """
+    What is compared with what.
+
+    Args:
+        arms: All arms, those at equal cost included.
+        same_size: For each arm, the random draws of as many samples or tokens.
+        same_cost: For each arm that is scored, the random draws that cost as much.
+    """
+
+    arms: list[Arm]
+    same_size: Mapping[str, str]
+    same_cost: Mapping[str, str]
+
+    def list_runs(self, seeds: int, rates: Sequence[float]) -> list[Run]:
+        """All runs, seed by seed: a comparison that is stopped early then has results of every arm."""
+        runs = [Run(Arm(UNTRAINED, None), 0.0, 0)]
+        runs += [Run(arm, rate, seed) for seed in range(seeds) for rate in rates for arm in self.arms]
+        return runs
+
+
+def make_plan(setting: Setting, scores: Scores) -> Plan:
+    """The arms, and for each arm that costs forwards the random draws at its cost, once the pool is scored."""
+    orders = Orders(setting, scores)
+    costs = {
+        arm.name: scores.predict_compute(arm, orders.count_tokens(arm, seed=0))
+        for arm in setting.arms
+        if arm.settings is not None and scores.count_tokens(arm) > 0
+    }
+    random = next(arm for arm in setting.arms if arm.name == RANDOM)
+    controls, same_cost = make_controls(costs, TRAINED * orders.count_tokens(random, seed=0))
+    same_size = {arm.name: find_random(arm, setting.arms).name for arm in setting.arms if arm.name != RANDOM}
+    return Plan([*setting.arms, *controls], same_size, same_cost)
+
+
+def make_controls(costs: Mapping[str, int], base: int) -> tuple[list[Arm], dict[str, str]]:
+    """
+    Random draws at the cost of each arm. Arms whose costs differ by a tenth at most are held against the same ones.
+
+    The draws cost as much as the cheapest of these arms, so that chance is never given more than what it is held
+    against.
+
+    Args:
+        costs: Predicted tokens of each arm, a trained one counted three times.
+        base: Those of the random draws at equal selection.
+
+    Returns:
+        The arms, and for each name in `costs` the name of its arm.
+    """
+    controls: list[Arm] = []
+    assigned: dict[str, str] = {}
+    for name, cost in sorted(costs.items(), key=lambda item: item[1]):
+        if not controls or cost > (1 + TOLERANCE) * (controls[-1].target or 0):
+            controls.append(Arm(f"random at {cost / base:.2g} times the cost", {"score": RANDOM}, target=cost))
+        assigned[name] = controls[-1].name
+    return controls, assigned
+
+
+class Orders:
+    """What each run trains, in which order: functions of the scores and the seed alone."""
+
+    def __init__(self, setting: Setting, scores: Scores) -> None:
+        self.setting = setting
+        self.scores = scores
+
+    def order(self, arm: Arm, seed: int) -> np.ndarray:
+        """`(steps * batch,)` pool indices, of an arm that is scored again those of its first selection."""
+        setting, lengths = self.setting, self.setting.samples.lengths
+        batch = BatchRule(setting.arguments.batch_size, seed)
+        if arm.target is not None:
+            passes = setting.count / setting.count_selected(setting.arguments.fraction)
+            return fit_to_cost(self.draw_all(seed), arm.target, passes, lengths, batch)
+        fraction = 1.0 if arm.settings is None else setting.make_config(arm).fraction
+        epoch = setting.count_selected(fraction)
+        return order_samples(self.scores.select(arm, seed), epoch, setting.count, lengths, batch)
+
+    def draw_all(self, seed: int) -> np.ndarray:
+        """`(N,)` the pool in the order in which random samples are drawn: the draws at equal size come first."""
+        choice = self.scores.choose(next(arm for arm in self.setting.arms if arm.name == RANDOM), seed)
+        rest = np.setdiff1d(np.arange(len(self.setting.samples.pool)), choice.ranked)  # without prompt or response
+        return np.concatenate([choice.ranked, rest])
+
+    def count_tokens(self, arm: Arm, seed: int) -> int:
+        """Tokens of all training batches."""
+        return count_tokens(self.order(arm, seed), self.setting.samples.lengths, self.setting.arguments.batch_size)
+
+
+def describe_identity(arm: Arm) -> dict[str, Any]:
+    """What a stored result must have been made by."""
+    if arm.target is not None:
+        return {"target": arm.target}
+    return {"arm": "full set or untrained"} if arm.settings is None else dict(arm.settings)
+
+
+def count_left(runs: Sequence[Run], orders: Orders) -> Iterator[tuple[str, int]]:
+    """Name of the arm and tokens of each run that is left, for the time it will take."""
+    tokens: dict[str, int] = {}
+    for run in runs:
+        if run.arm.name == UNTRAINED:
+            continue
+        if run.arm.name not in tokens:
+            tokens[run.arm.name] = TRAINED * orders.count_tokens(run.arm, 0)
+        yield run.arm.name, tokens[run.arm.name]

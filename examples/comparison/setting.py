@@ -1,0 +1,141 @@
+"""What all runs of a comparison share, and the model that they begin with."""
+
+import argparse
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from adapter import make_adapter_trainer
+from quickstart import find_default_model
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
+
+from comparison.arms import Arm, list_arms, make_config
+from comparison.dealing import hold
+from comparison.samples import KNOWN, Samples, load_samples
+from comparison.schedule import fraction_of, round_to_batches
+from miwv_trainer import MIWVConfig, MIWVDataSampler, load_model
+
+
+@dataclass(frozen=True)
+class Setting:
+    """
+    What all runs share.
+
+    Args:
+        evaluated: The samples on which every run is evaluated, by name.
+        arms: Without those at equal cost, which are known only when the pool has been scored.
+        steps: Optimizer steps of every arm.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    samples: Samples
+    evaluated: Mapping[str, Samples]
+    arms: list[Arm]
+    steps: int
+    arguments: argparse.Namespace
+
+    @property
+    def output(self) -> Path:
+        return Path(self.arguments.output)
+
+    @property
+    def count(self) -> int:
+        """Samples that every arm sees."""
+        return self.steps * self.arguments.batch_size
+
+    def count_selected(self, fraction: float) -> int:
+        """Samples of an epoch of a fraction: as many as fill whole batches."""
+        size = len(self.samples.pool)
+        return round_to_batches(fraction * size, size, self.arguments.batch_size)
+
+    def make_config(self, arm: Arm, seed: int | None = None) -> MIWVConfig:
+        """The configuration of an arm, its fraction rounded to whole batches."""
+        arguments = self.arguments
+        common: dict[str, Any] = {
+            "fraction": arguments.fraction,
+            "embedder": arguments.embedder,
+            "refine_near_threshold": arguments.refine,
+            "sampler_seed": seed,
+        }
+        config = make_config(arm, common, math.ceil(self.steps / (arguments.rescores + 1)))
+        config.fraction = fraction_of(self.count_selected(config.fraction), len(self.samples.pool))
+        return config
+
+
+def prepare(arguments: argparse.Namespace) -> Setting:
+    """
+    Loads everything, and trains the model on the part that it is to know already.
+
+    Raises:
+        SystemExit: an option, an arm or the dataset makes no comparison.
+    """
+    arms = list_arms(arguments.arm)
+    path = str(arguments.model or find_default_model())
+    model, tokenizer = load_pretrained(path)
+    samples, evaluated = load_samples(arguments, tokenizer)
+    if len(samples.pool) < arguments.batch_size:
+        raise SystemExit(f"The pool has {len(samples.pool)} samples, less than a batch of {arguments.batch_size}.")
+    if KNOWN in samples.faults:
+        model = learn_known(model, tokenizer, samples, arguments)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    selected = len(MIWVDataSampler(len(samples.pool), MIWVConfig(fraction=arguments.fraction).fraction))
+    size = round_to_batches(selected, len(samples.pool), arguments.batch_size)
+    steps = max(1, round(arguments.epochs * size / arguments.batch_size))
+    setting = Setting(model.to(device), tokenizer, samples, evaluated, arms, steps, arguments)
+    for arm in arms:
+        if arm.settings is not None:
+            setting.make_config(arm)
+    return setting
+
+
+def load_pretrained(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model in bfloat16 and its tokenizer, with a token to pad with."""
+    model, tokenizer = load_model(path, "bfloat16")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    # The Trainer does the same when it is made. Done before the pool is scored, the model that a Trainer rescores has
+    # the configuration of the one that was scored, and its first round is read instead of scored again.
+    for name in ("pad_token_id", "eos_token_id", "bos_token_id"):
+        if getattr(tokenizer, name) is not None:
+            setattr(model.config, name, getattr(tokenizer, name))
+    return model, tokenizer
+
+
+def learn_known(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, samples: Samples, arguments: argparse.Namespace
+) -> PreTrainedModel:
+    """The model after one pass over the known samples, trained by the process that comes first and read by all."""
+    folder = Path(arguments.output) / "known-model"
+    with hold(folder):
+        if not (folder / "done").is_file():
+            train_known(model, tokenizer, samples.rows.select(np.flatnonzero(samples.faults[KNOWN])), arguments)
+            (folder / "done").touch()
+    return load_pretrained(str(folder))[0]
+
+
+def train_known(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, known: datasets.Dataset, arguments: argparse.Namespace
+) -> None:
+    """Trains an adapter on the known samples, adds it to the weights, and writes the model."""
+    folder = Path(arguments.output) / "known-model"
+    trainer = make_adapter_trainer(
+        model,
+        tokenizer,
+        known,
+        folder,
+        seed=0,
+        num_train_epochs=1,
+        per_device_train_batch_size=arguments.batch_size,
+        learning_rate=arguments.learning_rates[0],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    merged = trainer.model.merge_and_unload()
+    merged.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

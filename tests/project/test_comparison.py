@@ -1,0 +1,553 @@
+"""The parts of `examples/comparison/`, each with worked examples or an independent computation."""
+
+import argparse
+import math
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+from scipy import stats
+
+from miwv_trainer import MIWVConfig
+from tests.helpers.launch import ROOT
+
+sys.path.insert(0, str(ROOT / "examples"))
+
+from comparison.arms import Arm, list_arms, make_config, parse_arm
+from comparison.corruption import (
+    Tokens,
+    corrupt,
+    find_common_ending,
+    merge_corruptions,
+    parse_corruptions,
+    swap_responses,
+    truncate,
+)
+from comparison.dealing import deal, hold, leave_launcher
+from comparison.judgement import Judged, Losses, judge
+from comparison.plan import Plan, Run, make_controls
+from comparison.results import Result, check_settings, estimate_seconds, is_made_by
+from comparison.schedule import (
+    BatchRule,
+    count_tokens,
+    fit_to_cost,
+    fraction_of,
+    order_samples,
+    round_to_batches,
+)
+from comparison.scoring import count_later_rounds, share_rounds
+from comparison.statistics import (
+    Difference,
+    average,
+    bootstrap_interval,
+    choose_rates,
+    compute_difference,
+)
+from comparison.tables import format_difference, format_markdown, format_text, make_table
+from comparison.wording import share, write_power, write_statements, write_verdict
+
+# Statistics
+
+
+def test_students_interval_of_a_worked_example() -> None:
+    # Differences by seed of 1, 2 and 3: mean 2, standard deviation 1; t(0.975, 2) = 4.3027 from any table.
+    ours, theirs = np.array([[11.0, 11], [22, 22], [33, 33]]), np.array([[10.0, 10], [20, 20], [30, 30]])
+    found = compute_difference(ours, theirs, np.array([1.0, 3.0]))
+    assert found.mean == 2 and found.half == pytest.approx(4.3027 / math.sqrt(3), abs=1e-4)
+    assert found.low == found.high == 2  # all samples have the same difference
+    assert found.word == "not shown" and found.seeds == 3
+
+
+def test_students_interval_is_scipys() -> None:
+    generator = np.random.default_rng(0)
+    ours, theirs = generator.normal(size=(5, 20)), generator.normal(size=(5, 20))
+    weights = generator.integers(1, 50, 20).astype(float)
+    by_seed = [np.average(one - other, weights=weights) for one, other in zip(ours, theirs, strict=True)]
+    low, high = stats.ttest_1samp(by_seed, 0).confidence_interval(0.95)
+    found = compute_difference(ours, theirs, weights)
+    assert (found.mean - found.half, found.mean + found.half) == pytest.approx((low, high))
+
+
+def test_the_bootstrap_is_scipys() -> None:
+    generator = np.random.default_rng(1)
+    differences, weights = generator.normal(0.3, 1, 80), generator.integers(1, 50, 80).astype(float)
+
+    def weighted_mean(d: np.ndarray, w: np.ndarray, axis: int = -1) -> np.ndarray:
+        return (d * w).sum(axis=axis) / w.sum(axis=axis)
+
+    expected = stats.bootstrap(
+        (differences, weights), weighted_mean, paired=True, vectorized=True, method="percentile", n_resamples=20_000,
+        random_state=generator,
+    ).confidence_interval  # fmt: skip
+    assert bootstrap_interval(differences, weights) == pytest.approx((expected.low, expected.high), abs=0.02)
+    # The spread of means of 10,000 draws is known from theory where all weights are equal.
+    low, high = bootstrap_interval(differences, np.ones(80))
+    assert (high - low) / 2 == pytest.approx(1.96 * differences.std() / math.sqrt(80), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("mean", "half", "low", "high", "word"),
+    [
+        (-2.0, 1.0, -3.0, -1.0, "lower"),
+        (2.0, 1.0, 1.0, 3.0, "higher"),
+        (-2.0, 3.0, -3.0, -1.0, "not shown"),  # the seeds do not show it
+        (-2.0, 1.0, -3.0, 0.1, "not shown"),  # the samples do not
+        (-2.0, math.nan, -3.0, -1.0, "not shown"),  # one seed
+    ],
+)
+def test_a_difference_is_shown_where_both_intervals_exclude_zero(
+    mean: float, half: float, low: float, high: float, word: str
+) -> None:
+    assert Difference(mean, half, low, high, 3).word == word
+
+
+def test_what_could_have_been_shown() -> None:
+    found = Difference(0.0, 0.4303, -0.1, 0.3, 3)
+    assert found.smallest == 0.4303 and Difference(0.0, 0.1, -0.1, 0.3, 3).smallest == pytest.approx(0.2)
+    # t(0.975, 2) = 4.3027 and t(0.8, 2) = 1.0607: half / 4.3027 is the standard error.
+    assert found.reliably_shown == pytest.approx(0.4303 * (4.3027 + 1.0607) / 4.3027, abs=1e-4)
+    # Of normal quantiles 1.96 and 0.8416, where the samples are the wider interval.
+    assert Difference(0.0, 0.01, -0.5, 0.5, 3).reliably_shown == pytest.approx(0.5 * (1.96 + 0.8416) / 1.96, abs=1e-4)
+    assert math.isnan(Difference(0.0, math.nan, -0.1, 0.3, 1).reliably_shown)
+
+
+def test_a_difference_of_that_size_is_shown_in_four_of_five_comparisons() -> None:
+    """By simulation: five seeds, a spread that is known, and the true difference that `reliably_shown` names."""
+    generator = np.random.default_rng(2)
+    draws = generator.normal(size=(4000, 5))
+    halves = stats.t.ppf(0.975, 4) * draws.std(axis=1, ddof=1) / math.sqrt(5)
+    true = Difference(0.0, float(stats.t.ppf(0.975, 4) / math.sqrt(5)), 0.0, 0.0, 5).reliably_shown
+    shown = (draws.mean(axis=1) + true - halves > 0).mean()
+    assert 0.72 < shown < 0.88
+
+
+def test_losses_are_averaged_over_response_tokens() -> None:
+    # A response of 3 tokens at 1 nat and one of 1 token at 5 nats: 8 nats over 4 tokens.
+    assert average(np.array([[1.0, 5.0]]), np.array([3.0, 1.0])) == pytest.approx([2.0])
+
+
+def test_a_rate_is_judged_on_samples_that_did_not_choose_it() -> None:
+    # Even samples are best at rate 1, odd ones at rate 0. So even ones are judged at rate 0, and odd ones at rate 1.
+    losses = np.array([[[2.0, 1, 2, 1], [2, 1, 2, 1]], [[1.0, 2, 1, 2], [1, 2, 1, 2]]])
+    found, chosen = choose_rates(losses, np.ones(4))
+    assert chosen == (0, 1) and found.tolist() == [[2, 2, 2, 2]] * 2
+    alone, chosen = choose_rates(losses[:1], np.ones(4))
+    assert chosen == (0, 0) and np.array_equal(alone, losses[0])
+
+
+def test_tuning_is_not_rewarded_for_noise() -> None:
+    """Rates that do not differ: taking the best by all samples would be lower than the mean; this is not."""
+    generator = np.random.default_rng(3)
+    losses = generator.normal(size=(2000, 3, 1, 40))
+    found = np.mean([choose_rates(one, np.ones(40))[0].mean() for one in losses])
+    greedy = np.mean([one.mean(axis=(1, 2)).min() for one in losses])
+    assert abs(found) < 0.02 < 0.1 < -greedy
+
+
+# Arms
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("a: score=low_miwv", {"score": "low_miwv"}),
+        ("a : loss_band=[0.1, 0.7], fraction=0.05", {"loss_band": [0.1, 0.7], "fraction": 0.05}),
+        (
+            "a: embedder='tfidf', allow_identical_exemplars=true",
+            {"embedder": "tfidf", "allow_identical_exemplars": True},
+        ),
+        ("a: tokens_per_row=none", {"tokens_per_row": None}),
+        ("a: embedder=sentence-transformers/all-MiniLM-L6-v2", {"embedder": "sentence-transformers/all-MiniLM-L6-v2"}),
+        ("a: rescore_strategy=steps", {"rescore_strategy": "steps"}),
+        ("a:", {}),
+    ],
+)
+def test_arms_are_parsed(typed: str, expected: dict[str, Any]) -> None:
+    assert parse_arm(typed) == Arm("a", expected)
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("score=miwv", 'must be "name: key=value, ..."'),
+        (": score=miwv", 'must be "name: key=value, ..."'),
+        ("??: score=miwv", 'must be "name: key=value, ..."'),
+        ("a: scor=miwv", "arm 'a': Unknown configuration key: 'scor'. Did you mean `score`?"),
+        ("a: score=best", "arm 'a': `score` must be one of"),
+        ("a: loss_band=[0.7, 0.1]", "arm 'a': `loss_band` must be two numbers"),
+        ("a: fraction=half", "arm 'a': `fraction` must be a number above 0"),
+        ("a: score", "arm 'a': 'score' is no key=value"),
+        ("a: score=miwv, score=random", "arm 'a': 'score' is given twice"),
+        ("a: sampler_seed=1", "arm 'a': 'sampler_seed' is set by the comparison itself"),
+        ("a: score=longest, loss_band=[0, 0.5]", "arm 'a': `loss_band` is"),
+    ],
+)
+def test_an_arm_that_is_none_is_named(typed: str, message: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError) as refused:
+        parse_arm(typed)
+    assert message in str(refused.value)
+
+
+def test_what_two_options_exclude_names_the_arm() -> None:
+    with pytest.raises(SystemExit, match=r'--arm "a: rescore_budget=0.5": `rescore_budget` is 0.5'):
+        make_config(Arm("a", {"rescore_budget": 0.5}), {"fraction": 0.1}, 3)
+    assert make_config(Arm("a", {"rescore_strategy": "steps"}), {"fraction": 0.1}, 3).rescore_steps == 3
+
+
+def test_random_draws_the_longest_and_the_full_set_are_always_there() -> None:
+    given = [
+        Arm("a", {}),
+        Arm("b", {"selection_budget": "tokens"}),
+        Arm("c", {"fraction": 0.02}),
+        Arm("d", {"fraction": 0.02}),
+    ]
+    names = [arm.name for arm in list_arms(given)]
+    assert names == ["full set", "random", "longest", "random, equal tokens", "random, 2 %", "a", "b", "c", "d"]
+    own = [Arm("b", {"selection_budget": "tokens"}), Arm("mine", {"selection_budget": "tokens", "score": "random"})]
+    assert [arm.name for arm in list_arms(own)] == ["full set", "random", "longest", "b", "mine"]
+    assert {"full set", "random", "longest", "MIWV", "lowest MIWV"} < {arm.name for arm in list_arms(None)}
+
+
+@pytest.mark.parametrize("names", [("a", "A"), ("random", "b"), ("untrained", "b")])
+def test_two_arms_of_one_name_are_refused(names: tuple[str, str]) -> None:
+    with pytest.raises(SystemExit, match="Give one another name"):
+        list_arms([Arm(name, {}) for name in names])
+
+
+def test_rounds_are_shared_by_arms_of_the_same_forwards() -> None:
+    base = MIWVConfig(embedder="tfidf")
+    configs = {
+        "MIWV": base,
+        "low": replace(base, score="low_miwv", fraction=0.2, selection_budget="tokens"),
+        "loss": replace(base, score="zero_shot_loss"),
+        "other": replace(base, embedder="model"),
+        "rescored": replace(base, rescore_strategy="epoch"),
+        "rescored by tokens": replace(base, rescore_strategy="epoch", selection_budget="tokens"),
+        "random": replace(base, score="random"),
+        "diverse": replace(base, score="random", diversity="mmr"),
+    }
+    found = {name: scoring.slug for name, scoring in share_rounds(configs).items()}
+    assert list(found) == list(configs)
+    # An arm with rounds begins with a round of its own selection; the others take any with the same losses.
+    assert found["MIWV"] == found["low"] == found["rescored"] == "rescored"
+    alone = {name: found[name] for name in ("loss", "other", "rescored by tokens", "random", "diverse")}
+    assert list(alone.values()) == ["loss", "other", "rescored-by-tokens", "random", "diverse"]
+
+
+def test_later_rounds_are_counted() -> None:
+    steps = MIWVConfig(rescore_strategy="steps", rescore_steps=4)
+    assert [count_later_rounds(steps, count, 2) for count in (4, 5, 8, 9)] == [0, 1, 1, 2]
+    epochs = MIWVConfig(rescore_strategy="epoch")
+    assert [count_later_rounds(epochs, count, 3) for count in (3, 4, 7)] == [0, 1, 2]
+    assert count_later_rounds(MIWVConfig(), 100, 3) == 0
+
+
+# Schedules and cost
+
+
+def test_selections_fill_whole_batches() -> None:
+    assert [round_to_batches(count, 100, 8) for count in (1, 11, 13, 20.5, 99, 1000)] == [8, 8, 16, 24, 96, 96]
+    for size in (7, 180, 1000):
+        for count in (1, size // 3, size - 1, size):
+            assert int(fraction_of(count, size) * size + 1e-9) == count
+
+
+def test_an_order_holds_every_sample_equally_often_and_follows_its_seed() -> None:
+    lengths = np.random.default_rng(0).integers(5, 50, 40)
+    selection = np.arange(0, 32, 2)
+    order = order_samples(selection, 16, 48, lengths, BatchRule(8, 1))
+    assert np.bincount(order, minlength=40)[selection].tolist() == [3] * 16 and len(order) == 48
+    assert np.array_equal(order, order_samples(selection, 16, 48, lengths, BatchRule(8, 1)))
+    assert not np.array_equal(order, order_samples(selection, 16, 48, lengths, BatchRule(8, 2)))
+    # Of more samples than an epoch holds, each is seen as often as any other, or once more.
+    counts = np.bincount(order_samples(np.arange(40), 32, 96, lengths, BatchRule(8, 1)), minlength=40)
+    assert counts.min() == 2 and counts.max() == 3
+    # Of fewer, some are repeated to fill the batches.
+    counts = np.bincount(order_samples(np.arange(5), 8, 16, lengths, BatchRule(8, 1)))
+    assert counts.sum() == 16 and counts.min() >= 2
+
+
+def test_tokens_are_those_of_padded_batches() -> None:
+    lengths = np.array([3, 5, 2, 9])
+    assert count_tokens(np.array([0, 1, 2, 3]), lengths, 2) == 2 * 5 + 2 * 9
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_draws_at_equal_cost_cost_as_much_and_are_seen_as_often(seed: int) -> None:
+    lengths = np.random.default_rng(seed).integers(20, 60, 200)
+    draw, batch = np.random.default_rng(seed).permutation(200), BatchRule(8, seed)
+    for target in (8 * 3 * 60, 20_000, 60_000):
+        order = fit_to_cost(draw, target, 3.0, lengths, batch)
+        cost = 3 * count_tokens(order, lengths, 8)
+        # One more step, of the longest samples, would cost more.
+        assert target - 2 * 3 * 8 * 60 < cost <= max(target, 3 * 8 * 60)
+        seen = np.bincount(order, minlength=200)
+        assert set(np.flatnonzero(seen)) == set(draw[: (seen > 0).sum()])  # the first that are drawn
+        assert len(order) == 8 or abs(len(order) / (seen > 0).sum() - 3.0) < 1.6
+    everything = fit_to_cost(draw, 300_000, 3.0, lengths, batch)
+    assert len(np.unique(everything)) == 200 and len(everything) / 200 > 9
+
+
+def test_arms_of_like_cost_share_draws_that_cost_no_more() -> None:
+    controls, assigned = make_controls({"b": 1090, "a": 1000, "c": 1101, "d": 5000}, base=500)
+    assert [(arm.name, arm.target) for arm in controls] == [
+        ("random at 2 times the cost", 1000), ("random at 2.2 times the cost", 1101),
+        ("random at 10 times the cost", 5000),
+    ]  # fmt: skip
+    first, second, third = (arm.name for arm in controls)
+    assert assigned == {"a": first, "b": first, "c": second, "d": third}
+    assert make_controls({}, 1) == ([], {})
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_names_of_draws_at_equal_cost_are_distinct(seed: int) -> None:
+    costs = np.exp(np.random.default_rng(seed).uniform(0, 6, 40)) * 1000
+    controls, _ = make_controls({str(index): int(cost) for index, cost in enumerate(costs)}, 1000)
+    assert len({arm.slug for arm in controls}) == len(controls) > 5
+
+
+# Corruption
+
+
+def sample(prompt: list[int], response: list[int]) -> dict[str, list[int]]:
+    return {"input_ids": prompt + response, "labels": [-100] * len(prompt) + response}
+
+
+@pytest.fixture
+def samples() -> datasets.Dataset:
+    """Twenty samples with responses that all end in 7, 8, and differ before it."""
+    return datasets.Dataset.from_list(
+        [sample([100 + i, 50], [*range(200 + 10 * i, 210 + 10 * i), 7, 8]) for i in range(20)]
+    )
+
+
+def test_swapped_responses_are_those_of_others_and_all_are_there_once(samples: datasets.Dataset) -> None:
+    spoiled, masks = corrupt(samples, {"swapped": 0.3})
+    assert masks["swapped"].sum() == 6
+    for index, (before, after) in enumerate(zip(samples, spoiled, strict=True)):
+        assert before["input_ids"][:2] == after["input_ids"][:2]
+        assert (before != after) == masks["swapped"][index]
+        assert after["labels"] == [-100, -100, *after["input_ids"][2:]]
+    assert sorted(map(tuple, samples["labels"])) == sorted(map(tuple, spoiled["labels"]))
+
+
+def test_truncated_responses_are_beginnings_with_the_common_ending(samples: datasets.Dataset) -> None:
+    spoiled, masks = corrupt(samples, {"truncated": 0.5})
+    assert masks["truncated"].sum() == 10
+    for before, after, is_cut in zip(samples["input_ids"], spoiled["input_ids"], masks["truncated"], strict=True):
+        if is_cut:
+            assert 3 <= len(after) - 2 <= 8 and after[-2:] == [7, 8] and after[:-2] == before[: len(after) - 2]
+        else:
+            assert before == after
+
+
+def test_duplicates_are_copies_of_others_and_faults_do_not_overlap(samples: datasets.Dataset) -> None:
+    spoiled, masks = corrupt(samples, {"swapped": 0.2, "truncated": 0.2, "duplicated": 0.2})
+    assert [mask.sum() for mask in masks.values()] == [4, 4, 4] and sum(masks.values()).max() == 1
+    rows = [tuple(ids) for ids in spoiled["input_ids"]]
+    copied = masks["duplicated"]
+    originals = {row for row, is_copy in zip(rows, copied, strict=True) if not is_copy}
+    assert all(row in originals for row, is_copy in zip(rows, copied, strict=True) if is_copy) and len(originals) == 16
+    again, _ = corrupt(samples, {"swapped": 0.2, "truncated": 0.2, "duplicated": 0.2})
+    assert again["input_ids"] == spoiled["input_ids"]
+    clean, none = corrupt(samples, {})
+    assert clean["input_ids"] == samples["input_ids"] and none == {}
+
+
+def test_parts_of_corruption_on_worked_examples() -> None:
+    first, second = Tokens([1, 2, 3], [-100, 2, 3]), Tokens([4, 5, 6], [-100, -100, 6])
+    assert swap_responses([first, second]) == [Tokens([1, 6], [-100, 6]), Tokens([4, 5, 2, 3], [-100, -100, 2, 3])]
+    whole = Tokens([1, *range(10, 20), 9], [-100, *range(10, 20), 9])
+    assert truncate(whole, 0.5, ending=1).ids == [1, *range(10, 15), 9]
+    assert truncate(first, 0.1, ending=0).ids == [1, 2] and truncate(second, 0.5, ending=0) == second
+    assert find_common_ending([[1, 2, 3], [4, 2, 3], [2, 3]]) == 2 and find_common_ending([[1], [2]]) == 0
+
+
+def test_corruptions_are_parsed() -> None:
+    assert parse_corruptions("swapped=0.3, truncated=0.1") == {"swapped": 0.3, "truncated": 0.1}
+    assert merge_corruptions([{"duplicated": 0.1}, {"swapped": 0.3}]) == {"swapped": 0.3, "duplicated": 0.1}
+    assert merge_corruptions(None) == {}
+    for typed in ("swapped", "swapped=2", "swapped=x", "shuffled=0.1"):
+        with pytest.raises(
+            argparse.ArgumentTypeError, match="must be one of swapped, truncated, duplicated with a share"
+        ):
+            parse_corruptions(typed)
+    with pytest.raises(SystemExit, match="more than the whole pool"):
+        merge_corruptions([{"duplicated": 0.6}, {"swapped": 0.5}])
+
+
+def test_corruptions_of_nothing_are_refused(samples: datasets.Dataset) -> None:
+    with pytest.raises(SystemExit, match=r"--corrupt swapped=0.05 of 20 samples is 1: at least 2"):
+        corrupt(samples, {"swapped": 0.05})
+    with pytest.raises(SystemExit, match="duplicated=1 leaves no sample to make copies of"):
+        corrupt(samples, {"duplicated": 1.0})
+
+
+# Dealing
+
+
+def test_everything_is_dealt_once_and_what_others_hold_is_waited_for(tmp_path: Path) -> None:
+    runs = [Run(Arm(name, {}), 1.0, 0) for name in "abc"]
+    done: set[str] = set()
+    with hold(tmp_path / runs[0].slug) as is_ours:
+        assert is_ours
+        with hold(tmp_path / runs[0].slug, waits=False) as again:
+            assert not again
+        dealt = deal(runs, tmp_path, lambda run: run.arm.name in done)
+        for expected in "bc":
+            assert next(dealt).arm.name == expected
+            done.add(expected)
+    # The other holder died without a result: its run is dealt again.
+    assert next(dealt).arm.name == "a"
+    done.add("a")
+    assert list(dealt) == [] and list(deal(runs, tmp_path, lambda run: True)) == []
+
+
+def test_a_launched_process_becomes_one_that_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "RANK": "3",
+        "WORLD_SIZE": "4",
+        "LOCAL_RANK": "1",
+        "MASTER_ADDR": "x",
+        "MASTER_PORT": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    assert leave_launcher() == (3, 4)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "6" and "RANK" not in os.environ and "MASTER_PORT" not in os.environ
+    assert leave_launcher() == (0, 1)
+
+
+# Results
+
+
+def result(arm: str, seed: int, losses: list[float], scoring: int = 0, rate: float = 0.1) -> Result:
+    return Result(arm, rate, seed, {"score": arm}, 10, 100, 4, 2.0, 1000, scoring, {}, {"held-out samples": losses})
+
+
+def test_other_settings_in_the_same_folder_are_refused(tmp_path: Path) -> None:
+    check_settings(tmp_path, {"fraction": 0.25, "corrupt": [{"swapped": 0.3}]}, {"pool": "a"})
+    check_settings(tmp_path, {"fraction": 0.25, "corrupt": [{"swapped": 0.3}]}, {"pool": "a"})
+    with pytest.raises(SystemExit, match=r"was made with --fraction 0\.25, not 0\.5: give that, or another --output"):
+        check_settings(tmp_path, {"fraction": 0.5}, {"pool": "a"})
+    with pytest.raises(SystemExit, match="made with other samples, though of the same name: give another --output"):
+        check_settings(tmp_path, {"fraction": 0.25}, {"pool": "b"})
+
+
+def test_a_name_that_was_given_to_another_configuration_is_refused() -> None:
+    one = result("miwv", 0, [1.0])
+    assert is_made_by(one, {"score": "miwv"}, is_derived=False) and not is_made_by(None, {}, is_derived=False)
+    with pytest.raises(SystemExit, match=r"The arm 'miwv' was run as score=\"miwv\", not as score=\"random\""):
+        is_made_by(one, {"score": "random"}, is_derived=False)
+    # Draws at equal cost follow from the other arms. If these change, they are simply drawn again.
+    assert not is_made_by(one, {"target": 5}, is_derived=True)
+
+
+def test_time_left_is_that_of_the_same_arm_where_it_is_known() -> None:
+    done = [replace(result("a", 0, [1.0]), seconds=10.0), replace(result("b", 0, [1.0]), seconds=30.0)]
+    # An arm that has run takes as long again; one that has not, as long as its tokens: 40 s for 2,000.
+    assert estimate_seconds(done, [("a", 9), ("b", 9), ("c", 500)], processes=1) == pytest.approx(10 + 30 + 10)
+    assert estimate_seconds(done, [("a", 9)], processes=2) == 5.0 and estimate_seconds(done, [], 1) == 0
+
+
+# Judgement
+
+
+PLAN = Plan(
+    [Arm("full set", None), Arm("random", {}), Arm("miwv", {}), Arm("more", {}, 9)],
+    {"miwv": "random", "full set": "random"},
+    {"miwv": "more"},
+)
+
+
+def all_results(miwv: float, more: float, scoring: int = 57_000, seeds: int = 3) -> list[Result]:
+    """Losses of four samples of which the second cannot be evaluated; all arms have the same noise."""
+    found = [result("untrained", 0, [9.0, math.nan, 9, 9], rate=0.0)]
+    for seed in range(seeds):
+        noise = 0.01 * seed
+        for arm, loss in (("full set", 2.0), ("random", 3.0), ("miwv", miwv), ("more", more)):
+            losses = [loss + noise, math.nan, loss - noise / 2, loss]
+            found.append(result(arm, seed, losses, scoring if arm == "miwv" else 0))
+    return found
+
+
+def judged_of(results: list[Result]) -> list[Judged]:
+    return judge(Losses(results, "held-out samples", np.array([10, 10, 10, 10])), PLAN, [0.1])
+
+
+def test_arms_are_judged_lowest_first_and_against_what_the_plan_says() -> None:
+    judged = judged_of(all_results(2.5, 2.2))
+    assert [one.arm for one in judged] == ["full set", "more", "miwv", "random"]
+    miwv = judged[2]
+    assert miwv.same_size is not None and miwv.same_cost is not None and miwv.full is not None
+    found = [miwv.same_size.mean, miwv.same_cost.mean, miwv.full.mean]
+    assert found == pytest.approx([-0.5, 0.3, 0.5]) and miwv.same_size.word == "lower"
+    assert miwv.size_ratio == 20 and miwv.compute == 60_000
+    assert judged[3].same_size is None and judged[0].full is None
+    assert Losses(all_results(1, 1), "held-out samples", np.ones(4)).untrained == 9.0
+
+
+NONE = "No scored arm is shown to be better than random draws of as many samples, which cost a twentieth of the compute"
+BETTER = (
+    "miwv: lower held-out loss than random draws of as many samples, but no scored arm is shown to be better than "
+    "random draws of the same total cost"
+)
+
+
+@pytest.mark.parametrize(
+    ("miwv", "more", "seeds", "verdict"),
+    [
+        (3.0, 2.9, 3, f"{NONE}."),
+        (3.2, 2.9, 3, f"{NONE}, and miwv is shown to be worse."),
+        (2.5, 2.5, 3, f"{BETTER}."),
+        (2.5, 2.2, 3, f"{BETTER}, and miwv is shown to be worse."),
+        (2.5, 2.7, 3, "miwv: lower held-out loss than random draws of the same total cost."),
+        (3.0, 3.2, 3, "miwv: lower held-out loss than random draws of the same total cost (at equal selection: none)."),
+        (2.5, 2.7, 1, "One seed shows nothing: give --seeds 2 or more."),
+    ],
+)
+def test_the_verdict_is_one_sentence(miwv: float, more: float, seeds: int, verdict: str) -> None:
+    assert write_verdict(judged_of(all_results(miwv, more, seeds=seeds))) == verdict
+
+
+def test_without_a_scored_arm_there_is_no_cost_to_weigh() -> None:
+    judged = [one for one in judged_of(all_results(3, 3)) if one.arm != "miwv"]
+    assert write_verdict(judged) == "No arm is scored by the model, so there is no cost of scoring to weigh."
+
+
+def test_shares_in_words() -> None:
+    found = [share(ratio) for ratio in (1.3, 2.2, 3.4, 19.9, 7.0)]
+    assert found == [f"{words} of the compute" for words in ("77%", "half", "a third", "a twentieth", "1/7")]
+
+
+def test_statements_name_who_wins_at_what() -> None:
+    lines = write_statements(judged_of(all_results(2.5, 2.2)))
+    assert lines[0] == "The lowest mean loss is that of full set (2.0017)."
+    assert lines[1] == "At equal selection, against random draws of the same size, lower: full set and miwv."
+    assert lines[2].endswith("with scoring included, higher: miwv.")
+    assert lines[3] == "Against the full set, higher: more, miwv and random."
+
+
+def test_the_power_line_names_both_intervals() -> None:
+    power = write_power(judged_of(all_results(2.5, 2.2)))
+    assert "seeds alone 0.0000, samples alone 0.0000] at equal selection and 0.0000 nats" in power
+    assert "one seed has no interval" in write_power(judged_of(all_results(2.5, 2.2, seeds=1)))
+
+
+def test_tables_leave_out_columns_in_which_there_is_nothing() -> None:
+    judged = judged_of(all_results(2.5, 2.2))
+    head, *rows = make_table(judged)
+    assert "ROUGE-L" not in head and "learning rate" not in head and "against random, equal cost" in head
+    assert all(len(row) == len(head) for row in rows)
+    row = dict(zip(head, rows[2], strict=True))
+    assert row["selection"] == "miwv" and row["total compute"] == "60 (×20)"
+    assert row["against random, equal selection"] == "-0.5000 ± 0.0000 [-0.5000, -0.5000] lower"
+    markdown = format_markdown(make_table(judged)).splitlines()
+    assert markdown[1].startswith("| --- | ---: |") and len({line.count("|") for line in markdown}) == 1
+    assert "-0.5000 lower" in format_text(judged) and "nan" not in format_text(judged)
+    assert format_difference(Difference(0.1, math.nan, 0.05, 0.2, 1)) == "+0.1000 [+0.0500, +0.2000] not shown"
