@@ -170,8 +170,8 @@ class MIWVConfig:
             rows have masks, they spend more attention on masked pairs.
         logits_chunk: Number of positions whose logits are in memory at the same time.
         layout: How samples share a forward. `"padded"` has one sequence a row, sorted by length; `"tree"` puts the
-            samples with the same exemplar behind one copy of it, which takes two thirds of the tokens and needs full
-            attention; `"auto"` takes trees where the model can, after scoring a few samples both ways.
+            samples with the same exemplar behind one copy of it, which takes two thirds of the tokens and needs
+            attention in every layer; `"auto"` takes trees where the model can, after scoring a few samples both ways.
         refine_near_threshold: Whether the samples near the selection's threshold are scored again in float32, where
             the model computes in lower precision. round.json says how many they were and what they cost.
         allow_identical_exemplars: Whether a copy of a sample may be its exemplar, as in the paper. Behind its own copy
@@ -179,6 +179,9 @@ class MIWVConfig:
         check_batches: Whether token ids of some training batches are compared with the selection, so that a dataset, a
             dataloader or a collator that gives other samples stops the run.
         scores_dir: Folder that receives `miwv/`; by default the Trainer's `output_dir`.
+        scores_from: Folder of another run (of a Trainer or of `miwv score`) whose round 0 is read instead of scored, if
+            it is of the same pool. Nothing is forwarded, and exemplars come along. Fraction, score and guards may
+            differ; later rounds are scored as configured.
 
     Raises:
         TypeError: an unknown key.
@@ -220,6 +223,7 @@ class MIWVConfig:
     allow_identical_exemplars: bool = False
     check_batches: bool = True
     scores_dir: str | None = None
+    scores_from: str | None = None
     # `dataclasses.replace` calls the class with every value of the old object, as HfArgumentParser does with every
     # default. Only what `replace` hands on here tells the two apart, so that a preset is not applied a second time.
     applied_preset: InitVar[AppliedPreset | None] = None
@@ -246,6 +250,7 @@ class MIWVConfig:
         for name in ("resample_each_epoch", "refine_near_threshold", "allow_identical_exemplars", "check_batches"):
             check_switch(name, getattr(self, name))
         check_text("scores_dir", self.scores_dir, "a folder's path")
+        check_text("scores_from", self.scores_from, "a folder's path")
         check_text("group_column", self.group_column, "a column's name")
         check_text("score_column", self.score_column, "a column's name")
         self._check_guards()
@@ -317,6 +322,11 @@ class MIWVConfig:
             raise ValueError(explain_band_without_losses(self.loss_band, named, preset))
         if self.resample_each_epoch:
             check_resampling(self.selection, self.rescore_strategy)
+        if self.scores_from is not None and not self._measures_losses():
+            raise ValueError(
+                f"`scores_from` is {self.scores_from!r}, but `score={describe_score(self.score)!r}` needs no loss that could be "
+                "read there. Leave it out, or use another score."
+            )
         if self.rescore_strategy == "no" and self.rescore_budget < 1:
             raise ValueError(
                 f"`rescore_budget` is {self.rescore_budget}, but nothing is scored again with "

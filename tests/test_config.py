@@ -202,6 +202,7 @@ TYPED = {
     "allow_identical_exemplars": ("true", True),
     "check_batches": ("false", False),
     "scores_dir": ("runs/b", "runs/b"),
+    "scores_from": ("runs/a", "runs/a"),
 }
 
 

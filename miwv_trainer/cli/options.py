@@ -31,7 +31,7 @@ OPTIONS = {
     "sampler_seed": "--seed",
     **{
         name: name_option(name)
-        for name in ("tokens_per_batch", "tokens_per_row", "logits_chunk", "preset", *SELECTION_FIELDS)
+        for name in ("tokens_per_batch", "tokens_per_row", "logits_chunk", "scores_from", "preset", *SELECTION_FIELDS)
     },
 }
 
@@ -159,6 +159,7 @@ def add_score_options(parser: argparse.ArgumentParser) -> None:
         add_setting(parser.add_argument, name, shows_default=True)
     add_setting(parser.add_argument, "embedder", shows_default=True, more="Here an array is the name of a `.npy` file.")
     add_setting(parser.add_argument, "sampler_seed")
+    add_setting(parser.add_argument, "scores_from")
     group = parser.add_argument_group("what is selected, and how it is guarded")
     for name in list_selection_fields():
         add_setting(group.add_argument, name, shows_default=True)

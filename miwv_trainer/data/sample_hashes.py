@@ -4,7 +4,7 @@ A sample's place in a dataset says nothing about it: scripts shuffle, filter, re
 was read. Comparing hashes costs about 5 s for a million samples.
 """
 
-from hashlib import blake2b
+from hashlib import blake2b, sha256
 
 import numpy as np
 
@@ -29,6 +29,17 @@ def hash_sample_masks(pool: Pool) -> np.ndarray:
     before = np.zeros(len(pool.preamble), dtype=bool)
     masks = (np.concatenate([before, pool.response_mask(index)]) for index in range(len(pool)))
     return np.fromiter(map(hash_ids, masks), dtype=np.uint64, count=len(pool))
+
+
+def hash_pool_content(pool: Pool) -> str:
+    """
+    A hash of all samples and of which of their tokens are response, whatever part of them is kept as the preamble.
+
+    `Pool.fingerprint` differs between a pool that a Trainer tokenised and the same pool that was rendered here.
+    """
+    digest = sha256(hash_sample_ids(pool).astype("<u8").tobytes())
+    digest.update(hash_sample_masks(pool).astype("<u8").tobytes())
+    return digest.hexdigest()[:16]
 
 
 def describe_difference(

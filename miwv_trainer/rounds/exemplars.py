@@ -16,6 +16,7 @@ from miwv_trainer.embeddings.embedders import embed_texts, get_embedder, validat
 from miwv_trainer.embeddings.nearest import find_nearest_exemplars
 from miwv_trainer.embeddings.vectors import Embeddings
 from miwv_trainer.rounds.identity import Exemplars, fingerprint_exemplars
+from miwv_trainer.rounds.source import copy_exemplars, read_source
 from miwv_trainer.scoring.causality import check_causal
 from miwv_trainer.scoring.isolation import leave_no_trace
 from miwv_trainer.scoring.memory import size_batches
@@ -26,6 +27,7 @@ from miwv_trainer.scoring.scorer import Scorer
 from miwv_trainer.selection.scores import needs_exemplars
 from miwv_trainer.storage.provenance import JsonObject
 from miwv_trainer.storage.store import Store
+from miwv_trainer.storage.stored_round import StoredRound
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +41,7 @@ def find_exemplars(scorer: Scorer, store: Store, reuse: bool) -> Exemplars:
     """
     The exemplar of each sample, from the store or else found and kept there.
 
-    If neither score nor guards need exemplars, no sample gets one.
+    If neither score nor guards need exemplars, no sample gets one. With `scores_from`, they are those of that run.
 
     Args:
         reuse: Whether a run is resumed. Then stored exemplars of another pool or embedder are an error. When a run
@@ -50,6 +52,7 @@ def find_exemplars(scorer: Scorer, store: Store, reuse: bool) -> Exemplars:
         ValueError: `reuse`, and the stored exemplars were made from something else.
     """
     world, config = scorer.world, scorer.config
+    source = None if reuse else read_source(scorer, store)
     fingerprint = fingerprint_exemplars(scorer.pool, config, scorer.context)
     is_from_model = get_embedder(config.embedder).is_model_in_training
     stored = earlier_run = None
@@ -58,6 +61,8 @@ def find_exemplars(scorer: Scorer, store: Store, reuse: bool) -> Exemplars:
             earlier_run = None if reuse else store.archive_stale(None if is_from_model else fingerprint)
             stored = store.read_exemplars(fingerprint) if needs_exemplars(config) else None
     try:
+        if source is not None:
+            return _take_over(scorer, store, fingerprint, source)
         return _find_or_read(scorer, store, fingerprint, world.broadcast_from_main(stored))
     # Ctrl-C too: a user who began a run in the wrong folder must find the earlier run as it was.
     except BaseException:
@@ -69,13 +74,27 @@ def find_exemplars(scorer: Scorer, store: Store, reuse: bool) -> Exemplars:
             logger.warning("Rounds and exemplars of an earlier run in %s were moved to %s.", store.folder, earlier_run)
 
 
+def _take_over(scorer: Scorer, store: Store, fingerprint: JsonObject, source: StoredRound) -> Exemplars:
+    """The exemplars of another run, which are written to the store for later rounds."""
+    with scorer.world.run_together("copying the exemplars"):
+        if scorer.world.is_main:
+            copy_exemplars(source, store, scorer.config, fingerprint)
+    if not needs_exemplars(scorer.config):
+        return _make_empty(len(scorer.pool))
+    return Exemplars(source.column("exemplar"), source.column("similarity"))
+
+
+def _make_empty(count: int) -> Exemplars:
+    return Exemplars(np.full(count, NO_EXEMPLAR), np.full(count, np.nan, dtype=np.float32))
+
+
 def _find_or_read(
     scorer: Scorer, store: Store, fingerprint: JsonObject, stored: tuple[np.ndarray, np.ndarray] | None
 ) -> Exemplars:
     """The stored exemplars; if there are none, new ones, which are written to the store."""
     world, config, pool = scorer.world, scorer.config, scorer.pool
     if not needs_exemplars(config):
-        return Exemplars(np.full(len(pool), NO_EXEMPLAR), np.full(len(pool), np.nan, dtype=np.float32))
+        return _make_empty(len(pool))
     if stored is not None:
         if world.is_main:
             logger.info("Exemplars: read from %s.", store.folder)

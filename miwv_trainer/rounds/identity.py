@@ -150,7 +150,11 @@ def _choose_probes(allowed: np.ndarray) -> np.ndarray:
 
 
 def identify_round(
-    scorer: Scorer, exemplars: Exemplars, point: TrainingPoint, previous: StoredRound | None = None
+    scorer: Scorer,
+    exemplars: Exemplars,
+    point: TrainingPoint,
+    previous: StoredRound | None = None,
+    source: str | None = None,
 ) -> RoundIdentity:
     """
     What tells a round from all others, the same on every rank: what it is made from, when, and by which model.
@@ -159,6 +163,7 @@ def identify_round(
 
     Args:
         previous: The round before. Its scores count if this round keeps some of them.
+        source: Hash of the losses that are taken from another run, which then count in place of the model.
     """
     pool, config, context = scorer.pool, scorer.config, scorer.context
     fingerprint = {**fingerprint_run(pool, config, context), "exemplars": hash_array(exemplars.indices)}
@@ -168,6 +173,8 @@ def identify_round(
         # Nothing is forwarded: the model of the scores is the one of the round before.
         if "model" in previous.summary["fingerprint"]:
             fingerprint["model"] = previous.summary["fingerprint"]["model"]
+    elif source is not None:
+        fingerprint["scores_from"] = source
     elif get_score(config).needs_forwards:
         probes = _choose_probes(find_scorable(pool, get_one_shot_exemplars(exemplars, config), context))
         size = size_batches(scorer.model, config, scorer.memory)

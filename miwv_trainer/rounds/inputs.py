@@ -14,7 +14,7 @@ from miwv_trainer.scoring.rows import find_scorable
 from miwv_trainer.scoring.scorer import Scorer
 from miwv_trainer.selection.choose import Choice, choose
 from miwv_trainer.selection.guards import apply_guards
-from miwv_trainer.selection.rescoring import choose_samples_to_score
+from miwv_trainer.selection.rescoring import NEVER_SCORED, choose_samples_to_score
 from miwv_trainer.selection.scores import (
     SCORES,
     Measured,
@@ -90,11 +90,18 @@ class RoundInputs:
 
 
 def prepare_inputs(
-    scorer: Scorer, exemplars: Exemplars, point: TrainingPoint, previous: StoredRound | None
+    scorer: Scorer,
+    exemplars: Exemplars,
+    point: TrainingPoint,
+    previous: StoredRound | None,
+    source: StoredRound | None = None,
 ) -> RoundInputs:
     """
     Decides what a round scores: all samples, in a later round with a `rescore_budget` a share of them, and none where
     it draws again from the scores of the round before.
+
+    Args:
+        source: A round of another run that holds the losses, so that this round scores nothing.
 
     Raises:
         ValueError: not one sample can be scored, or the guards that need no loss leave none.
@@ -120,9 +127,19 @@ def prepare_inputs(
         return replace(inputs, earlier=read_measured(previous, draw), ages=ages, is_scored=nobody)
     if not needs_forwards:
         return replace(inputs, is_scored=nobody)
+    if source is not None:
+        return _take_losses(inputs, source)
     if previous is None or config.rescore_budget == 1:
         return inputs
     return _limit_to_budget(inputs, previous)
+
+
+def _take_losses(inputs: RoundInputs, source: StoredRound) -> RoundInputs:
+    """The inputs of a round whose losses another run has measured, as if that had been the round before."""
+    measured = read_measured(source, inputs.earlier.draw)
+    ages = np.where(np.isfinite(measured.zero_shot_loss), 0, NEVER_SCORED)
+    measured = replace(measured, given=inputs.earlier.given)
+    return replace(inputs, earlier=measured, ages=ages, is_scored=np.zeros(len(inputs.pool), dtype=bool))
 
 
 def _limit_to_budget(inputs: RoundInputs, previous: StoredRound) -> RoundInputs:

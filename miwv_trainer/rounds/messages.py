@@ -59,6 +59,8 @@ def describe_round(current: StoredRound, previous: StoredRound | None = None) ->
             f"drawn anew from the scores of round {summary['drawn_from']}, selected {summary['number_selected']} of "
             f"{summary['samples']}"
         )
+    elif "scores_from" in summary:
+        line += f"{describe_source(current)}, selected {summary['number_selected']} of {summary['samples']}"
     elif summary["layout"] == "none":
         line += f"nothing to forward for this score, selected {summary['number_selected']} of {summary['samples']}"
     else:
@@ -75,6 +77,15 @@ def describe_round(current: StoredRound, previous: StoredRound | None = None) ->
     if previous is not None:
         line += f", {compute_overlap(current.selection, previous.selection):.0%} of them as in round {previous.number}"
     return line + "."
+
+
+def describe_source(current: StoredRound) -> str:
+    """Where the losses of a round come from that took those of another run."""
+    origin = current.summary["scores_from"]
+    return (
+        f"losses read from {origin['folder']}, where {origin['model'] or 'a model without a name'} "
+        f"({origin['dtype']}) made them on {origin['date']}"
+    )
 
 
 def describe_threshold(choice: Choice, config: MIWVConfig) -> str:

@@ -10,12 +10,14 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import cast
 
 import numpy as np
 
 from miwv_trainer.config import MIWVConfig, describe_embedder
 from miwv_trainer.data.pool import Pool
+from miwv_trainer.data.sample_hashes import hash_pool_content
 from miwv_trainer.distributed.agreement import check_same_scores
 from miwv_trainer.distributed.world import World
 from miwv_trainer.distributed.wrappers import disable_compilation, get_inner_model
@@ -32,6 +34,7 @@ from miwv_trainer.rounds.messages import (
     warn_of_unscorable,
 )
 from miwv_trainer.rounds.reuse import find_finished, open_journal, read_earlier_seconds
+from miwv_trainer.rounds.source import describe_origin, hash_losses, read_source
 from miwv_trainer.rounds.statistics import Cost, compute_statistics, count_epochs
 from miwv_trainer.scoring.isolation import leave_no_trace
 from miwv_trainer.scoring.layout import count_planned_tokens
@@ -97,7 +100,8 @@ def run_round(
     """
     started, notes, point = time.perf_counter(), notes or RoundNotes(), point or TrainingPoint()
     config, world = scorer.config, scorer.world
-    inputs = prepare_inputs(scorer, exemplars, point, previous)
+    source = read_source(scorer, store) if point.number == 0 else None
+    inputs = prepare_inputs(scorer, exemplars, point, previous, source)
     if inputs.earlier.given is not None:
         check_same_scores(inputs.earlier.given, f"`score` {describe_score(config.score)}", world)
     with (
@@ -105,25 +109,34 @@ def run_round(
         disable_compilation(scorer.model),
         _tell_interruption(store, point.number, world),
     ):
-        identity = identify_round(scorer, exemplars, point, previous)
+        identity = identify_round(scorer, exemplars, point, previous, hash_losses(source) if source else None)
         finished = find_finished(store, identity, config, notes.get("rows"), world)
         if finished is not None:
             if world.is_main:
                 logger.info("Round %d was finished before and is read from %s.", point.number, finished.folder)
             return replace(finished, was_there=True)
-        is_forwarded = get_score(config).needs_forwards and not point.is_drawn_again
+        is_forwarded = source is None and get_score(config).needs_forwards and not point.is_drawn_again
         scored = _score(scorer, inputs, store, identity) if is_forwarded else _score_nothing(inputs.pool)
     seconds = time.perf_counter() - started + scored.earlier_seconds
     measured = inputs.merge(scored.refined.losses)
     choice = _select(scorer, inputs, measured, scored, store)
     cost = _add_up(scored, seconds, inputs, choice)
     summary = {**identity, **_summarise(inputs, choice), **cost.to_summary(), "processes": world.size, **notes}
-    # The name is empty if the model was not loaded but made in this process.
-    summary["model"] = get_inner_model(scorer.model).config.name_or_path
+    if world.is_main:
+        summary |= _describe_model(scorer, source)
     summary["statistics"] = compute_statistics(choice, measured, inputs.is_scored, cost, previous)
     summary |= _judge_exemplars(exemplars, config, point.number == 0 and world.is_main)
     columns = _make_columns(inputs, measured, choice)
     return _write(scored, store, point.number, columns, cast(RoundSummary, summary), world)
+
+
+def _describe_model(scorer: Scorer, source: StoredRound | None) -> dict[str, object]:
+    """Entries of round.json about what made the losses, and when."""
+    if source is not None:
+        origin = describe_origin(source)
+        return {"model": origin["model"], "scores_from": origin}
+    # The name is empty if the model was not loaded but made in this process.
+    return {"model": get_inner_model(scorer.model).config.name_or_path}
 
 
 def _judge_exemplars(exemplars: Exemplars, config: MIWVConfig, warns: bool) -> dict[str, object]:
@@ -278,12 +291,14 @@ def _summarise(inputs: RoundInputs, choice: Choice) -> dict[str, object]:
     """Entries of round.json about pool, configuration and selection."""
     pool = inputs.pool
     return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "epoch": inputs.point.epoch,
         "fraction": inputs.config.fraction,
         "number_selected": len(choice.selection),
         "samples": len(pool),
         "unscorable": int(np.isnan(choice.scores).sum()),
         "pool_tokens": int(pool.lengths.sum()) + len(pool) * len(pool.preamble),
+        "pool_content": hash_pool_content(pool),
         "left_out": choice.left_out,
         "config": inputs.config.to_dict(),
         **_tell_where_texts_are_from(pool),

@@ -67,6 +67,25 @@ class TakesEffect(TypedDict):
     steps_after_scoring: int
 
 
+class ScoresOrigin(TypedDict):
+    """
+    Where the losses of a round come from that another run has made.
+
+    Args:
+        folder: The folder of that run.
+        model: The name or folder of the model that made them.
+        dtype: Of that model's parameters.
+        context: Most tokens of a sequence that it forwarded.
+        date: When they were written.
+    """
+
+    folder: str
+    model: str
+    dtype: str
+    context: int
+    date: str
+
+
 class RoundNotes(TypedDict, total=False):
     """
     What a caller adds to a round's summary.
@@ -106,6 +125,9 @@ class RoundSummary(RoundIdentity, RoundNotes, total=False):
         exemplar_warning: Why the exemplars tell little, if they do.
         texts_from: What the hashes of texts in scores.parquet were made of: `"columns"` of the dataset, or `"tokens"`.
         model: The name or folder that the model was loaded from.
+        date: When the round was written, in UTC.
+        pool_content: Hash of the samples, the same for a Trainer's pool and the same pool of `miwv score`.
+        scores_from: Only where the losses are of another run.
     """
 
     version: int
@@ -134,6 +156,9 @@ class RoundSummary(RoundIdentity, RoundNotes, total=False):
     exemplar_warning: str
     texts_from: Literal["columns", "tokens"]
     model: str
+    date: str
+    pool_content: str
+    scores_from: ScoresOrigin
 
 
 @dataclass(frozen=True)

@@ -166,7 +166,7 @@ def test_blocks_of_flex_attention_are_as_large_as_by_default() -> None:
     default = inspect.signature(create_block_mask).parameters["BLOCK_SIZE"].default
     assert default == BLOCK_SIZE, (
         f"torch {torch.__version__} makes blocks of {default} tokens; give that to BLOCK_SIZE in "
-        "scoring/attention.py, or measure whether the old size is as fast."
+        "scoring/tree_masks.py, or measure whether the old size is as fast."
     )
 
 

@@ -1,0 +1,160 @@
+"""
+Round 0 of another run, in place of forwards: ten trainings of a sweep over learning rates need the same losses.
+
+What is taken is losses and exemplars. Guards, fraction and score are this run's own, so its selection is made anew.
+"""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+
+from miwv_trainer.config import MIWVConfig
+from miwv_trainer.data.pool import Pool
+from miwv_trainer.data.sample_hashes import hash_pool_content
+from miwv_trainer.embeddings.embedders import get_embedder
+from miwv_trainer.rounds.identity import fingerprint_exemplars, hash_array
+from miwv_trainer.scoring.scorer import Scorer
+from miwv_trainer.selection.scores import get_score, needs_exemplars
+from miwv_trainer.storage.provenance import JsonObject
+from miwv_trainer.storage.store import Store
+from miwv_trainer.storage.stored_round import SUMMARY_FILE, ScoresOrigin, StoredRound
+
+# What decides the exemplars besides the pool. The context does too, but only of samples that are nearly as long: a
+# smaller model, whose context is another, could not score for a larger one.
+EXEMPLAR_SETTINGS = ("embedder", "allow_identical_exemplars")
+
+
+def read_source(scorer: Scorer, store: Store) -> StoredRound | None:
+    """
+    Round 0 of the run that `scores_from` names, on every rank; None if it names none. Only rank 0 need see the disk.
+
+    Args:
+        store: This run's own.
+
+    Raises:
+        FileNotFoundError: there is no round 0.
+        ValueError: it is of another pool or of exemplars that were found otherwise, or lacks a loss that is needed.
+    """
+    config, found = scorer.config, None
+    if config.scores_from is None:
+        return None
+    with scorer.world.run_together("reading the scores of another run"):
+        if scorer.world.is_main:
+            found = _read_round(config.scores_from, store)
+            _check_pool(found, scorer.pool)
+            _check_exemplars(found, scorer)
+            _check_losses(found, config)
+    return cast(StoredRound, scorer.world.broadcast_from_main(found))
+
+
+def _read_round(folder: str, store: Store) -> StoredRound:
+    source = Store(folder)
+    if source.folder.resolve() == store.folder.resolve():
+        raise ValueError(
+            f"`scores_from` is {folder!r}, the folder that this run itself writes to. Leave it out: a round that this "
+            "folder holds of the same model and pool is read again without it."
+        )
+    if 0 not in source.list_rounds():
+        raise FileNotFoundError(
+            f"`scores_from` is {folder!r}, but there is no round 0 in {source.folder}. Give the folder that "
+            "`miwv score --output` or a Trainer wrote to."
+        )
+    return source.read_round(0)
+
+
+def _check_pool(source: StoredRound, pool: Pool) -> None:
+    """Raises `ValueError` if a round is of other samples. A Trainer and `miwv score` keep the same pool differently."""
+    theirs, ours = source.summary.get("pool_content"), hash_pool_content(pool)
+    if theirs == ours or source.summary["fingerprint"]["pool"] == pool.fingerprint:
+        return
+    raise ValueError(
+        f"`scores_from` names scores of another pool: {source.folder} is of {len(source.scores)} samples with the "
+        f"fingerprint {theirs or source.summary['fingerprint']['pool'][:16]}, this run's are {len(pool)} with "
+        f"{ours if theirs else pool.fingerprint[:16]}. Both need the same rows in the same order, with the same "
+        "tokenizer, chat template and labels."
+    )
+
+
+def _check_exemplars(source: StoredRound, scorer: Scorer) -> None:
+    """Raises `ValueError` if exemplars are needed and the round has none, or found them by other settings."""
+    if not needs_exemplars(scorer.config):
+        return
+    if not (source.column("exemplar") >= 0).any():
+        raise ValueError(
+            f"`scores_from` names scores without exemplars, which this run needs: {source.folder} was made with "
+            f"score = {source.summary['config']['score']!r}, this run has score = {scorer.config.score!r}. Give a run "
+            'with `score="miwv"`.'
+        )
+    theirs = source.summary["fingerprint"]
+    ours = fingerprint_exemplars(scorer.pool, scorer.config, scorer.context)
+    for name in EXEMPLAR_SETTINGS:
+        if theirs.get(name) != ours[name]:
+            raise ValueError(
+                f"`scores_from` names scores whose exemplars were found otherwise: {source.folder} was made with "
+                f"{name} = {theirs.get(name)!r}, this run has {name} = {ours[name]!r}. Set `{name}` to the same value."
+            )
+
+
+def _check_losses(source: StoredRound, config: MIWVConfig) -> None:
+    """Raises `ValueError` if the score needs a loss that the round does not hold."""
+    for loss in sorted(get_score(config).losses):
+        if not np.isfinite(source.column(f"{loss}_loss")).any():
+            raise ValueError(
+                f"`scores_from` names scores without the {loss.replace('_', '-')} loss, which score = "
+                f"{config.score!r} needs: {source.folder} was made with score = "
+                f'{source.summary["config"]["score"]!r}. Give a run with `score="miwv"`, which has both losses.'
+            )
+
+
+def copy_exemplars(source: StoredRound, store: Store, config: MIWVConfig, fingerprint: JsonObject) -> None:
+    """
+    Writes the exemplars of the other run into this one, for later rounds; and its embeddings, if the selection looks at
+    them.
+
+    Raises:
+        FileNotFoundError: the model in training would have to make other embeddings than those of the exemplars.
+    """
+    if needs_exemplars(config):
+        store.write_exemplars(source.column("exemplar"), source.column("similarity"), fingerprint)
+    if not config.needs_embeddings:
+        return
+    # Not compared by fingerprint: they lie beside the round, and are moved aside with it.
+    embeddings = Store(source.folder.parent.parent).read_embeddings({})
+    if embeddings is not None:
+        store.write_embeddings(embeddings, fingerprint)
+    elif get_embedder(config.embedder).is_model_in_training:
+        raise FileNotFoundError(
+            f"There are no embeddings in {source.folder.parent}, by which the selection is to be diverse. Score that "
+            "pool again, or choose without `diversity` and `max_selected_similarity`."
+        )
+
+
+def hash_losses(source: StoredRound) -> str:
+    """What a round whose losses come from another is known by, in place of its model."""
+    columns = ("exemplar", "zero_shot_loss", "one_shot_loss")
+    return " ".join(hash_array(source.column(name)) for name in columns)
+
+
+def describe_origin(source: StoredRound) -> ScoresOrigin:
+    """
+    Which model scored the round, and when; of the first run, where runs read from each other. Rank 0 calls it, which
+    has the disk.
+    """
+    folder, summary = str(source.folder.parent.parent), source.summary
+    if "scores_from" in summary:
+        return cast(ScoresOrigin, {**summary["scores_from"], "folder": folder})
+    fingerprint = summary["fingerprint"]
+    return ScoresOrigin(
+        folder=folder,
+        model=summary.get("model", ""),
+        dtype=fingerprint.get("model", {}).get("dtype", ""),
+        context=fingerprint["context"],
+        # Releases that wrote no date left the time of the file.
+        date=summary["date"] if "date" in summary else _read_time(source.folder / SUMMARY_FILE),
+    )
+
+
+def _read_time(path: Path) -> str:
+    return datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(timespec="seconds")
