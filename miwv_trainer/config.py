@@ -21,6 +21,7 @@ from miwv_trainer.checks import (
     check_text,
     check_whole_number,
     explain_band_without_losses,
+    explain_source_without_losses,
     refuse_unknown_keys,
 )
 from miwv_trainer.descriptions import FieldDescription, describe_fields, with_help
@@ -323,10 +324,7 @@ class MIWVConfig:
         if self.resample_each_epoch:
             check_resampling(self.selection, self.rescore_strategy)
         if self.scores_from is not None and not self._measures_losses():
-            raise ValueError(
-                f"`scores_from` is {self.scores_from!r}, but `score={describe_score(self.score)!r}` needs no loss that could be "
-                "read there. Leave it out, or use another score."
-            )
+            raise ValueError(explain_source_without_losses(self.scores_from, describe_score(self.score)))
         if self.rescore_strategy == "no" and self.rescore_budget < 1:
             raise ValueError(
                 f"`rescore_budget` is {self.rescore_budget}, but nothing is scored again with "
