@@ -114,8 +114,8 @@ def check_resampling(selection: str, strategy: str) -> None:
 def explain_source_without_losses(folder: str, score: str) -> str:
     """The error if losses are to be read from another run and the score needs none."""
     return (
-        f"`scores_from` is {folder!r}, but `score={score!r}` needs no loss that could be read there. Leave it out, or use "
-        "another score."
+        f"`scores_from` is {folder!r}, but `score={score!r}` needs no loss that could be read there. Leave it out, or "
+        "use another score."
     )
 
 
