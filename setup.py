@@ -53,7 +53,7 @@ setup(
         "huggingface_hub>=0.36",
         "jinja2>=3.1",
         "numpy>=1.26.4",
-        "packaging>=23.0",
+        "packaging>=24.0",
         "psutil>=5.9",
         "pyarrow>=15",
         "safetensors>=0.4.3",

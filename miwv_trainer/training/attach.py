@@ -3,10 +3,13 @@
 from collections.abc import Mapping
 from functools import partial
 
+import datasets
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
 from miwv_trainer.config import MIWVConfig
+from miwv_trainer.data.map_style import MapStyleDataset
+from miwv_trainer.data.tokenized import RESPONSE_COLUMNS
 from miwv_trainer.embeddings.embedders import get_embedder, validate_embeddings
 from miwv_trainer.scoring.model_checks import check_model_kind
 from miwv_trainer.selection.scores import read_given_scores
@@ -20,7 +23,13 @@ from miwv_trainer.training.dataloader import (
     read_strategy,
 )
 from miwv_trainer.training.sampler import MIWVDataSampler
-from miwv_trainer.training.trainer_checks import check_inputs, check_tokenized, check_trainer_kind
+from miwv_trainer.training.trainer_checks import (
+    check_batching,
+    check_inputs,
+    check_tokenized,
+    check_trainer_kind,
+    is_sft_trainer,
+)
 
 
 def attach(trainer: Trainer, config: MIWVConfig | Mapping[str, object] | None = None) -> MIWVCallback:
@@ -46,6 +55,7 @@ def attach(trainer: Trainer, config: MIWVConfig | Mapping[str, object] | None = 
     """
     config = _read_config(config)
     _check_trainer(trainer)
+    trainer.train_dataset = _add_labels(trainer)
     strategy = read_strategy(trainer.args)
     pool = read_pool(trainer.train_dataset, trainer.processing_class, trainer.model.config, config)
     given_array = get_embedder(config.embedder).array
@@ -70,6 +80,21 @@ def attach(trainer: Trainer, config: MIWVConfig | Mapping[str, object] | None = 
     _count_samples(trainer, sampler)
     trainer.add_callback(callback)
     return callback
+
+
+def _add_labels(trainer: Trainer) -> MapStyleDataset:
+    """
+    A Trainer's dataset, with the labels that the collator of TRL's SFTTrainer would make of `input_ids`.
+
+    SFTTrainer writes them into the dataset where parts are masked (trl#6037). Where it trains on all tokens, TRL 1.16
+    does so too, and versions before it leave them to the collator.
+    """
+    dataset = trainer.train_dataset
+    if not is_sft_trainer(trainer) or not isinstance(dataset, datasets.Dataset):
+        return dataset
+    if "input_ids" not in dataset.column_names or set(RESPONSE_COLUMNS) & set(dataset.column_names):
+        return dataset
+    return dataset.map(lambda rows: {"labels": rows["input_ids"]}, batched=True, desc="Labelling all tokens")
 
 
 def _give_sampler(trainer: Trainer, sampler: MIWVDataSampler) -> None:
@@ -119,11 +144,7 @@ def _check_trainer(trainer: Trainer) -> None:
         raise ValueError("A MIWVCallback is attached to this Trainer already; a Trainer takes one pool.")
     if trainer.train_dataset is None:
         raise ValueError("The Trainer has no `train_dataset`, which is the pool to select from.")
-    if trainer.args.to_dict().get("packing"):
-        raise ValueError(
-            "The Trainer packs its dataset (`packing=True`): several samples share a line, so none can be chosen by "
-            "itself. Set `packing=False`."
-        )
+    check_batching(trainer)
     check_inputs(trainer.train_dataset, trainer.model)
     check_tokenized(trainer)
     if trainer.accelerator.use_stateful_dataloader:

@@ -80,6 +80,41 @@ def _find_name(kind: type) -> str:
     return kind.__name__.removeprefix("_").removeprefix("Unsloth")
 
 
+def is_sft_trainer(trainer: Trainer) -> bool:
+    """Whether a Trainer is TRL's SFTTrainer, Unsloth's of that name, or a subclass of them."""
+    return any(_find_name(kind) == "SFTTrainer" for kind in type(trainer).__mro__)
+
+
+def check_batching(trainer: Trainer) -> None:
+    """
+    Checks that the Trainer makes batches of single samples, in the order of the sampler that it is given.
+
+    Raises:
+        ValueError: it packs samples, or builds batches itself; the message names the option and what to do.
+    """
+    options = trainer.args.to_dict()
+    if options.get("packing"):
+        raise ValueError(
+            "The Trainer packs its dataset (`packing=True`): several samples share a line, so none can be chosen by "
+            "itself. Set `packing=False`."
+        )
+    # axolotl's `_get_train_sampler` returns batches. `attach` stands in its place, so that packing would be left out
+    # without a word.
+    for name in ("sample_packing", "curriculum_sampling"):
+        if options.get(name):
+            raise ValueError(
+                f"axolotl's `{name}: true` composes the batches from the whole dataset, before a selection is known. "
+                f"Set `{name}: false`."
+            )
+    kinds = {kind.__name__ for kind in type(trainer).__mro__}
+    if "SwiftMixin" in kinds and "get_train_dataloader" not in vars(trainer):
+        raise ValueError(
+            "ms-swift's Trainer draws its batches itself and asks no sampler. Give this Trainer the dataloader of "
+            "transformers before `attach`: `trainer.get_train_dataloader = functools.partial("
+            "transformers.Trainer.get_train_dataloader, trainer)`."
+        )
+
+
 def check_tokenized(trainer: Trainer) -> None:
     """
     Checks that the Trainer's dataset holds token ids with a label for each token.
@@ -97,11 +132,10 @@ def check_tokenized(trainer: Trainer) -> None:
                 f"The training dataset compares answers {listed}; MIWV is the loss of a given response behind its "
                 f"prompt. {AS_FILES}; the chosen answer counts as the response."
             )
-        prepares = any(kind.__name__ == "SFTTrainer" for kind in type(trainer).__mro__)
         advice = (
             "SFTTrainer left it as it was; let it prepare the dataset (no `skip_prepare_dataset`), or tokenise it "
             "before with `miwv_trainer.tokenize`"
-            if prepares
+            if is_sft_trainer(trainer)
             else "tokenise it before it goes to the Trainer, with `miwv_trainer.tokenize`, or use TRL's SFTTrainer, "
             "which does it itself"
         )

@@ -22,7 +22,15 @@ from tests.helpers.chats import (
     turn,
     with_system_turns,
 )
-from tests.helpers.templates import ALL, SPECIAL_TOKENS, chat_tokenizer, new_tokenizer, newline_merging_tokenizer
+from tests.helpers.own_templates import OWN_TEMPLATES
+from tests.helpers.templates import (
+    ALL,
+    SPECIAL_TOKENS,
+    chat_tokenizer,
+    new_tokenizer,
+    newline_merging_tokenizer,
+    trl_template,
+)
 from tests.helpers.tiny import tiny_tokenizer
 
 
@@ -33,6 +41,24 @@ def test_the_test_tokenizers_hold_each_special_token_as_one_id(name):
         for token in [*special_tokens, eos_token, *([bos_token] if bos_token else [])]:
             assert len(ids_of(tokenizer, token)) == 1
     assert len(ids_of(newline_merging_tokenizer(name), "\n\n")) == 1
+
+
+@pytest.mark.parametrize("name", ["qwen2_5", "qwen3", "llama3", "gemma", "cohere", "phi3"])
+@pytest.mark.parametrize("turns", [1, 2, 3, 4])
+def test_the_templates_written_for_the_tests_render_as_the_families_own(name, turns):
+    if trl_template(name) is None:
+        pytest.skip("the installed TRL brings no chat templates")
+    own, theirs = new_tokenizer(name), new_tokenizer(name)
+    own.chat_template = OWN_TEMPLATES[name]
+    for system in [None] if name == "gemma" else [None, SHARED_SYSTEM]:
+        for chat in conversations(system):
+            chat = [*chat, *conversations()[0]][: turns + bool(system)]
+            for prompt in (True, False):
+                texts = [
+                    tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=prompt)
+                    for tokenizer in (own, theirs)
+                ]
+                assert texts[0] == texts[1]
 
 
 @pytest.mark.parametrize("make_tokenizer", [chat_tokenizer, newline_merging_tokenizer])

@@ -46,7 +46,7 @@ DATASETS = {
     "datasets with numpy format": lambda: labelled_dataset().with_format("numpy"),
     "datasets with some columns formatted": lambda: labelled_dataset().with_format("torch", columns=["labels"]),
     "datasets with 32-bit ids": lambda: labelled_dataset().cast_column(
-        "input_ids", datasets.List(datasets.Value("int32"))
+        "input_ids", datasets.Sequence(datasets.Value("int32"))
     ),
     "datasets with large lists": lambda: labelled_dataset().cast_column(
         "input_ids", datasets.LargeList(datasets.Value("int64"))

@@ -21,7 +21,7 @@ FEATURES = datasets.Features(
         "price": datasets.Value("float64"),
         "written": datasets.Value("timestamp[ms]"),
         "kind": datasets.ClassLabel(names=["asked", "made"]),
-        "words": datasets.List(datasets.Value("string")),
+        "words": datasets.Sequence(datasets.Value("string")),
         "source": {"page": datasets.Value("int64"), "line|column": datasets.Value("string")},
     }
 )

@@ -282,7 +282,7 @@ def test_the_lower_bounds_are_the_versions_of_the_lowest_set() -> None:
         if name != "torch":
             assert name in lowest and same_version(bound, lowest[name]), name
     # The others are what these versions need beside them.
-    assert set(lowest) - set(bounds) == {"pandas", "tokenizers"}
+    assert set(lowest) - set(bounds) == {"pandas", "pydantic", "tokenizers"}
 
 
 def test_the_readme_states_the_minimum_versions() -> None:

@@ -12,6 +12,7 @@ from transformers import GPT2Config, MixtralConfig, PretrainedConfig
 
 from miwv_trainer.scoring.float32 import use_float32
 from miwv_trainer.scoring.isolation import leave_no_trace
+from tests.helpers.fused import add_fused_head
 from tests.helpers.low_precision import bfloat16_model, state
 from tests.helpers.tiny import tiny_config, tiny_model
 
@@ -95,15 +96,13 @@ def test_autocast_around_everything_is_off_inside_and_on_again_outside() -> None
 
 
 def test_trls_fused_head_which_reads_the_heads_weight_itself() -> None:
-    from trl.trainer.utils import add_fused_lm_head
-
     def log_probs(model: Any) -> torch.Tensor:
         with torch.no_grad():
             return model(input_ids=IDS, labels=IDS, fused_lm_head=True).log_probs
 
     model = bfloat16_model()
     exact_model = copy.deepcopy(model).float()
-    add_fused_lm_head(model), add_fused_lm_head(exact_model)
+    add_fused_head(model), add_fused_head(exact_model)
     with use_float32(model):
         torch.testing.assert_close(log_probs(model), log_probs(exact_model), atol=1e-5, rtol=1e-5)
     assert (log_probs(model) - log_probs(exact_model)).abs().max() > 1e-3

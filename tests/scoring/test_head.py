@@ -12,13 +12,13 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaForCausalLM
-from trl.trainer.utils import add_fused_lm_head
 
 from miwv_trainer.data.pool import Pool
 from miwv_trainer.scoring.head import Head, Targets, choose_head, compute_answer_losses
 from miwv_trainer.scoring.root_forward import forward_one_position
 from miwv_trainer.scoring.tree_masks import make_mask
 from miwv_trainer.scoring.trees import Tree, make_tree_row
+from tests.helpers.fused import add_fused_head
 from tests.helpers.tiny import tiny_config, tiny_model
 
 VOCABULARY = 509  # no other size in any of these models
@@ -190,7 +190,7 @@ def test_scoring_is_one_forward_of_the_root() -> None:
 def test_trls_fused_head_gives_the_losses_of_the_models_own_logits(family: str) -> None:
     model = family_model(family)
     expected = by_own_logits(model)
-    add_fused_lm_head(model)
+    add_fused_head(model)
     assert choose_head(model) == "fused"
     np.testing.assert_allclose(losses(model), expected, atol=2e-5, rtol=0)
 

@@ -14,6 +14,7 @@ from miwv_trainer.scoring.losses import Losses, score_batches
 from miwv_trainer.scoring.prompt_embeddings import average_hidden_states
 from miwv_trainer.scoring.row_losses import compute_row_losses
 from miwv_trainer.scoring.rows import Row, plan_padded, plan_zero_shot
+from tests.helpers.fused import add_fused_head
 from tests.helpers.losses import (
     CONFIGS,
     CONTEXT,
@@ -198,14 +199,13 @@ def test_miwv_is_one_shot_minus_zero_shot_where_both_are_finite(recwarn):
 @pytest.mark.parametrize("adapter", [False, True])
 def test_trls_fused_head_gives_the_same_losses_and_embeddings(adapter: bool) -> None:
     from peft import LoraConfig, get_peft_model
-    from trl.trainer.utils import add_fused_lm_head
 
     rows = [
         Row(np.arange(1, 20, dtype=np.int32), np.arange(7, 19)),
         Row(np.arange(30, 40, dtype=np.int32), np.array([3, 4, 9])),
     ]
     plain, fused = tiny_model(), tiny_model()
-    add_fused_lm_head(fused)
+    add_fused_head(fused)
     calls = []
     fused.lm_head.register_forward_hook(lambda *_: calls.append(1))  # the fused way does not call the module
     if adapter:

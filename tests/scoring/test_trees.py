@@ -21,6 +21,7 @@ from miwv_trainer.scoring.scorer import prepare_scorer
 from miwv_trainer.scoring.tree_masks import RowSegments
 from miwv_trainer.scoring.trees import Tree, TreeBatch, make_tree_batches, make_tree_row, plan_trees
 from tests.helpers.forks import fork_python
+from tests.helpers.fused import add_fused_head
 from tests.helpers.tiny import LOCAL_WINDOWS, tiny_model
 from tests.helpers.trees import (
     CONTEXT,
@@ -395,10 +396,8 @@ def test_a_difference_of_a_hundredth_is_rounding_under_the_autocast_of_accelerat
 
 
 def test_lora_and_trls_fused_head_have_the_same_losses_by_tree(case: tuple[Pool, np.ndarray]) -> None:
-    from trl.trainer.utils import add_fused_lm_head
-
     model = tiny_model()
-    add_fused_lm_head(model)
+    add_fused_head(model)
     with torch.random.fork_rng():
         torch.manual_seed(1)
         model = get_peft_model(model, LoraConfig(target_modules=["q_proj"], init_lora_weights=False))

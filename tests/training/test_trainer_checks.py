@@ -1,6 +1,8 @@
 """What is told in `attach`, before anything is computed: other Trainers, other models, inputs that scoring lacks."""
 
+import functools
 import re
+from dataclasses import field, make_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 import torch
 import trl
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -22,6 +25,7 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
     Trainer,
+    TrainingArguments,
 )
 
 from miwv_trainer import MIWVConfig, attach, tokenize
@@ -174,6 +178,32 @@ def test_datasets_of_other_tasks_are_told_apart(columns: dict[str, Any], words: 
     trainer.train_dataset = list_rows(**columns)
     with pytest.raises(ValueError, match=words):
         attach(trainer, CONFIG)
+
+
+@pytest.mark.parametrize("name", ["sample_packing", "curriculum_sampling"])
+def test_batches_that_axolotl_composes_are_refused_by_name(name: str, tmp_path: Path) -> None:
+    """axolotl's arguments have these fields, and its `_get_train_sampler` returns batches if they are set."""
+    arguments = make_dataclass("AxolotlArguments", [(name, bool, field(default=False))], bases=(TrainingArguments,))
+    for is_set in (False, True):
+        trainer = trainer_of(tmp_path)
+        trainer.args = arguments(str(tmp_path), use_cpu=True, report_to="none", **{name: is_set})
+        if not is_set:
+            attach(trainer, CONFIG)
+            continue
+        with pytest.raises(ValueError, match=rf"axolotl's `{name}: true` composes .*Set `{name}: false`"):
+            attach(trainer, CONFIG)
+
+
+def test_ms_swifts_own_loader_is_refused_until_the_trainer_has_that_of_transformers(tmp_path: Path) -> None:
+    class SwiftMixin:
+        def get_train_dataloader(self, skip_batches: int = 0) -> DataLoader:
+            return DataLoader(self.train_dataset, batch_size=4)  # type: ignore[attr-defined]
+
+    trainer = trainer_of(tmp_path, kind=type("SwiftTrainer", (SwiftMixin, Trainer), {}))
+    with pytest.raises(ValueError, match=r"ms-swift's Trainer draws its batches itself.*Trainer.get_train_dataloader"):
+        attach(trainer, CONFIG)
+    trainer.get_train_dataloader = functools.partial(Trainer.get_train_dataloader, trainer)
+    attach(trainer, CONFIG)
 
 
 def test_an_sft_trainer_that_left_its_dataset_as_it_was_is_not_told_to_use_itself(tmp_path: Path) -> None:
