@@ -4,12 +4,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 import datasets
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from miwv_trainer.data.conversation import Row
 
 # One call renders or reads this many rows: reading them one by one takes ten times as long.
 ROWS_AT_ONCE = 512
+ROWS_COMPARED_AT_ONCE = 10_000
 
 
 class MapStyleDataset(Protocol):
@@ -68,6 +71,22 @@ def list_columns(dataset: MapStyleDataset) -> list[str]:
             f"{type(first).__name__}."
         )
     return list(first.keys())
+
+
+def has_values(dataset: MapStyleDataset, column: str) -> bool:
+    """
+    Whether a column holds more than nulls and empty lists in any row. Of rows that are made on request, the first
+    stands for all.
+    """
+    if not isinstance(dataset, datasets.Dataset) or not has_own_columns(dataset):
+        value = dataset[0][column]
+        return value is not None and not (isinstance(value, list | tuple) and not value)
+    for table in dataset.select_columns([column]).with_format("arrow").iter(batch_size=ROWS_COMPARED_AT_ONCE):
+        values = table[column].drop_null()
+        is_list = pa.types.is_list(values.type) or pa.types.is_large_list(values.type)
+        if len(values) and not (is_list and pc.max(pc.list_value_length(values)).as_py() == 0):
+            return True
+    return False
 
 
 def iterate_rows(dataset: MapStyleDataset) -> Iterator[Row]:

@@ -7,7 +7,7 @@ import numpy as np
 from torch import nn
 from transformers import Trainer
 
-from miwv_trainer.data.map_style import MapStyleDataset, check_map_style, list_columns
+from miwv_trainer.data.map_style import MapStyleDataset, check_map_style, has_values, list_columns
 from miwv_trainer.distributed.wrappers import get_inner_model
 
 AS_FILES = "Score the answers as a file (`miwv score`), and train this Trainer on what `miwv select` writes"
@@ -171,7 +171,8 @@ def check_inputs(dataset: MapStyleDataset, model: nn.Module) -> None:
         )
     columns = set(list_columns(dataset))
     passed_on = sorted((columns & set(parameters)) - READ_COLUMNS)
-    media = sorted(columns & MEDIA_COLUMNS)
+    # LLaMA-Factory's datasets have columns of images, videos and audios, which are null where all samples are text.
+    media = [name for name in sorted(columns & MEDIA_COLUMNS) if has_values(dataset, name)]
     if passed_on or media:
         raise ValueError(
             f"The training dataset has {_name_columns(passed_on or media)}, which the model is given in training and "

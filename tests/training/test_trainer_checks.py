@@ -81,6 +81,24 @@ def test_a_column_that_the_model_sees_in_training_alone_is_refused_by_name(
         attach(trainer_of(tmp_path, model(), **column), CONFIG)
 
 
+@pytest.mark.parametrize("value", [None, []])
+@pytest.mark.parametrize("is_made_on_request", [False, True])
+def test_columns_of_media_that_are_empty_are_no_matter(value: Any, is_made_on_request: bool, tmp_path: Path) -> None:
+    """LLaMA-Factory's datasets always have them."""
+    columns = dict.fromkeys(("images", "videos", "audios"), value)
+    trainer = trainer_of(tmp_path, **columns)
+    last = trainer.train_dataset[len(trainer.train_dataset) - 1]
+    rows = [*list(trainer.train_dataset)[:-1], {**last, "videos": ["a.mp4"]}]
+    if is_made_on_request:
+        trainer.train_dataset = trainer.train_dataset.with_transform(lambda batch: dict(batch))
+    attach(trainer, CONFIG)
+    # One video in the last sample is enough.
+    with_video = trainer_of(tmp_path)
+    with_video.train_dataset = datasets.Dataset.from_list(rows)
+    with pytest.raises(ValueError, match="has the column `videos`, which the model is given in training"):
+        attach(with_video, CONFIG)
+
+
 def test_columns_that_the_model_does_not_take_are_no_matter(tmp_path: Path) -> None:
     attach(trainer_of(tmp_path, token_type_ids=[0], source="web"), CONFIG)
 
