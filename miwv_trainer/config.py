@@ -38,7 +38,7 @@ Layout = Literal["auto", "tree", "padded"]
 # a score, the two properties they depend on are types here; a test holds the records to them.
 UnorderedScore = Literal["random"]  # says nothing about how hard a sample is
 ForwardFreeScore = Literal[UnorderedScore, "longest", "column"]  # needs no loss
-ScoreName = Literal["miwv", "low_miwv", "residual_miwv", "zero_shot_loss", "one_shot_loss", ForwardFreeScore]
+ScoreName = Literal["miwv", "low_miwv", "residual_miwv", "zero_shot_loss", "one_shot_loss", "ifd", ForwardFreeScore]
 ExtraLosses = Literal["none", "zero_shot", "both"]
 SelectionBudget = Literal["samples", "tokens"]
 SelectionKind = Literal["top", "sample"]
@@ -115,8 +115,9 @@ class MIWVConfig:
             samples of highest last score, one fifth those unscored for longest, one fifth drawn at random. The other
             samples keep their scores, with their `age` in scores.parquet.
         score: What samples are ranked by, highest first. `"low_miwv"` takes the lowest MIWV first; `"residual_miwv"`
-            is the part of MIWV that response length and exemplar similarity do not explain; `"longest"` takes the
-            responses of most tokens first. `"random"` and `"longest"` need no forward. A score of your own is a
+            is the part of MIWV that response length and exemplar similarity do not explain; `"ifd"` is the perplexity
+            of the response over that of the response without its prompt, at most 1; `"longest"` takes the responses of
+            most tokens first. `"random"` and `"longest"` need no forward. A score of your own is a
             function, an array of shape (N,) with one number a sample, or a `score_column`. A function gets a
             [`Measured`] and returns such an array; NaN leaves a sample out.
         score_column: Column of the dataset that holds a score of your own, highest first; `score` is then `"column"`.

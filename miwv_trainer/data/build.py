@@ -24,6 +24,7 @@ from miwv_trainer.data.map_style import (
     iterate_rows,
     transpose,
 )
+from miwv_trainer.data.opening import add_opening
 from miwv_trainer.data.plain_text import render_plain
 from miwv_trainer.data.pool import IGNORED_LABEL, Pool, TokenizedSample
 from miwv_trainer.data.preamble import build_pool, split_preamble
@@ -67,7 +68,7 @@ def pool_from_rows(
 
     samples = list(render(read(), tokenizer, markers, columns))
     _tell_plain_text(rows, tokenizer, columns)
-    pool = build_pool(samples, markers, texts)
+    pool = add_opening(build_pool(samples, markers, texts), tokenizer)
     return replace(pool, hashes=hash_samples(rows, pool, tokenizer, markers, columns))
 
 
@@ -114,7 +115,7 @@ def pool_from_tokenized(
                 "template, and trained as they are."
             )
             whole = replace(turns, is_trained_whole=True)
-    pool = split_preamble(whole, markers)
+    pool = add_opening(split_preamble(whole, markers), tokenizer)
     return replace(
         pool,
         texts=read_instructions(dataset, pool, tokenizer, markers) if with_texts else None,

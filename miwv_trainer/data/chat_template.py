@@ -122,6 +122,18 @@ def find_turn_markers(tokenizer: PreTrainedTokenizerBase) -> TurnMarkers:
     )
 
 
+def render_generation_prompt(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The text that a template adds behind the user's turn, for the model to answer; empty where it adds none."""
+    turns: list[Message] = [{"role": "user", "content": "Alpha"}]
+    if tokenizer.chat_template is None:
+        return ""
+    try:
+        without, with_prompt = _apply(tokenizer, turns), _apply(tokenizer, turns, with_generation_prompt=True)
+    except ValueError:
+        return ""
+    return with_prompt.removeprefix(without) if with_prompt.startswith(without) else ""
+
+
 def _check_parts(
     messages: list[Message], variables: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase
 ) -> list[Message]:

@@ -88,6 +88,8 @@ def fingerprint_run(pool: Pool, config: MIWVConfig, context: int) -> dict[str, o
         **{name: getattr(config, name) for name in SELECTION_FIELDS},
         "score": describe_score(config.score),
     }
+    if "response" in get_score(config).losses:
+        fingerprint["opening"] = [] if pool.opening is None else pool.opening.tolist()
     given = read_given_scores(config, pool.column_scores, len(pool))
     if given is not None:
         fingerprint["given_scores"] = hash_array(given)

@@ -59,7 +59,7 @@ class RoundInputs:
 
     def merge(self, losses: Losses) -> Measured:
         """What the round before measured, with the losses of the samples that this round scores."""
-        return self.earlier.replace_losses(self.is_scored, losses.zero_shot, losses.one_shot)
+        return self.earlier.replace_losses(self.is_scored, losses.zero_shot, losses.one_shot, losses.response)
 
     def choose(self, measured: Measured, embeddings: Embeddings | None = None) -> Choice:
         """The selection by the configuration's score, guards and budget."""
@@ -83,10 +83,14 @@ class RoundInputs:
         """
         `(N,)` scores, and `(N,)` distances from the threshold of the selection, NaN where this round does not score.
 
-        Guards count. Diversity does not, because it has no threshold.
+        Guards count. Diversity does not, because it has no threshold. The highest value that a score allows is a
+        threshold too: a sample that rounding moves across it enters or leaves at the top.
         """
         choice = self.without_diversity().choose(self.merge(losses))
-        return choice.scores, np.where(self.is_scored, choice.distances, np.nan)
+        distances, most = choice.distances, get_score(self.config).most
+        if most is not None:
+            distances = np.fmin(distances, np.abs(choice.scores - np.float32(most)))
+        return choice.scores, np.where(self.is_scored, distances, np.nan)
 
 
 def prepare_inputs(
@@ -117,7 +121,7 @@ def prepare_inputs(
     # Of seed and round, so that each round draws anew and a resumed one draws what it drew before.
     draw = get_draw_seed(config, point.number)
     given = read_given_scores(config, pool.column_scores, len(pool))
-    earlier = Measured(nothing, nothing, exemplars.similarities, pool.response_tokens, draw, given)
+    earlier = Measured(nothing, nothing, exemplars.similarities, pool.response_tokens, draw, given=given)
     inputs = RoundInputs(
         pool, exemplars, config, scorer.context, point, previous, earlier, None, scored_behind, is_scored=can_score
     )
@@ -167,6 +171,7 @@ def read_measured(current: StoredRound, draw: tuple[int, ...] = (0,)) -> Measure
         similarity=current.column("similarity"),
         response_tokens=current.column("response_tokens"),
         draw=draw,
+        response_loss=current.column("response_loss"),
         given=_find_given(current),
     )
 
@@ -186,7 +191,7 @@ def compute_difficulties(current: StoredRound, config: MIWVConfig) -> np.ndarray
 def _check_guards(is_candidate: np.ndarray, pool: Pool, exemplars: Exemplars, config: MIWVConfig) -> None:
     """Raises `ValueError` if the guards that need no loss leave nothing, before hours are spent on losses."""
     zeros = np.where(is_candidate, np.float32(0), np.float32(np.nan))
-    measured = Measured(zeros, zeros, exemplars.similarities, pool.response_tokens)
+    measured = Measured(zeros, zeros, exemplars.similarities, pool.response_tokens, response_loss=zeros)
     is_left, left_out = apply_guards(zeros, measured, config.without_bands())
     if not is_left.any():
         raise ValueError(explain_no_candidate(left_out))

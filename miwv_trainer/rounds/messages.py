@@ -117,7 +117,7 @@ def log_left_out(number: int, choice: Choice) -> None:
 
 def explain_no_candidate(left_out: Mapping[str, int]) -> str:
     """The error if the guards leave nothing. `left_out` counts what each guard leaves out."""
-    listed = "; ".join(f"{guard} leaves out {count}" for guard, count in left_out.items())
+    listed = "; ".join(f"{guard} leaves out {count}" for guard, count in left_out.items() if count)
     return f"No sample of the pool may be selected: {listed or 'not one has a score'}. Loosen a guard."
 
 

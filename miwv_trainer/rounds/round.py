@@ -277,8 +277,13 @@ def _make_columns(inputs: RoundInputs, measured: Measured, choice: Choice) -> di
         "selected": selected,
         "score": choice.scores,
         "age": update_ages(inputs.is_scored, inputs.ages),
+        "response_loss": np.where(unscored, np.nan, _fill(measured.response_loss, len(unscored))),
         **_list_hashes(inputs.pool),
     }
+
+
+def _fill(losses: np.ndarray | None, count: int) -> np.ndarray:
+    return np.full(count, np.nan, dtype=np.float32) if losses is None else losses
 
 
 def _list_hashes(pool: Pool) -> dict[str, np.ndarray]:

@@ -137,4 +137,6 @@ def _read_embeddings(scored: StoredRound, config: MIWVConfig) -> Embeddings:
 def _describe_losses(measured: Measured) -> str:
     """Which losses a round has, in words."""
     named = {"zero-shot losses": measured.zero_shot_loss, "one-shot losses": measured.one_shot_loss}
+    if measured.response_loss is not None:
+        named["losses of responses alone"] = measured.response_loss
     return " and ".join(name for name, losses in named.items() if np.isfinite(losses).any()) or "no forward"

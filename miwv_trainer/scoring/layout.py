@@ -21,10 +21,18 @@ from miwv_trainer.scoring.isolation import watch_autocast
 from miwv_trainer.scoring.losses import NOT_RECORDED, Losses, Recording, score_batches, score_trees
 from miwv_trainer.scoring.memory import BatchSize
 from miwv_trainer.scoring.padding import find_least_tolerance, settle_padding
-from miwv_trainer.scoring.rows import PaddedBatch, find_scorable, plan_padded, plan_zero_shot, restrict_exemplars
+from miwv_trainer.scoring.rows import (
+    ONE_SHOT,
+    RESPONSE,
+    ZERO_SHOT,
+    PaddedBatch,
+    find_scorable,
+    plan_losses,
+    restrict_exemplars,
+)
 from miwv_trainer.scoring.scorer import CheckedModel, Scorer
 from miwv_trainer.scoring.trees import make_tree_batches, plan_trees
-from miwv_trainer.selection.scores import ZERO_SHOT, get_score
+from miwv_trainer.selection.scores import get_score
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +45,8 @@ _warned: WeakSet[nn.Module] = WeakSet()
 
 def score_pool(scorer: Scorer, exemplars: np.ndarray, layout: str, recording: Recording = NOT_RECORDED) -> Losses:
     """
-    Both losses of every scorable sample, on every rank; only the zero-shot ones with the layout `"zero_shot"`.
+    The losses that the score needs of every scorable sample, on every rank; no one-shot losses with the layout
+    `"zero_shot"`.
 
     Args:
         exemplars: `(N,)` index of each sample's exemplar; samples without one are not scored.
@@ -48,6 +57,11 @@ def score_pool(scorer: Scorer, exemplars: np.ndarray, layout: str, recording: Re
         return score_batches(scorer, _plan_batches(scorer, exemplars, layout, size), exemplars, recording)
     rows = plan_trees(pool, exemplars, context, size.tokens_per_row)
     losses = score_trees(scorer, rows, size.tokens_per_batch, recording)
+    if _scores_responses(scorer):
+        # No branch: a response alone stands behind no trunk.
+        batches = _plan_responses(scorer, exemplars, size)
+        stage = recording.with_stage(f"{recording.stage}, responses")
+        losses = losses.with_responses(score_batches(scorer, batches, recording=stage))
     # One token that overflows makes the losses of a whole row of trees NaN, as a masked NaN times 0 is NaN. In padded
     # rows it makes only its own sample's.
     is_nan = find_scorable(pool, exemplars, context) & np.isnan(losses.miwv)
@@ -66,17 +80,28 @@ def count_planned_tokens(scorer: Scorer, exemplars: np.ndarray, layout: str) -> 
         return sum(batch.tokens for batch in _plan_batches(scorer, exemplars, layout, size))
     rows = plan_trees(scorer.pool, exemplars, scorer.context, size.tokens_per_row)
     is_padded = choose_tree_attention(scorer.model) == "mask"
-    return sum(batch.tokens for batch in make_tree_batches(rows, scorer.pool, size.tokens_per_batch, is_padded))
+    tokens = sum(batch.tokens for batch in make_tree_batches(rows, scorer.pool, size.tokens_per_batch, is_padded))
+    responses = _plan_responses(scorer, exemplars, size) if _scores_responses(scorer) else []
+    return tokens + sum(batch.tokens for batch in responses)
+
+
+def _scores_responses(scorer: Scorer) -> bool:
+    return "response" in get_score(scorer.config).losses
+
+
+def _plan_responses(scorer: Scorer, exemplars: np.ndarray, size: BatchSize) -> list[PaddedBatch]:
+    """Batches of responses alone, for a pool whose other losses come from trees."""
+    pool, context = scorer.pool, scorer.context
+    return plan_losses(pool, exemplars, context, size.tokens_per_batch, scorer.sharing, kinds=[RESPONSE])
 
 
 def _plan_batches(scorer: Scorer, exemplars: np.ndarray, layout: str, size: BatchSize) -> list[PaddedBatch]:
     pool, context = scorer.pool, scorer.context
     is_equal = layout in (EQUAL, ZERO_SHOT_EQUAL)
     sharing = scorer.sharing.without_padding() if is_equal else scorer.sharing
-    if layout in (ZERO_SHOT_ONLY, ZERO_SHOT_EQUAL):
-        among = np.flatnonzero(find_scorable(pool, exemplars, context))
-        return plan_zero_shot(pool, context, size.tokens_per_batch, among, sharing)
-    return plan_padded(pool, exemplars, context, size.tokens_per_batch, sharing)
+    kinds = [ZERO_SHOT] if layout in (ZERO_SHOT_ONLY, ZERO_SHOT_EQUAL) else [ZERO_SHOT, ONE_SHOT]
+    kinds += [RESPONSE] if _scores_responses(scorer) else []
+    return plan_losses(pool, exemplars, context, size.tokens_per_batch, sharing, kinds=kinds)
 
 
 def choose_layout(scorer: Scorer, exemplars: np.ndarray) -> str:
@@ -95,7 +120,7 @@ def choose_layout(scorer: Scorer, exemplars: np.ndarray) -> str:
     """
     model, config = scorer.model, scorer.config
     checked = _check_forwards(scorer, exemplars)
-    if get_score(config).losses == ZERO_SHOT:
+    if not get_score(config).needs_exemplars:
         return ZERO_SHOT_EQUAL if checked.is_equal else ZERO_SHOT_ONLY
     if checked.is_equal and config.layout != "tree":
         return EQUAL
@@ -130,7 +155,7 @@ def _check_forwards(scorer: Scorer, exemplars: np.ndarray) -> CheckedModel:
     if all(scorer.world.all_gather(key in scorer.checked)):
         return scorer.checked[key]
     check_causal(scorer)
-    needs_exemplars = get_score(scorer.config).losses != ZERO_SHOT
+    needs_exemplars = get_score(scorer.config).needs_exemplars
     is_equal = settle_padding(scorer, exemplars if needs_exemplars else None).sharing.is_equal
     asks = needs_exemplars and scorer.config.layout != "padded"
     obstacle = (

@@ -19,7 +19,7 @@ from miwv_trainer.scoring.attention import choose_tree_attention, use_tree_atten
 from miwv_trainer.scoring.forwards import Batch, run_forwards
 from miwv_trainer.scoring.head import Head, choose_head
 from miwv_trainer.scoring.row_losses import ScoredLosses, compute_row_losses, compute_tree_losses
-from miwv_trainer.scoring.rows import PaddedBatch, make_rows
+from miwv_trainer.scoring.rows import KINDS, PaddedBatch, make_rows
 from miwv_trainer.scoring.scorer import Scorer
 from miwv_trainer.scoring.trees import Tree, TreeBatch, make_tree_batches, make_tree_row
 from miwv_trainer.selection.scores import compute_miwv
@@ -35,11 +35,13 @@ class Losses:
         zero_shot: `(N,)` float32, NaN where a sample was not scored.
         one_shot: `(N,)` float32, NaN where a sample was not scored.
         tokens_forwarded: Tokens of all rows, padding included.
+        response: `(N,)` float32 of responses alone, without their prompts. None if none was asked for.
     """
 
     zero_shot: np.ndarray
     one_shot: np.ndarray
     tokens_forwarded: int
+    response: np.ndarray | None = None
 
     @property
     def miwv(self) -> np.ndarray:
@@ -50,7 +52,16 @@ class Losses:
         """These losses with those of `samples` (indices or a mask) taken from `others`. Tokens are added up."""
         zero_shot, one_shot = self.zero_shot.copy(), self.one_shot.copy()
         zero_shot[samples], one_shot[samples] = others.zero_shot[samples], others.one_shot[samples]
-        return Losses(zero_shot, one_shot, self.tokens_forwarded + others.tokens_forwarded)
+        response = self.response
+        if response is not None and others.response is not None:
+            response = response.copy()
+            response[samples] = others.response[samples]
+        return Losses(zero_shot, one_shot, self.tokens_forwarded + others.tokens_forwarded, response)
+
+    def with_responses(self, responses: "Losses") -> "Losses":
+        """These losses with those of responses alone, which another pass has computed. Tokens are added up."""
+        tokens = self.tokens_forwarded + responses.tokens_forwarded
+        return replace(self, response=responses.response, tokens_forwarded=tokens)
 
 
 @dataclass(frozen=True)
@@ -79,7 +90,7 @@ class ScoringBatch(Batch, Protocol):
 
     @property
     def kinds(self) -> np.ndarray:
-        """`(losses,)` `ZERO_SHOT` or `ONE_SHOT`."""
+        """`(losses,)` `ZERO_SHOT`, `ONE_SHOT` or `RESPONSE`."""
         ...
 
     @property
@@ -150,8 +161,8 @@ def _sweep(
     # Only whole batches are left out. Batches composed anew of what is missing would change the last bits of losses, so
     # scores would depend on where a round was interrupted.
     batches = [batch for batch in batches if not recorded.is_recorded[batch.kinds, batch.samples].all()]
-    losses = np.zeros((2, size))
-    is_scored = np.zeros((2, size))
+    losses = np.zeros((KINDS, size))
+    is_scored = np.zeros((KINDS, size))
     tokens = np.zeros(1, dtype=np.int64)
     task = "scoring the pool"
     with world.run_turn(task):
@@ -170,8 +181,8 @@ def _sweep(
         tokens += batch.tokens
     losses, is_scored = world.all_reduce_sum(losses), world.all_reduce_sum(is_scored)
     losses = np.where(is_scored > 0, losses, np.where(recorded.is_recorded, recorded.losses, np.nan))
-    zero_shot, one_shot = losses.astype(np.float32)
-    return Losses(zero_shot, one_shot, int(world.all_reduce_sum(tokens)[0]) + recorded.tokens)
+    zero_shot, one_shot, response = losses.astype(np.float32)
+    return Losses(zero_shot, one_shot, int(world.all_reduce_sum(tokens)[0]) + recorded.tokens, response)
 
 
 @dataclass(frozen=True)
@@ -180,8 +191,8 @@ class _Recorded:
     What the journals of all ranks hold of a pass.
 
     Args:
-        losses: `(2, N)` zero-shot and one-shot losses.
-        is_recorded: `(2, N)` whether a loss is recorded.
+        losses: `(KINDS, N)` losses of each kind.
+        is_recorded: `(KINDS, N)` whether a loss is recorded.
         tokens: Tokens forwarded for them.
     """
 
@@ -192,7 +203,7 @@ class _Recorded:
 
 def _read_recorded(recording: Recording, size: int, world: World) -> _Recorded:
     """Reads the journals, the same on every rank, although a rank may see only the files of its own machine."""
-    losses, readers = np.zeros((2, size)), np.zeros((2, size))
+    losses, readers = np.zeros((KINDS, size)), np.zeros((KINDS, size))
     if recording.journal is None:
         return _Recorded(losses, readers > 0, 0)
     tokens = np.zeros(world.size, dtype=np.int64)

@@ -8,6 +8,7 @@ Rows are composed over the whole pool before they are dealt to ranks, so that sc
 ranks. (The same row in another batch has other last bits: lm-evaluation-harness#1645.)
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,9 @@ import numpy as np
 from miwv_trainer.data.pool import NO_EXEMPLAR, Pool
 from miwv_trainer.scoring.sharing import ALL_SHARE, Sharing
 
-ZERO_SHOT, ONE_SHOT = 0, 1
+# Which loss of a sample a row gives: behind its prompt, behind exemplar and prompt, or of its response alone.
+ZERO_SHOT, ONE_SHOT, RESPONSE = 0, 1, 2
+KINDS = 3
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class PaddedBatch:
 
     Args:
         samples: `(rows,)` index of each row's sample.
-        kinds: `(rows,)` which of the sample's two losses the row gives, `ZERO_SHOT` or `ONE_SHOT`.
+        kinds: `(rows,)` which of the sample's losses the row gives: `ZERO_SHOT`, `ONE_SHOT` or `RESPONSE`.
         lengths: `(rows,)` each row's tokens, without padding.
     """
 
@@ -96,6 +99,36 @@ def make_one_shot_row(pool: Pool, sample: int, exemplar: int, context: int) -> R
     return Row(ids, start + np.flatnonzero(pool.response_mask(sample)))
 
 
+def make_response_row(pool: Pool, sample: int) -> Row:
+    """
+    The response without its prompt: preamble, generation prompt, response. Each turn of several has its own opening.
+
+    Where nothing stands before it, the first token of the row is predicted by none and is not scored.
+    """
+    ids, mask = pool.sample(sample), pool.response_mask(sample)
+    opening = _get_opening(pool)
+    begins = np.flatnonzero(np.diff(mask.astype(np.int8), prepend=0) == 1)
+    ends = np.flatnonzero(np.diff(mask.astype(np.int8), append=0) == -1) + 1
+    parts, is_target = [pool.preamble], [np.zeros(len(pool.preamble), dtype=bool)]
+    for begin, end in zip(begins, ends, strict=True):
+        parts += [opening, ids[begin:end]]
+        is_target += [np.zeros(len(opening), dtype=bool), np.ones(end - begin, dtype=bool)]
+    targets = np.flatnonzero(np.concatenate(is_target))
+    return Row(np.concatenate(parts), targets[targets > 0])
+
+
+def count_response_row_tokens(pool: Pool) -> np.ndarray:
+    """`(N,)` tokens of each sample's row of the response alone; 0 where it would score no token."""
+    opening = len(_get_opening(pool))
+    lengths = len(pool.preamble) + pool.response_tokens + opening * pool.response_spans
+    has_target = pool.response_tokens > (0 if len(pool.preamble) + opening else 1)
+    return np.where(has_target, lengths, 0)
+
+
+def _get_opening(pool: Pool) -> np.ndarray:
+    return np.empty(0, dtype=np.int32) if pool.opening is None else pool.opening
+
+
 def make_rows(batch: PaddedBatch, pool: Pool, exemplars: np.ndarray | None, context: int) -> list[Row]:
     """
     The rows of a batch, in its order.
@@ -110,6 +143,8 @@ def make_rows(batch: PaddedBatch, pool: Pool, exemplars: np.ndarray | None, cont
     for sample, kind in zip(batch.samples.tolist(), batch.kinds.tolist(), strict=True):
         if kind == ZERO_SHOT:
             rows.append(make_zero_shot_row(pool, sample))
+        elif kind == RESPONSE:
+            rows.append(make_response_row(pool, sample))
         elif exemplars is None:
             raise ValueError(f"Sample {sample} is to be scored behind its exemplar, but no exemplars were given.")
         else:
@@ -121,12 +156,35 @@ def plan_padded(
     pool: Pool, exemplars: np.ndarray, context: int, tokens_per_batch: int, sharing: Sharing = ALL_SHARE
 ) -> list[PaddedBatch]:
     """Batches with each scorable sample once without and once behind its exemplar, longest first."""
+    return plan_losses(pool, exemplars, context, tokens_per_batch, sharing, kinds=(ZERO_SHOT, ONE_SHOT))
+
+
+def plan_losses(
+    pool: Pool,
+    exemplars: np.ndarray,
+    context: int,
+    tokens_per_batch: int,
+    sharing: Sharing = ALL_SHARE,
+    *,
+    kinds: Sequence[int],
+) -> list[PaddedBatch]:
+    """
+    Batches with a row of each kind for each scorable sample, longest first.
+
+    Args:
+        exemplars: `(N,)` index of each sample's exemplar; where no row is one-shot, any index makes a sample scorable.
+    """
     samples = np.flatnonzero(find_scorable(pool, exemplars, context))
     zero_shot = len(pool.preamble) + pool.lengths[samples]
-    one_shot = np.minimum(zero_shot + pool.lengths[exemplars[samples]], context)
-    lengths = np.concatenate([zero_shot, one_shot])
-    kinds = np.repeat([ZERO_SHOT, ONE_SHOT], len(samples))
-    return _fill_batches(np.tile(samples, 2), kinds, lengths, tokens_per_batch, sharing)
+    lengths_of = {
+        ZERO_SHOT: zero_shot,
+        ONE_SHOT: np.minimum(zero_shot + pool.lengths[exemplars[samples]], context),
+        RESPONSE: count_response_row_tokens(pool)[samples],
+    }
+    lengths = np.concatenate([lengths_of[kind] for kind in kinds])
+    is_row = lengths > 0
+    all_kinds, all_samples = np.repeat(kinds, len(samples)), np.tile(samples, len(kinds))
+    return _fill_batches(all_samples[is_row], all_kinds[is_row], lengths[is_row], tokens_per_batch, sharing)
 
 
 def plan_zero_shot(

@@ -1,7 +1,7 @@
 """The guards: which samples may be selected at all.
 
 MIWV is a difference of two means over few or many response tokens. Short responses, unrelated exemplars and mislabelled
-samples crowd its top. Every guard is off by default.
+samples crowd its top. Every guard is off by default, but for the bound that belongs to a score.
 """
 
 import math
@@ -11,7 +11,7 @@ from decimal import Decimal
 import numpy as np
 
 from miwv_trainer.config import MIWVConfig
-from miwv_trainer.selection.scores import Measured
+from miwv_trainer.selection.scores import Measured, get_score
 
 
 def apply_guards(scores: np.ndarray, measured: Measured, config: MIWVConfig) -> tuple[np.ndarray, dict[str, int]]:
@@ -52,6 +52,12 @@ def iterate_guards(scores: np.ndarray, measured: Measured, config: MIWVConfig) -
             is_kept = values >= least  # false for the similarity NaN of a sample without exemplar
             yield f"{name}={least}", is_left & ~is_kept
             is_left = is_left & is_kept
+    score = get_score(config)
+    if score.most is not None:
+        # On by itself: the method leaves these out, and the highest of them would else come first.
+        is_kept = score.formula(measured) <= score.most
+        yield f"{score.label} above {score.most:g}", is_left & ~is_kept
+        is_left = is_left & is_kept
     bands = (
         ("loss_band", config.loss_band, measured.zero_shot_loss),
         ("quantile_band", config.quantile_band, scores),

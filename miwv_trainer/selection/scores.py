@@ -16,11 +16,12 @@ import numpy as np
 from miwv_trainer.config import ExtraLosses, MIWVConfig
 from miwv_trainer.own_scores import ScoreFunction, describe_score, is_array, is_function, validate_scores
 
-LossName = Literal["zero_shot", "one_shot"]
+LossName = Literal["zero_shot", "one_shot", "response"]
 # The losses that scores need. The one-shot loss is never measured alone: in a tree, the trunks that it needs give the
 # zero-shot losses too, and `loss_band` looks at these.
 NO_LOSS: frozenset[LossName] = frozenset()
 ZERO_SHOT: frozenset[LossName] = frozenset({"zero_shot"})
+ZERO_SHOT_AND_RESPONSE: frozenset[LossName] = frozenset({"zero_shot", "response"})
 BOTH_LOSSES: frozenset[LossName] = frozenset({"zero_shot", "one_shot"})
 EXTRA_LOSSES: Mapping[ExtraLosses, frozenset[LossName]] = {"none": NO_LOSS, "zero_shot": ZERO_SHOT, "both": BOTH_LOSSES}
 
@@ -37,6 +38,7 @@ class Measured:
         similarity: Cosine between the prompts of the sample and its exemplar.
         response_tokens: Number of response tokens. A sample with 0 has no score.
         draw: Seed of random scores: the sampler's seed and the number of the round.
+        response_loss: The loss of the response alone, without its prompt; None if it was not measured.
         given: Scores of the user's own, from an array or a column; None if there are none.
     """
 
@@ -45,6 +47,7 @@ class Measured:
     similarity: np.ndarray
     response_tokens: np.ndarray
     draw: tuple[int, ...] = (0,)
+    response_loss: np.ndarray | None = None
     given: np.ndarray | None = None
 
     @property
@@ -52,10 +55,18 @@ class Measured:
         """One-shot minus zero-shot loss."""
         return compute_miwv(self.one_shot_loss, self.zero_shot_loss)
 
-    def replace_losses(self, is_new: np.ndarray, zero_shot_loss: np.ndarray, one_shot_loss: np.ndarray) -> "Measured":
+    def replace_losses(
+        self,
+        is_new: np.ndarray,
+        zero_shot_loss: np.ndarray,
+        one_shot_loss: np.ndarray,
+        response_loss: np.ndarray | None = None,
+    ) -> "Measured":
         """Returns a copy that takes the losses of the samples in the `(N,)` mask `is_new` from other `(N,)` arrays."""
+        before = np.full(len(is_new), np.nan, np.float32) if self.response_loss is None else self.response_loss
         return replace(
             self,
+            response_loss=before if response_loss is None else np.where(is_new, response_loss, before),
             zero_shot_loss=np.where(is_new, zero_shot_loss, self.zero_shot_loss),
             one_shot_loss=np.where(is_new, one_shot_loss, self.one_shot_loss),
         )
@@ -76,6 +87,7 @@ class Score:
         formula: Returns the `(N,)` ranked quantity, NaN where a sample has none.
         difficulty: Returns `(N,)`, higher for harder samples, for `epoch_order`. None where the score cannot tell.
         column: The column of scores.parquet that holds the ranked quantity. None where no column but `score` does.
+        most: The highest value that may be selected; None where all may.
         is_lowest_first: Whether the samples with the lowest values are selected. Else those with the highest are.
         is_random: Whether the values depend on the sampler's seed and the round.
         is_given: Whether the values are numbers that the user gave.
@@ -88,6 +100,7 @@ class Score:
     formula: Formula
     difficulty: Formula | None
     column: str | None = None
+    most: float | None = None
     is_lowest_first: bool = False
     is_random: bool = False
     is_given: bool = False
@@ -160,6 +173,20 @@ def _mask_infinite(losses: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(losses), losses, np.nan)
 
 
+def compute_ifd(measured: Measured) -> np.ndarray:
+    """
+    Returns `(N,)` float32, the Instruction-Following Difficulty: exp(loss behind the prompt) / exp(loss alone).
+
+    Above 1, the prompt makes the response less likely (Li et al., "From Quantity to Quality", NAACL 2024).
+    """
+    if measured.response_loss is None:
+        return np.full(len(measured.response_tokens), np.nan, dtype=np.float32)
+    # The exponential of the difference: the perplexities themselves overflow.
+    with np.errstate(invalid="ignore", over="ignore"):
+        ratio = np.exp(measured.zero_shot_loss.astype(np.float64) - measured.response_loss)
+    return _mask_infinite(ratio).astype(np.float32)
+
+
 def _draw_scores(measured: Measured) -> np.ndarray:
     # One draw for every sample, also for those that cannot be selected, so that a sample's number does not depend on
     # how many before it lack a prompt or a response.
@@ -217,6 +244,14 @@ _RECORDS = (
         formula=_get_one_shot_loss,
         difficulty=_get_one_shot_loss,
         column="one_shot_loss",
+    ),
+    Score(
+        name="ifd",
+        label="IFD",
+        losses=ZERO_SHOT_AND_RESPONSE,
+        formula=compute_ifd,
+        difficulty=compute_ifd,
+        most=1.0,
     ),
     Score(
         name="random",
@@ -316,10 +351,15 @@ def get_draw_seed(config: MIWVConfig, number: int) -> tuple[int, ...]:
 
 def has_losses(measured: Measured, score: Score) -> np.ndarray:
     """Returns `(N,)` bool, whether all losses that a score needs are finite."""
-    losses = {"zero_shot": measured.zero_shot_loss, "one_shot": measured.one_shot_loss}
+    losses: Mapping[LossName, np.ndarray | None] = {
+        "zero_shot": measured.zero_shot_loss,
+        "one_shot": measured.one_shot_loss,
+        "response": measured.response_loss,
+    }
     found = np.ones(len(measured.response_tokens), dtype=bool)
     for name in score.losses:
-        found &= np.isfinite(losses[name])
+        values = losses[name]
+        found &= values is not None and np.isfinite(values)
     return found
 
 

@@ -23,6 +23,8 @@ SCORES_FILE, SUMMARY_FILE = "scores.parquet", "round.json"
 # Columns of whole numbers in which null stands for -1 ("none", "never") and not for NaN.
 MISSING_BELOW_ZERO = ("exemplar", "age")
 # By which a sample is found in a file, whatever place it has there; null stands for 0 ("not known").
+# Only scores that compare a response with itself alone measure it.
+RESPONSE_LOSS = "response_loss"
 HASHES = ("ids_hash", "text_hash", "words_hash", "answer_hash")
 # Other programs read these columns: new ones come at the end.
 SCORES = pa.schema(
@@ -39,6 +41,7 @@ SCORES = pa.schema(
         ("score", pa.float32()),
         ("age", pa.int32()),
         *((name, pa.uint64()) for name in HASHES),
+        (RESPONSE_LOSS, pa.float32()),
     ]
 )
 
@@ -228,11 +231,11 @@ def _make_table(columns: Mapping[str, np.ndarray]) -> pa.Table:
     """
     The table of scores; NaN (or -1 in `exemplar` and `age`, 0 in hashes) becomes null, which every reader knows.
 
-    Hashes that are not among the columns become nulls.
+    Hashes and losses of responses alone that are not among the columns become nulls.
     """
     arrays = []
     for entry in SCORES:
-        if entry.name in HASHES and entry.name not in columns:
+        if entry.name in (*HASHES, RESPONSE_LOSS) and entry.name not in columns:
             arrays.append(pa.nulls(len(columns["index"]), entry.type))
             continue
         values = columns[entry.name]

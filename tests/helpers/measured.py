@@ -24,6 +24,7 @@ def measured(
         similarity=np.asarray([0.5] * count if similarity is None else similarity, dtype=np.float32),
         response_tokens=np.asarray([10] * count if tokens is None else tokens, dtype=np.int64),
         draw=draw,
+        response_loss=values + np.float32(2.5),
         given=np.arange(count, dtype=np.float32),
     )
 

@@ -27,6 +27,7 @@ COLUMNS = {
     "text_hash": "uint64",
     "words_hash": "uint64",
     "answer_hash": "uint64",
+    "response_loss": "float",
 }
 
 
@@ -49,6 +50,7 @@ def columns(**changes) -> dict[str, np.ndarray]:
         "text_hash": np.array([4, 2**63, 0], dtype=np.uint64),
         "words_hash": np.array([5, 6, 0], dtype=np.uint64),
         "answer_hash": np.array([7, 0, 0], dtype=np.uint64),
+        "response_loss": np.array([1.75, 2.5, nan], dtype=np.float32),
     }
     return {**values, **changes}
 

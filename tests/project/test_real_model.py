@@ -107,6 +107,28 @@ def test_miwv_score_agrees_with_a_row_by_row_forward_and_a_brute_force_search(
         assert scores["miwv"][index] == pytest.approx(one_shot - zero_shot, abs=1e-4)
 
 
+def test_ifd_is_that_of_rows_forwarded_alone_within_1e_5(smollm2: Path, shared_data: Path, tmp_path: Path) -> None:
+    pool, count = shared_data / "alpaca_gpt4_1k.jsonl.gz", 32
+    typed = (
+        f"score --model {smollm2} --dataset {pool} --max-samples {count} --score ifd --dtype float32 --fraction 0.25"
+    )
+    assert main([*typed.split(), "--fraction", "0.25", "--output", str(tmp_path)]) == 0
+    scores = pq.read_table(tmp_path / "miwv" / "round-000" / "scores.parquet").to_pandas()
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()
+    system, opening = f"<|im_start|>system\n{SYSTEM}<|im_end|>\n", "<|im_start|>assistant\n"
+    expected = []
+    for row in first_rows(shared_data, count):
+        prompt, response = f"<|im_start|>user\n{instruction(row)}<|im_end|>\n", f"{row['output']}<|im_end|>\n"
+        behind = loss(model, tokenizer, system + prompt + opening, response)
+        alone = loss(model, tokenizer, system + opening, response)
+        expected.append(np.exp(behind - alone))
+    np.testing.assert_allclose(scores["score"], expected, atol=1e-5, rtol=0)
+    allowed = [index for index in range(count) if expected[index] <= 1]
+    highest = sorted(allowed, key=lambda index: -expected[index])[: count // 4]
+    assert np.flatnonzero(scores["selected"]).tolist() == sorted(highest)
+
+
 def test_trees_have_the_losses_of_padded_rows(smollm2: Path, shared_data: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(smollm2)
     model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()

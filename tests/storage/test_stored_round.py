@@ -52,6 +52,7 @@ def test_what_was_not_scored_is_null_on_disk_and_not_nan(store):
         "text_hash": None,
         "words_hash": None,
         "answer_hash": None,
+        "response_loss": None,
     }
 
 
