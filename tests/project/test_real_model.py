@@ -109,9 +109,7 @@ def test_miwv_score_agrees_with_a_row_by_row_forward_and_a_brute_force_search(
 
 def test_ifd_is_that_of_rows_forwarded_alone_within_1e_5(smollm2: Path, shared_data: Path, tmp_path: Path) -> None:
     pool, count = shared_data / "alpaca_gpt4_1k.jsonl.gz", 32
-    typed = (
-        f"score --model {smollm2} --dataset {pool} --max-samples {count} --score ifd --dtype float32 --fraction 0.25"
-    )
+    typed = f"score --model {smollm2} --dataset {pool} --max-samples {count} --score ifd --dtype float32"
     assert main([*typed.split(), "--fraction", "0.25", "--output", str(tmp_path)]) == 0
     scores = pq.read_table(tmp_path / "miwv" / "round-000" / "scores.parquet").to_pandas()
     tokenizer = AutoTokenizer.from_pretrained(smollm2)
