@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import scipy.sparse
@@ -19,13 +19,10 @@ import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from miwv_trainer.config import describe_embedder
-from miwv_trainer.data.files import is_folder
+from miwv_trainer.data.encoders import load_encoder
 from miwv_trainer.distributed.sharding import load_models_whole
 from miwv_trainer.embeddings.vectors import Embeddings
 from miwv_trainer.embeddings.words import iterate_terms, needs_character_terms
-
-if TYPE_CHECKING:  # an optional dependency, and seconds to import
-    from sentence_transformers import SentenceTransformer
 
 logger = logging.getLogger(__name__)
 
@@ -130,33 +127,9 @@ def _compute_tfidf(texts: Sequence[str], show_progress: bool) -> scipy.sparse.cs
 def _encode_sentences(name: str, texts: Sequence[str], show_progress: bool) -> np.ndarray:
     # Only rank 0 loads the encoder. Under ZeRO-3 its weights would be split over all ranks, and rank 0 would wait.
     with load_models_whole():
-        encoder = _load_sentence_encoder(name)
+        encoder = load_encoder(name, ALTERNATIVES, SMALLER_ENCODERS)
         embeddings = encoder.encode(list(texts), show_progress_bar=show_progress, convert_to_numpy=True)
     return np.asarray(embeddings, dtype=np.float32)
-
-
-def _load_sentence_encoder(name: str) -> SentenceTransformer:
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError as error:
-        raise ImportError(
-            f"The embedder {name!r} needs sentence-transformers: `pip install 'miwv-trainer[embed]'`. Without it: "
-            f"{ALTERNATIVES}."
-        ) from error
-    try:
-        return SentenceTransformer(name)
-    # The hub, the network, transformers and torch each fail with exceptions of their own.
-    except Exception as error:
-        reason = "is a folder without a model" if is_folder(name) else "is no folder here, and the hub did not give it"
-        raise OSError(
-            f"The embedder {name!r} could not be loaded: it {reason} ({type(error).__name__}: {_first_line(error)}). "
-            f"Give a sentence-transformers name that is reachable or cached ({SMALLER_ENCODERS}), a folder, or one of "
-            f"{ALTERNATIVES}."
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), "")
 
 
 EMBEDDERS: Mapping[str, Embedder] = {

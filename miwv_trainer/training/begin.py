@@ -36,7 +36,7 @@ from miwv_trainer.storage.uploads import keep_out_of_uploads
 from miwv_trainer.training.console import Console
 from miwv_trainer.training.dataloader import check_batches, check_pool_size, read_schedule, warn_of_last_batch
 from miwv_trainer.training.missing_parts import warn_of_missing_parts
-from miwv_trainer.training.resume import keep_exemplars, read_rounds
+from miwv_trainer.training.resume import keep_exemplars, read_trained_rounds
 from miwv_trainer.training.run import TrainingRun
 from miwv_trainer.training.run_state import RunState
 from miwv_trainer.training.sampler import MIWVDataSampler
@@ -143,7 +143,7 @@ def begin_run(
     state, rounds = _describe_run(start, config, sampler, pool), []
     if before is not None:
         state = state.resume(before)
-        rounds = _read_rounds(start, store, state, config, pool)
+        rounds = _read_rounds_together(start, store, state, config, pool)
     exemplars = find_exemplars(prepare_scorer(start.model, pool, config, world), store, reuse=before is not None)
     run = TrainingRun(config, sampler, pool, exemplars, store, world, start.console, start.state, state, rounds)
     run.restore_selections()
@@ -163,14 +163,14 @@ def _describe_run(start: TrainingStart, config: MIWVConfig, sampler: MIWVDataSam
     )
 
 
-def _read_rounds(
+def _read_rounds_together(
     start: TrainingStart, store: Store, state: RunState, config: MIWVConfig, pool: Pool
 ) -> list[StoredRound]:
     """The rounds of a resumed run, on every rank. Only rank 0 need see the disk."""
     found: list[StoredRound] = []
     with start.world.run_together("reading the rounds"):
         if start.world.is_main:
-            found = read_rounds(store, state)
+            found = read_trained_rounds(store, state)
             if needs_exemplars(config):
                 context = find_context_length(start.model, config)
                 keep_exemplars(store, found[0], fingerprint_exemplars(pool, config, context))

@@ -56,7 +56,7 @@ def _find_values(state: TrainerState, name: str) -> dict[str, object] | None:
     return values if isinstance(values, dict) else None
 
 
-def read_rounds(store: Store, state: RunState) -> list[StoredRound]:
+def read_trained_rounds(store: Store, state: RunState) -> list[StoredRound]:
     """
     The rounds that a resumed run was trained on so far.
 

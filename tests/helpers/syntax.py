@@ -16,6 +16,7 @@ DISK = re.compile(
 FILE = re.compile(
     r".*\.(to_parquet|to_json|to_csv|save_to_disk|save_pretrained|savefig|tofile|write_table|dump|save\w*)|save_file"
 )
+READERS = {"open", "from_pretrained", "load_dataset", "load_from_disk", "SentenceTransformer"}
 ATOMIC = ("atomic_path", "atomic_folder")
 RANDOM = re.compile(
     r"(np|numpy)\.random\.(?!(default_rng|get_state|set_state)$)\w+|random\.(?!(getstate|setstate)$)\w+"
@@ -59,9 +60,9 @@ def find_trainers(tree: ast.AST) -> set[str]:
 
 
 def find_disk_access(tree: ast.AST) -> set[str]:
-    """Imports and calls that reach files at all."""
+    """Imports and calls that reach files at all, themselves or in a library that loads a model or a dataset."""
     reached = {name for name in list_imports(tree) if is_within(name, ("os", "pathlib", "shutil", "tempfile", "io"))}
-    return reached | {name for name, _ in list_calls(tree) if name.rpartition(".")[2] == "open"}
+    return reached | {name for name, _ in list_calls(tree) if name.rpartition(".")[2] in READERS}
 
 
 def find_disk_changes(tree: ast.AST) -> set[str]:
