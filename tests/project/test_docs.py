@@ -36,10 +36,10 @@ def blocks(page: Path) -> list[tuple[str, str]]:
     return [(language, text) for language, text in found]
 
 
-def commands(text: str) -> list[list[str]]:
-    """The command lines of a block, each as words; continued lines joined, comments left out."""
+def commands(text: str) -> list[tuple[str, list[str]]]:
+    """The command lines of a block, and their words without comments; continued lines joined."""
     lines = text.replace("\\\n", " ").splitlines()
-    return [words for line in lines if (words := shlex.split(line, comments=True))]
+    return [(line, words) for line in lines if (words := shlex.split(line, comments=True))]
 
 
 def load(path: Path) -> ModuleType:
@@ -82,7 +82,7 @@ def given(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_code_of_a_page_runs(page: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From top to bottom: Python in one namespace, and what `miwv` is told to do."""
+    """From top to bottom, as it stands: Python in one namespace, and what `miwv` is told to do."""
     if not any(language in ("python", "bash") for language, _ in blocks(page)):
         pytest.skip("no code")
     monkeypatch.chdir(workplace)
@@ -93,19 +93,41 @@ def test_the_code_of_a_page_runs(page: Path, workplace: Path, monkeypatch: pytes
         assert cli.main("score --model M --dataset pool.jsonl --output O --embedder tfidf".split()) == 0
     for language, text in blocks(page):
         if language == "python":
-            exec(
-                compile(text.replace('report_to="none"', 'report_to="none", use_cpu=True'), page.name, "exec"),
-                namespace,
-            )
+            exec(compile(text, page.name, "exec"), namespace)
         elif language == "bash":
-            for words in commands(text):
-                if words[0] == "miwv" and "--push-to-hub" not in words:
-                    assert cli.main(with_tfidf(words[1:])) == 0, words
+            for line, words in commands(text):
+                if words[0] == "miwv" and "# needs" not in line:
+                    assert cli.main(words[1:]) == 0, words
 
 
-def with_tfidf(words: list[str]) -> list[str]:
-    """The default embedder would be downloaded."""
-    return words if words[0] != "score" or "--embedder" in words else [*words, "--embedder", "tfidf"]
+# What runs the commands of the pages' blocks that are not run above, on a machine without a GPU and without a hub.
+RUN_BY = {
+    r"make (install|lint|quickstart|test)( |$)|bash \.ci/run": ".ci/run",
+    r"make test-(with|core|beside) ?": ".github/workflows",
+    r"pip install ": "tests/project/test_wheel.py",
+    r"make compare|python examples/compare\.py": "tests/project/test_compare.py",
+    r"(OMP_NUM_THREADS=2 )?python -m benchmarks": "tests/project/test_benchmarks.py",
+    r"accelerate launch .* examples/|torchrun .* examples/": "tests/project/test_examples.py",
+    r"(accelerate launch|torchrun) .* -m miwv_trainer score": "tests/cli/test_main.py",
+}
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
+def test_a_command_is_run_by_a_test_or_says_what_it_needs(page: Path) -> None:
+    lines = [each for language, text in blocks(page) if language == "bash" for each in commands(text)]
+    for line, words in lines:
+        found = [path for pattern, path in RUN_BY.items() if re.match(pattern, " ".join(words))]
+        assert words[0] == "miwv" or found or "# needs" in line, f"{line}: say '# needs ...', or name what runs it"
+        assert all((ROOT / path).exists() for path in found)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_command_stands_in_a_block_of_bash(page: Path) -> None:
+    """Else neither test above sees it."""
+    for language, text in blocks(page):
+        assert language in ("bash", "python") or not re.search(
+            r"^(miwv|make|python|torchrun|accelerate launch) ", text, re.MULTILINE
+        )
 
 
 def test_the_page_of_settings_has_a_section_for_each_field_with_its_default_and_choices() -> None:
