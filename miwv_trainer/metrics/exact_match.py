@@ -39,6 +39,7 @@ class ExactMatch(evaluate.Metric):
         def is_equal(generated: str, reference: str) -> bool:
             if ignore_case:
                 generated, reference = generated.lower(), reference.lower()
+            # A tokenizer that puts a space before each word decodes a generation with one at its beginning.
             return generated.strip() == reference.strip()
 
         return {"exact_match": average_best(predictions, references, is_equal)}

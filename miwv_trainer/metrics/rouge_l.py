@@ -42,6 +42,7 @@ class RougeL(evaluate.Metric):
         scorer = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=use_stemmer)
 
         def f_measure(generated: str, reference: str) -> float:
+            # rouge_score takes the reference first, unlike the metrics of `evaluate`.
             return scorer.score(reference, generated)["rougeL"].fmeasure
 
         return {"rougeL": average_best(predictions, references, f_measure)}
