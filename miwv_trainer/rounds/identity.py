@@ -27,9 +27,14 @@ from miwv_trainer.selection.scores import get_score, read_given_scores
 from miwv_trainer.storage.stored_round import RoundIdentity, StoredRound
 
 PROBES = 4
-# Entries of a model's configuration that say where it came from, or that loading and saving change. A checkpoint in a
-# moved folder, or loaded by another release of transformers, is still the same model.
-NO_PROPERTY = ("_name_or_path", "transformers_version", "architectures", "dtype", "use_cache")
+# Entries of a model's configuration that say where it came from, or that loading, saving and training change. A
+# checkpoint in a moved folder, or loaded by another release of transformers, is still the same model. So is one whose
+# special tokens a Trainer has aligned with its tokenizer, as each does before its first step: without the last three,
+# a round that was scored before a Trainer was made is scored again by it.
+NO_PROPERTY = (
+    *("_name_or_path", "transformers_version", "architectures", "dtype", "use_cache"),
+    *("pad_token_id", "bos_token_id", "eos_token_id"),
+)
 
 
 @dataclass(frozen=True)

@@ -17,3 +17,12 @@ def test_a_models_fingerprint_holds_its_configuration_and_four_losses_spread_ove
 
 def test_a_models_fingerprint_names_as_many_losses_as_there_are(model):
     assert fingerprint_model(model, np.array([np.nan, 2.0], dtype=np.float32))["zero_shot_losses"] == {"1": 2.0}
+
+
+def test_special_tokens_that_a_trainer_aligns_with_its_tokenizer_make_no_other_model(model):
+    losses = np.arange(8, dtype=np.float32)
+    before, aligned = fingerprint_model(model, losses), tiny_model(seed=1)
+    for name, token in (("pad_token_id", 3), ("bos_token_id", 4), ("eos_token_id", 5)):
+        assert getattr(aligned.config, name) != token
+        setattr(aligned.config, name, token)
+    assert fingerprint_model(aligned, losses) == before
