@@ -99,13 +99,11 @@ def make_runs(setting: Setting, scores: Scores, runs: Sequence[Run], processes: 
         write_result(find_file(setting, run), result)
         left = [run for run in runs if not is_done(run)]
         done = [found for run in runs if (found := read_result(find_file(setting, run))) is not None]
-        minutes = estimate_seconds(done, list(count_left(left, orders)), processes) / 60
+        seconds = estimate_seconds(done, list(count_left(left, orders)), processes)
+        left_in_words = "" if seconds is None else f" (about {seconds / 60:.0f} min left)"
+        place = f"[{len(runs) - len(left)}/{len(runs)}]"
         loss = result.loss(HELD_OUT, setting.evaluated[HELD_OUT].pool.response_tokens)
-        print(
-            f"[{len(runs) - len(left)}/{len(runs)}] {run.name}: held-out loss {loss:.4f}, {result.seconds:.0f} s "
-            f"(about {minutes:.0f} min left)",
-            flush=True,
-        )
+        print(f"{place} {run.name}: held-out loss {loss:.4f}, {result.seconds:.0f} s{left_in_words}", flush=True)
 
 
 def find_file(setting: Setting, run: Run) -> Path:

@@ -11,8 +11,8 @@ from typing import Any
 from miwv_trainer import MIWVConfig
 
 FULL, RANDOM, LONGEST, UNTRAINED = "full set", "random", "longest", "untrained"
-# Set by the comparison itself, or of no use in it.
-RESERVED = ("sampler_seed", "scores_dir", "group_column")
+# Set by the comparison itself.
+RESERVED = ("sampler_seed", "scores_dir")
 DEFAULT = {
     "MIWV": {},
     "MIWV rescored": {"rescore_strategy": "steps"},
@@ -39,11 +39,6 @@ class Arm:
     def slug(self) -> str:
         """The name as a part of a file's name."""
         return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
-
-    @property
-    def scores(self) -> bool:
-        """Whether it is ranked by something that random draws and the longest responses do not need."""
-        return self.settings is not None and self.settings.get("score") not in (RANDOM, LONGEST)
 
     @property
     def size(self) -> tuple[object, object]:

@@ -60,7 +60,7 @@ def corrupt(
     Spoils a share of tokenised samples for each kind of fault.
 
     Args:
-        samples: With `input_ids` and `labels`.
+        samples: With `input_ids` and `labels`. Other columns stay; a copy has those of what it is a copy of.
         shares: From `merge_corruptions`.
 
     Returns:
@@ -69,7 +69,11 @@ def corrupt(
     Raises:
         SystemExit: a share is of less than one sample, or of a single one to be swapped.
     """
-    tokens = [Tokens(list(row["input_ids"]), list(row["labels"])) for row in samples]
+    if not shares:
+        return samples, {}
+    both = zip(samples["input_ids"], samples["labels"], strict=True)
+    tokens = [Tokens(list(ids), list(labels)) for ids, labels in both]
+    sources = np.arange(len(tokens))
     generator = np.random.default_rng([seed, len(tokens)])
     order = generator.permutation(len(tokens))
     masks: dict[str, np.ndarray] = {}
@@ -81,23 +85,28 @@ def corrupt(
         if len(chosen) < least:
             raise SystemExit(f"--corrupt {kind}={share} of {len(tokens)} samples is {len(chosen)}: at least {least}.")
         masks[kind] = np.isin(np.arange(len(tokens)), chosen)
-        spoiled = _spoil(kind, tokens, chosen, generator)
-        for index, sample in zip(chosen, spoiled, strict=True):
+        if kind == "duplicated":
+            sources[chosen] = draw_originals(len(tokens), chosen, generator)
+            continue
+        for index, sample in zip(chosen, _spoil(kind, tokens, chosen, generator), strict=True):
             tokens[index] = sample
-    return _replace_tokens(samples, tokens), masks
+    return _replace_tokens(samples.select(sources), [tokens[source] for source in sources]), masks
 
 
 def _spoil(kind: str, tokens: list[Tokens], chosen: np.ndarray, generator: np.random.Generator) -> list[Tokens]:
     if kind == "swapped":
         return swap_responses([tokens[index] for index in chosen])
-    if kind == "truncated":
-        ending = find_common_ending([response_of(sample) for sample in tokens])
-        shares = generator.uniform(SHORTEST, LONGEST, len(chosen))
-        return [truncate(tokens[index], share, ending) for index, share in zip(chosen, shares, strict=True)]
-    others = np.setdiff1d(np.arange(len(tokens)), chosen)
+    ending = find_common_ending([response_of(sample) for sample in tokens])
+    shares = generator.uniform(SHORTEST, LONGEST, len(chosen))
+    return [truncate(tokens[index], share, ending) for index, share in zip(chosen, shares, strict=True)]
+
+
+def draw_originals(count: int, copies: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Of `count` samples, for each that becomes a copy the one that it is a copy of."""
+    others = np.setdiff1d(np.arange(count), copies)
     if not len(others):
         raise SystemExit("--corrupt duplicated=1 leaves no sample to make copies of.")
-    return [tokens[index] for index in generator.choice(others, len(chosen))]
+    return generator.choice(others, len(copies))
 
 
 def swap_responses(samples: list[Tokens]) -> list[Tokens]:
@@ -143,4 +152,6 @@ def _replace_tokens(samples: datasets.Dataset, tokens: list[Tokens]) -> datasets
     columns = {"input_ids": [sample.ids for sample in tokens], "labels": [sample.labels for sample in tokens]}
     if "attention_mask" in samples.column_names:
         columns["attention_mask"] = [[1] * len(sample.ids) for sample in tokens]
-    return datasets.Dataset.from_dict(columns)
+    for name, values in columns.items():
+        samples = samples.remove_columns(name).add_column(name, values)
+    return samples

@@ -40,6 +40,17 @@ class Judged:
     results: list[Result]
 
     @property
+    def is_baseline(self) -> bool:
+        """Whether it is the full set or a random draw."""
+        identity = self.results[0].identity
+        return "arm" in identity or "target" in identity or identity.get("score") == RANDOM
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether the model has forwarded tokens to select it."""
+        return any(result.scoring_tokens for result in self.results)
+
+    @property
     def loss(self) -> float:
         return float(self.losses.mean())
 

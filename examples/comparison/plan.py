@@ -137,5 +137,5 @@ def count_left(runs: Sequence[Run], orders: Orders) -> Iterator[tuple[str, int]]
         if run.arm.name == UNTRAINED:
             continue
         if run.arm.name not in tokens:
-            tokens[run.arm.name] = TRAINED * orders.count_tokens(run.arm, 0)
+            tokens[run.arm.name] = orders.count_tokens(run.arm, 0)
         yield run.arm.name, tokens[run.arm.name]

@@ -57,8 +57,10 @@ class Result:
         return self.scoring_tokens + 3 * self.trained_tokens
 
     def loss(self, name: str, weights: np.ndarray) -> float:
-        """The loss over all response tokens of a set of samples."""
-        return float(np.asarray(self.losses[name]) @ weights / weights.sum())
+        """The loss over all response tokens of a set of samples, without those that have none (too long, say)."""
+        losses = np.asarray(self.losses[name])
+        is_finite = np.isfinite(losses)
+        return float(losses[is_finite] @ weights[is_finite] / weights[is_finite].sum())
 
 
 def write_json(path: Path, values: object) -> None:
@@ -144,16 +146,19 @@ def check_settings(folder: Path, described: dict[str, Any], data: dict[str, str]
         raise SystemExit(f"{path} was made with other samples, though of the same name: give another --output.")
 
 
-def estimate_seconds(done: Sequence[Result], left: Sequence[tuple[str, int]], processes: int) -> float:
+def estimate_seconds(done: Sequence[Result], left: Sequence[tuple[str, int]], processes: int) -> float | None:
     """
-    Time until all runs are done.
+    Time until all runs are done; None where nothing has been trained yet.
 
     Args:
-        done: The runs that have ended, not empty.
+        done: The runs that have ended.
         left: Name of the arm and planned tokens of each run that has not.
         processes: Among how many the runs are dealt.
     """
-    rate = sum(result.seconds for result in done) / max(1, sum(result.trained_tokens for result in done))
+    trained = sum(result.trained_tokens for result in done)
+    if not trained:
+        return None
+    rate = sum(result.seconds for result in done) / trained
     by_arm: dict[str, list[float]] = {}
     for result in done:
         by_arm.setdefault(result.arm, []).append(result.seconds)

@@ -1,7 +1,7 @@
 """Scores the pool with the model as it is: once for all arms that can select from the same losses."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -18,6 +18,7 @@ SELECTING = (
     *("fraction", "selection_budget", "preset", "min_response_tokens", "quantile_band", "loss_band", "length_bands"),
     *("max_selected_similarity", "diversity", "diversity_candidates", "mmr_weight", "epoch_order", "sampler_seed"),
     *("rescore_strategy", "rescore_steps", "rescore_budget", "check_batches", "scores_dir"),
+    *("selection", "temperature", "resample_each_epoch", "group_column", "score_column"),
 )
 # Scores that are made of the same two losses of every sample.
 OF_BOTH_LOSSES = ("miwv", "low_miwv", "residual_miwv", "one_shot_loss")
@@ -72,8 +73,8 @@ class Scores:
     def choose(self, arm: Arm, seed: int) -> Choice:
         """What an arm selects, and how it ranks the whole pool."""
         try:
-            return select_again(self.read(arm), self.setting.make_config(arm, seed))
-        except ValueError as error:
+            return select_again(self.read(arm), self.setting.make_config(arm, seed), self.setting.samples.rows)
+        except (KeyError, TypeError, ValueError) as error:
             raise SystemExit(f"The arm {arm.name!r}: {error}") from error
 
     def predict_compute(self, arm: Arm, trained: int) -> int:
@@ -106,7 +107,8 @@ def share_rounds(configs: dict[str, MIWVConfig]) -> dict[str, Scoring]:
     """
     made: list[Scoring] = []
     shared: dict[str, Scoring] = {}
-    for name, config in sorted(configs.items(), key=lambda item: not is_rescored(item[1])):
+    without = {name: leave_columns_out(config) for name, config in configs.items()}
+    for name, config in sorted(without.items(), key=lambda item: not is_rescored(item[1])):
         describe = describe_selection if is_rescored(config) else describe_forwards
         match = next((other for other in made if describe(other.config) == describe(config)), None)
         if match is None:
@@ -118,7 +120,17 @@ def share_rounds(configs: dict[str, MIWVConfig]) -> dict[str, Scoring]:
 
 def is_rescored(config: MIWVConfig) -> bool:
     """Whether an arm's selection changes during training."""
-    return config.rescore_strategy != "no"
+    return config.rescore_strategy != "no" or config.resample_each_epoch
+
+
+def leave_columns_out(config: MIWVConfig) -> MIWVConfig:
+    """
+    The configuration by which the pool is scored: a pool of token ids has no columns, so that those which an arm names
+    are read when it selects.
+    """
+    if config.score_column is None:
+        return replace(config, group_column=None)
+    return replace(config, group_column=None, score="random", score_column=None)
 
 
 def describe_selection(config: MIWVConfig) -> dict[str, object]:

@@ -24,34 +24,40 @@ def get_full(one: Judged) -> Difference | None:
     return one.full
 
 
-def list_scored(judged: Sequence[Judged]) -> list[Judged]:
-    """The arms that cost forwards before training."""
-    return [one for one in judged if one.same_cost is not None]
-
-
 def list_where(judged: Sequence[Judged], find: Find, word: str) -> list[str]:
     """The arms whose difference is shown to be `"lower"` or `"higher"`, or is `"not shown"`."""
     return [one.arm for one in judged if (found := find(one)) is not None and found.word == word]
 
 
 def write_verdict(judged: Sequence[Judged]) -> str:
-    """The verdict on the arms that are scored, in one sentence."""
-    scored = list_scored(judged)
-    if not scored:
-        return "No arm is scored by the model, so there is no cost of scoring to weigh."
-    if max(len(one.losses) for one in scored) < 2:
+    """The verdict in one sentence: on the arms that are scored, and on those that need no scoring."""
+    if max(len(one.losses) for one in judged) < 2:
         return "One seed shows nothing: give --seeds 2 or more."
+    chosen = [one for one in judged if not one.is_baseline]
+    scored = [one for one in chosen if one.is_scored]
+    free = list_where([one for one in chosen if not one.is_scored], get_same_size, "lower")
+    if not scored:
+        better = f"{join(free)}: lower" if free else "No arm is shown to have a lower"
+        return f"{better} held-out loss than random draws of as many samples."
+    parts = [_judge_scored(scored)]
+    if free:
+        parts.append(f"{join(free)}, without scoring, trained a lower loss than random draws of as many samples")
+    return f"{'; '.join(parts)}."
+
+
+def _judge_scored(scored: Sequence[Judged]) -> str:
+    """The verdict on the arms that cost forwards before training."""
     better, cheaper = list_where(scored, get_same_size, "lower"), list_where(scored, get_same_cost, "lower")
     if cheaper:
         also = "" if set(cheaper) == set(better) else f" (at equal selection: {join(better) or 'none'})"
-        return f"{join(cheaper)}: lower held-out loss than random draws of the same total cost{also}."
+        return f"{join(cheaper)}: lower held-out loss than random draws of the same total cost{also}"
     if better:
         return (
             f"{join(better)}: lower held-out loss than random draws of as many samples, but no scored arm is shown to "
-            f"be better than random draws of the same total cost{describe_worse(scored, get_same_cost)}."
+            f"be better than random draws of the same total cost{describe_worse(scored, get_same_cost)}"
         )
     cost, worse = share(min(one.size_ratio for one in scored)), describe_worse(scored, get_same_size)
-    return f"No scored arm is shown to be better than random draws of as many samples, which cost {cost}{worse}."
+    return f"No scored arm is shown to be better than random draws of as many samples, which cost {cost}{worse}"
 
 
 def describe_worse(scored: Sequence[Judged], find: Find) -> str:

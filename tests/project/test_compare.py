@@ -39,7 +39,8 @@ SAMPLES, HELD_OUT, BATCH = 40, 8, 4
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = save_tiny(tmp_path_factory.mktemp("model"))
     for name, count, seed in (("pool", SAMPLES, 0), ("other", 12, 5)):
-        lines = [json.dumps(row) + "\n" for row in instruction_rows(count, seed)]
+        rows = instruction_rows(count, seed)
+        lines = [json.dumps({**row, "quality": index, "topic": index % 2}) + "\n" for index, row in enumerate(rows)]
         (folder / f"{name}.jsonl").write_text("".join(lines))
     return folder
 
@@ -79,6 +80,24 @@ def test_arms_of_the_same_forwards_share_a_round(setting: Setting, scores: Score
     # In trees each sample is forwarded twice: behind the preamble as a trunk, and without it as a branch.
     twice = 2 * setting.samples.pool.lengths.sum()
     assert twice < scores.count_tokens(arm_of(setting, "MIWV")) < 1.5 * twice
+
+
+def test_an_arm_selects_by_columns_of_the_dataset(
+    setting: Setting, scores: Scores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A score of one's own, and groups: the pool that is scored is token ids, and its rows have the columns."""
+    for name, settings in {"own": {"score_column": "quality"}, "groups": {"group_column": "topic"}}.items():
+        monkeypatch.setitem(scores.scorings, name, scores.scorings["random" if name == "own" else "again"])
+        selection = scores.select(Arm(name, settings), seed=0)
+        rows = setting.samples.rows
+        if name == "own":
+            assert sorted(np.asarray(rows["quality"])[selection]) == sorted(rows["quality"])[-8:]
+        else:
+            share = 8 * np.mean(rows["topic"])
+            assert len(selection) == 8 and abs(np.asarray(rows["topic"])[selection].sum() - share) < 1
+    with pytest.raises(SystemExit, match="The arm 'none': .*qualty"):
+        monkeypatch.setitem(scores.scorings, "none", scores.scorings["random"])
+        scores.select(Arm("none", {"score_column": "qualty"}), seed=0)
 
 
 def test_what_is_trained_is_what_was_planned(setting: Setting, scores: Scores) -> None:

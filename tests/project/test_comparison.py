@@ -183,6 +183,7 @@ def test_arms_are_parsed(typed: str, expected: dict[str, Any]) -> None:
         ("a: fraction=half", "arm 'a': `fraction` must be a number above 0"),
         ("a: score", "arm 'a': 'score' is no key=value"),
         ("a: score=miwv, score=random", "arm 'a': 'score' is given twice"),
+        ("a: scores_dir=there", "arm 'a': 'scores_dir' is set by the comparison itself"),
         ("a: sampler_seed=1", "arm 'a': 'sampler_seed' is set by the comparison itself"),
         ("a: score=longest, loss_band=[0, 0.5]", "arm 'a': `loss_band` is"),
     ],
@@ -230,11 +231,15 @@ def test_rounds_are_shared_by_arms_of_the_same_forwards() -> None:
         "rescored by tokens": replace(base, rescore_strategy="epoch", selection_budget="tokens"),
         "random": replace(base, score="random"),
         "diverse": replace(base, score="random", diversity="mmr"),
+        "soft": replace(base, selection="sample", group_column="topic"),
+        "quality": MIWVConfig(embedder="tfidf", score_column="quality"),
+        "drawn anew": replace(base, selection="sample", resample_each_epoch=True),
     }
     found = {name: scoring.slug for name, scoring in share_rounds(configs).items()}
     assert list(found) == list(configs)
     # An arm with rounds begins with a round of its own selection; the others take any with the same losses.
-    assert found["MIWV"] == found["low"] == found["rescored"] == "rescored"
+    assert found["MIWV"] == found["low"] == found["soft"] == found["rescored"] == "rescored"
+    assert found["quality"] == "random" and found["drawn anew"] == "drawn-anew"
     alone = {name: found[name] for name in ("loss", "other", "rescored by tokens", "random", "diverse")}
     assert list(alone.values()) == ["loss", "other", "rescored-by-tokens", "random", "diverse"]
 
@@ -359,6 +364,13 @@ def test_duplicates_are_copies_of_others_and_faults_do_not_overlap(samples: data
     assert clean["input_ids"] == samples["input_ids"] and none == {}
 
 
+def test_other_columns_stay_and_go_with_copies(samples: datasets.Dataset) -> None:
+    named = samples.add_column("topic", [f"topic {index}" for index in range(20)])
+    spoiled, masks = corrupt(named, {"truncated": 0.2, "duplicated": 0.2})
+    for index, (topic, ids) in enumerate(zip(spoiled["topic"], spoiled["input_ids"], strict=True)):
+        assert topic == f"topic {ids[0] - 100}" and (ids[0] == 100 + index) != masks["duplicated"][index]
+
+
 def test_parts_of_corruption_on_worked_examples() -> None:
     first, second = Tokens([1, 2, 3], [-100, 2, 3]), Tokens([4, 5, 6], [-100, -100, 6])
     assert swap_responses([first, second]) == [Tokens([1, 6], [-100, 6]), Tokens([4, 5, 2, 3], [-100, -100, 2, 3])]
@@ -427,7 +439,8 @@ def test_a_launched_process_becomes_one_that_is_alone(monkeypatch: pytest.Monkey
 
 
 def result(arm: str, seed: int, losses: list[float], scoring: int = 0, rate: float = 0.1) -> Result:
-    return Result(arm, rate, seed, {"score": arm}, 10, 100, 4, 2.0, 1000, scoring, {}, {"held-out samples": losses})
+    identity = {"target": 9} if arm == "more" else {"arm": arm} if arm == "full set" else {"score": arm}
+    return Result(arm, rate, seed, identity, 10, 100, 4, 2.0, 1000, scoring, {}, {"held-out samples": losses})
 
 
 def test_other_settings_in_the_same_folder_are_refused(tmp_path: Path) -> None:
@@ -448,11 +461,17 @@ def test_a_name_that_was_given_to_another_configuration_is_refused() -> None:
     assert not is_made_by(one, {"target": 5}, is_derived=True)
 
 
+def test_a_run_is_shown_with_its_loss_over_response_tokens() -> None:
+    # 3 tokens of 1 nat and one of 5; the sample of NaN does not count.
+    assert result("a", 0, [1.0, math.nan, 5.0]).loss("held-out samples", np.array([3, 10, 1])) == 2.0
+
+
 def test_time_left_is_that_of_the_same_arm_where_it_is_known() -> None:
     done = [replace(result("a", 0, [1.0]), seconds=10.0), replace(result("b", 0, [1.0]), seconds=30.0)]
     # An arm that has run takes as long again; one that has not, as long as its tokens: 40 s for 2,000.
     assert estimate_seconds(done, [("a", 9), ("b", 9), ("c", 500)], processes=1) == pytest.approx(10 + 30 + 10)
     assert estimate_seconds(done, [("a", 9)], processes=2) == 5.0 and estimate_seconds(done, [], 1) == 0
+    assert estimate_seconds([replace(done[0], trained_tokens=0)], [("a", 9)], 1) is None
 
 
 # Judgement
@@ -516,8 +535,16 @@ def test_the_verdict_is_one_sentence(miwv: float, more: float, seeds: int, verdi
 
 
 def test_without_a_scored_arm_there_is_no_cost_to_weigh() -> None:
-    judged = [one for one in judged_of(all_results(3, 3)) if one.arm != "miwv"]
-    assert write_verdict(judged) == "No arm is scored by the model, so there is no cost of scoring to weigh."
+    """The same losses of an arm that forwards nothing: a column of the dataset, or the longest responses."""
+    verdicts = [write_verdict(judged_of(all_results(loss, 3, scoring=0))) for loss in (3.0, 2.5)]
+    assert verdicts == [
+        "No arm is shown to have a lower held-out loss than random draws of as many samples.",
+        "miwv: lower held-out loss than random draws of as many samples.",
+    ]
+    both = [*all_results(3.0, 3.0), *(result("longest", seed, [2.0, math.nan, 2.0, 2.1]) for seed in range(3))]
+    plan = Plan([*PLAN.arms, Arm("longest", {})], {**PLAN.same_size, "longest": "random"}, PLAN.same_cost)
+    found = write_verdict(judge(Losses(both, "held-out samples", np.full(4, 10)), plan, [0.1]))
+    assert found == f"{NONE}; longest, without scoring, trained a lower loss than random draws of as many samples."
 
 
 def test_shares_in_words() -> None:
