@@ -91,9 +91,12 @@ def _hash_inline(text: str) -> str:
 
 def _describe_run(current: StoredRound) -> str:
     summary, fingerprint = current.summary, current.summary["fingerprint"]
-    # The Trainer's rounds know no names of a dataset or model, and rounds without forwards no model at all.
+    # A Trainer's dataset may have no name, and rounds without forwards have no model.
     model = fingerprint.get("model") or {}
-    parts = [summary.get("dataset"), summary.get("model"), model.get("dtype"), f"layout {summary['layout']}"]
+    # Of a folder its last part: a page is passed on, and a path of this machine says nothing elsewhere.
+    names = filter(None, (summary.get("dataset"), summary.get("model")))
+    named = [Path(name).name if Path(name).is_absolute() else name for name in names]
+    parts = [*named, model.get("dtype"), f"layout {summary['layout']}"]
     return " · ".join(str(part) for part in parts if part)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -219,3 +220,12 @@ def test_a_page_without_room_for_all_texts_cuts_them_and_says_so(
     assert browser.texts("tr.full pre")[0] == prompts[5]
     text = browser.value("document.body.textContent")
     assert re.search(r"texts of selected samples and of their exemplars at [\d,]+ bytes", text)
+
+
+def test_the_page_names_the_dataset_and_the_model_without_folders_and_the_round_of_its_time(tmp_path: Path) -> None:
+    columns = made_columns(20)
+    rounds = [write_round(tmp_path, columns, [1, 2], number) for number in range(2)]
+    named = {**rounds[1].summary, "dataset": "somebody/rivers", "model": "/home/somebody/models/SmolLM2"}
+    page = write_page(tmp_path, [rounds[0], replace(rounds[1], summary=named)])[0].read_text()
+    assert '<p class="subtitle">somebody/rivers · SmolLM2 · float32 · layout tree</p>' in page
+    assert "<b>30.0 s</b> <span>for 12,345 tokens of round 1</span>" in page
