@@ -37,7 +37,7 @@ $(READY): setup.py constraints.txt
 quickstart: $(READY)  ## Watch a 135M model choose its training data and learn from it (2 minutes on 2 cores)
 	$(BIN)/python examples/quickstart.py $(QUICKSTART_ARGUMENTS)
 
-compare: $(READY)  ## Does it help to select? Judges selections of 240 samples, about half an hour: make compare DATASET=pool.jsonl
+compare: $(READY)  ## Does it help to select? Judges selections of 240 samples, an hour or less: make compare DATASET=pool.jsonl
 	$(BIN)/python examples/compare.py $(QUICKSTART_ARGUMENTS) $(ARGUMENTS)
 
 test: $(READY)  ## Run the tests (12 minutes on 2 cores)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+import torch
 from filelock import FileLock, Timeout
 
 SECONDS = 0.2  # between two looks at what other processes have finished
@@ -39,10 +40,13 @@ def leave_launcher() -> tuple[int, int]:
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         os.environ.pop(name, None)
-    # Set before CUDA is asked for the first time. A process that saw several devices would train on all of them.
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    devices = visible.split(",") if visible else None
-    os.environ["CUDA_VISIBLE_DEVICES"] = devices[local_rank % len(devices)] if devices else str(local_rank)
+    # Counted by NVML, which does not start CUDA: after that, the variable would change nothing.
+    count = torch.cuda.device_count()
+    if count:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        devices = visible.split(",") if visible else [str(number) for number in range(count)]
+        # A process that saw several devices would train on all of them. More processes than devices share these.
+        os.environ["CUDA_VISIBLE_DEVICES"] = devices[local_rank % count]
     return rank, size
 
 

@@ -27,7 +27,8 @@ less than three forwards. That is not deducted, which favours scoring.
 brackets, the 95 % interval over held-out samples (bootstrap). The first covers adapter, order and draws; the second
 covers the choice of the samples. "lower" and "higher" stand where both intervals exclude zero. "Equal selection" is
 random draws of as many samples, or of as many response tokens for arms that are chosen by tokens. "Equal cost" is
-random draws that cost as much as scoring and training of the arm together, or up to a tenth less.
+random draws that cost as much as scoring and training of the arm together, or a little less; "costs ×" is the arm's
+cost as a multiple of theirs.
 """
 RATES = """
 Learning rates: {rates}. {which}

@@ -11,6 +11,7 @@ from comparison.schedule import TRAINED, BatchRule, count_tokens, fit_to_cost, o
 from comparison.scoring import Scores
 from comparison.setting import Setting
 
+NAMING_DRAWS = 10
 TOLERANCE = 0.1  # by which the compute of arms may differ that are held against one random draw
 
 
@@ -66,7 +67,9 @@ def make_plan(setting: Setting, scores: Scores) -> Plan:
         if arm.settings is not None and scores.count_tokens(arm) > 0
     }
     random = next(arm for arm in setting.arms if arm.name == RANDOM)
-    controls, same_cost = make_controls(costs, TRAINED * orders.count_tokens(random, seed=0))
+    # For the names only, so of more seeds than are run: a single draw may be of short samples.
+    base = TRAINED * sum(orders.count_tokens(random, seed) for seed in range(NAMING_DRAWS)) // NAMING_DRAWS
+    controls, same_cost = make_controls(costs, base)
     same_size = {arm.name: find_random(arm, setting.arms).name for arm in setting.arms if arm.name != RANDOM}
     return Plan([*setting.arms, *controls], same_size, same_cost)
 

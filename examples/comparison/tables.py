@@ -32,6 +32,11 @@ def format_compute(one: Judged) -> str:
     return f"{one.compute / 1000:,.0f}{times}"
 
 
+def _format_cost(one: Judged) -> str:
+    """How nearly equal the cost is: that of the arm as a multiple of that of the draws."""
+    return "" if one.same_cost is None else f"; costs ×{one.cost_ratio:.2f}"
+
+
 def make_table(judged: Sequence[Judged], shows_rates: bool = False) -> Table:
     """A head, and a row for each arm. Columns in which there is nothing are left out."""
     lines = [_describe(one, shows_rates) for one in judged]
@@ -56,7 +61,7 @@ def _describe(one: Judged, shows_rates: bool) -> dict[str, str]:
         "total compute": format_compute(one),
         "held-out loss": format_spread(one.losses, 4),
         "against random, equal selection": format_difference(one.same_size),
-        "against random, equal cost": format_difference(one.same_cost),
+        "against random, equal cost": format_difference(one.same_cost) + _format_cost(one),
         "against the full set": format_difference(one.full),
         **{name: "" if "nan" in value else value for name, value in answers.items()},
     }

@@ -430,9 +430,23 @@ def test_a_launched_process_becomes_one_that_is_alone(monkeypatch: pytest.Monkey
     }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     assert leave_launcher() == (3, 4)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "6" and "RANK" not in os.environ and "MASTER_PORT" not in os.environ
     assert leave_launcher() == (0, 1)
+
+
+@pytest.mark.parametrize(("count", "local_rank", "expected"), [(0, 1, None), (1, 1, "0"), (2, 1, "1"), (2, 2, "0")])
+def test_processes_share_devices_where_there_are_fewer(
+    count: int, local_rank: int, expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Set first, so that what the function sets is removed after the test.
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setenv("LOCAL_RANK", str(local_rank))
+    monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+    leave_launcher()
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == expected
 
 
 # Results
@@ -573,6 +587,7 @@ def test_tables_leave_out_columns_in_which_there_is_nothing() -> None:
     assert all(len(row) == len(head) for row in rows)
     row = dict(zip(head, rows[2], strict=True))
     assert row["selection"] == "miwv" and row["total compute"] == "60 (×20)"
+    assert row["against random, equal cost"].endswith("higher; costs ×20.00")
     assert row["against random, equal selection"] == "-0.5000 ± 0.0000 [-0.5000, -0.5000] lower"
     markdown = format_markdown(make_table(judged)).splitlines()
     assert markdown[1].startswith("| --- | ---: |") and len({line.count("|") for line in markdown}) == 1
