@@ -99,11 +99,6 @@ def load_pretrained(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase
     model, tokenizer = load_model(path, "bfloat16")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    # The Trainer does the same when it is made. Done before the pool is scored, the model that a Trainer rescores has
-    # the configuration of the one that was scored, and its first round is read instead of scored again.
-    for name in ("pad_token_id", "eos_token_id", "bos_token_id"):
-        if getattr(tokenizer, name) is not None:
-            setattr(model.config, name, getattr(tokenizer, name))
     return model, tokenizer
 
 
