@@ -38,7 +38,8 @@ Layout = Literal["auto", "tree", "padded"]
 # a score, the two properties they depend on are types here; a test holds the records to them.
 UnorderedScore = Literal["random"]  # says nothing about how hard a sample is
 ForwardFreeScore = Literal[UnorderedScore, "longest", "column"]  # needs no loss
-ScoreName = Literal["miwv", "low_miwv", "residual_miwv", "zero_shot_loss", "one_shot_loss", "ifd", ForwardFreeScore]
+MeasuredScore = Literal["miwv", "low_miwv", "residual_miwv", "zero_shot_loss", "one_shot_loss", "ifd", "influence"]
+ScoreName = Literal[MeasuredScore, ForwardFreeScore]
 ExtraLosses = Literal["none", "zero_shot", "both"]
 SelectionBudget = Literal["samples", "tokens"]
 SelectionKind = Literal["top", "sample"]
@@ -116,10 +117,11 @@ class MIWVConfig:
             samples keep their scores, with their `age` in scores.parquet.
         score: What samples are ranked by, highest first. `"low_miwv"` takes the lowest MIWV first; `"residual_miwv"`
             is the part of MIWV that response length and exemplar similarity do not explain; `"ifd"` is the perplexity
-            of the response over that of the response without its prompt, at most 1; `"longest"` takes the responses of
-            most tokens first. `"random"` and `"longest"` need no forward. A score of your own is a
-            function, an array of shape (N,) with one number a sample, or a `score_column`. A function gets a
-            [`Measured`] and returns such an array; NaN leaves a sample out.
+            of the response over that of the response without its prompt, at most 1; `"influence"` is how much a sample
+            lowers the losses of those that are scored behind it; `"longest"` takes the responses of most tokens first.
+            `"random"` and `"longest"` need no forward. A score of your own is a function, an array of shape (N,) with
+            one number a sample, or a `score_column`. A function gets a [`Measured`] and returns such an array; NaN
+            leaves a sample out.
         score_column: Column of the dataset that holds a score of your own, highest first; `score` is then `"column"`.
             A sample without a number there is not selected.
         extra_losses: Losses that are measured although `score` does not need them. A `loss_band`, or a function as

@@ -114,6 +114,6 @@ def _explain_missing_scores(
         reasons.append(("not scored yet", is_missing & (current.column("age") == NEVER_SCORED)))
     score = get_score(config)
     lacks_number = is_missing & has_losses(measured, score)
-    if lacks_number.any() and score.is_own:
-        reasons.append((f"unscorable: {score.label} gives no number", lacks_number))
+    if lacks_number.any() and score.missing is not None:
+        reasons.append((f"unscorable: {score.missing}", lacks_number))
     return [*reasons, ("unscorable: no finite loss", is_missing)]

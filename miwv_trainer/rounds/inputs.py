@@ -81,7 +81,8 @@ class RoundInputs:
 
     def rank(self, losses: Losses) -> tuple[np.ndarray, np.ndarray]:
         """
-        `(N,)` scores, and `(N,)` distances from the threshold of the selection, NaN where this round does not score.
+        `(N,)` the scores that each sample's losses count for, and `(N,)` their distances from the threshold of the
+        selection, NaN where this round does not score.
 
         Guards count. Diversity does not, because it has no threshold. The highest value that a score allows is a
         threshold too: a sample that rounding moves across it enters or leaves at the top.
@@ -90,7 +91,14 @@ class RoundInputs:
         distances, most = choice.distances, get_score(self.config).most
         if most is not None:
             distances = np.fmin(distances, np.abs(choice.scores - np.float32(most)))
-        return choice.scores, np.where(self.is_scored, distances, np.nan)
+        scores = choice.scores
+        if get_score(self.config).is_of_exemplars:
+            # To know a score better, the samples that were scored behind it must be scored again.
+            has_exemplar = self.scored_behind >= 0
+            scores, distances = (
+                np.where(has_exemplar, part[self.scored_behind], np.nan) for part in (scores, distances)
+            )
+        return scores, np.where(self.is_scored, distances, np.nan)
 
 
 def prepare_inputs(
@@ -121,7 +129,15 @@ def prepare_inputs(
     # Of seed and round, so that each round draws anew and a resumed one draws what it drew before.
     draw = get_draw_seed(config, point.number)
     given = read_given_scores(config, pool.column_scores, len(pool))
-    earlier = Measured(nothing, nothing, exemplars.similarities, pool.response_tokens, draw, given=given)
+    earlier = Measured(
+        nothing,
+        nothing,
+        exemplars.similarities,
+        pool.response_tokens,
+        draw,
+        exemplars=exemplars.indices,
+        given=given,
+    )
     inputs = RoundInputs(
         pool, exemplars, config, scorer.context, point, previous, earlier, None, scored_behind, is_scored=can_score
     )
@@ -172,6 +188,7 @@ def read_measured(current: StoredRound, draw: tuple[int, ...] = (0,)) -> Measure
         response_tokens=current.column("response_tokens"),
         draw=draw,
         response_loss=current.column("response_loss"),
+        exemplars=current.column("exemplar"),
         given=_find_given(current),
     )
 

@@ -14,6 +14,7 @@ from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.pool import Pool
 from miwv_trainer.data.sample_hashes import hash_pool_content
 from miwv_trainer.embeddings.embedders import get_embedder
+from miwv_trainer.own_scores import describe_score
 from miwv_trainer.rounds.identity import fingerprint_exemplars, hash_array
 from miwv_trainer.scoring.scorer import Scorer
 from miwv_trainer.selection.scores import get_score, needs_exemplars
@@ -84,8 +85,8 @@ def _check_exemplars(source: StoredRound, scorer: Scorer) -> None:
     if not (source.column("exemplar") >= 0).any():
         raise ValueError(
             f"`scores_from` names scores without exemplars, which this run needs: {source.folder} was made with "
-            f"score = {source.summary['config']['score']!r}, this run has score = {scorer.config.score!r}. Give a run "
-            'with `score="miwv"`.'
+            f"score = {source.summary['config']['score']!r}, this run has score = "
+            f'{describe_score(scorer.config.score)!r}. Give a run with `score="miwv"`.'
         )
     theirs = source.summary["fingerprint"]
     ours = fingerprint_exemplars(scorer.pool, scorer.config, scorer.context)
@@ -103,8 +104,9 @@ def _check_losses(source: StoredRound, config: MIWVConfig) -> None:
         if not np.isfinite(source.column(f"{loss}_loss")).any():
             raise ValueError(
                 f"`scores_from` names scores without the {loss.replace('_', '-')} loss, which score = "
-                f"{config.score!r} needs: {source.folder} was made with score = "
-                f'{source.summary["config"]["score"]!r}. Give a run with `score="miwv"`, which has both losses.'
+                f"{describe_score(config.score)!r} needs: {source.folder} was made with score = "
+                f'{source.summary["config"]["score"]!r}. Give a run with the same score, or with `score="miwv"`, which '
+                "has both losses."
             )
 
 
@@ -133,7 +135,7 @@ def copy_exemplars(source: StoredRound, store: Store, config: MIWVConfig, finger
 
 def hash_losses(source: StoredRound) -> str:
     """What a round whose losses come from another is known by, in place of its model."""
-    columns = ("exemplar", "zero_shot_loss", "one_shot_loss")
+    columns = ("exemplar", "zero_shot_loss", "one_shot_loss", "response_loss")
     return " ".join(hash_array(source.column(name)) for name in columns)
 
 

@@ -39,6 +39,7 @@ class Measured:
         response_tokens: Number of response tokens. A sample with 0 has no score.
         draw: Seed of random scores: the sampler's seed and the number of the round.
         response_loss: The loss of the response alone, without its prompt; None if it was not measured.
+        exemplars: Index of the sample that each sample was scored behind, -1 for none; None if none was looked for.
         given: Scores of the user's own, from an array or a column; None if there are none.
     """
 
@@ -48,6 +49,7 @@ class Measured:
     response_tokens: np.ndarray
     draw: tuple[int, ...] = (0,)
     response_loss: np.ndarray | None = None
+    exemplars: np.ndarray | None = None
     given: np.ndarray | None = None
 
     @property
@@ -89,9 +91,10 @@ class Score:
         column: The column of scores.parquet that holds the ranked quantity. None where no column but `score` does.
         most: The highest value that may be selected; None where all may.
         is_lowest_first: Whether the samples with the lowest values are selected. Else those with the highest are.
+        missing: Why a sample may lack a value although its losses are known, in words that follow "unscorable:".
+        is_of_exemplars: Whether a sample's losses count for its exemplar's value and not for its own.
         is_random: Whether the values depend on the sampler's seed and the round.
         is_given: Whether the values are numbers that the user gave.
-        is_own: Whether it is a score of the user's own, given or a function.
     """
 
     name: str
@@ -102,9 +105,10 @@ class Score:
     column: str | None = None
     most: float | None = None
     is_lowest_first: bool = False
+    missing: str | None = None
+    is_of_exemplars: bool = False
     is_random: bool = False
     is_given: bool = False
-    is_own: bool = False
 
     @property
     def needs_forwards(self) -> bool:
@@ -187,6 +191,26 @@ def compute_ifd(measured: Measured) -> np.ndarray:
     return _mask_infinite(ratio).astype(np.float32)
 
 
+def compute_influence(measured: Measured) -> np.ndarray:
+    """
+    Returns `(N,)` float32: of each sample, how much it helps those that were scored behind it.
+
+    That is the mean over them of zero-shot minus one-shot loss. A sample that nobody was scored behind has none, and
+    neither has one that could not be scored itself.
+    """
+    count, influence = len(measured.response_tokens), np.full(len(measured.response_tokens), np.nan, dtype=np.float32)
+    if measured.exemplars is None:
+        return influence
+    miwv = measured.miwv.astype(np.float64)
+    counts_for = np.flatnonzero(np.isfinite(miwv) & (measured.exemplars >= 0))
+    behind = measured.exemplars[counts_for]
+    sums = np.bincount(behind, weights=-miwv[counts_for], minlength=count)
+    numbers = np.bincount(behind, minlength=count)
+    has_value = (numbers > 0) & np.isfinite(miwv)
+    influence[has_value] = sums[has_value] / numbers[has_value]
+    return influence
+
+
 def _draw_scores(measured: Measured) -> np.ndarray:
     # One draw for every sample, also for those that cannot be selected, so that a sample's number does not depend on
     # how many before it lack a prompt or a response.
@@ -246,6 +270,16 @@ _RECORDS = (
         column="one_shot_loss",
     ),
     Score(
+        name="influence",
+        label="influence",
+        losses=BOTH_LOSSES,
+        formula=compute_influence,
+        # Influence says how much a sample helps others, and MIWV how hard it is.
+        difficulty=_get_miwv,
+        missing="no sample was scored behind it",
+        is_of_exemplars=True,
+    ),
+    Score(
         name="ifd",
         label="IFD",
         losses=ZERO_SHOT_AND_RESPONSE,
@@ -277,7 +311,7 @@ _RECORDS = (
         # What the numbers mean is the user's: the higher one counts as the harder.
         difficulty=_get_given,
         is_given=True,
-        is_own=True,
+        missing="the column has no number for it",
     ),
 )
 SCORES: Mapping[str, Score] = {score.name: score for score in _RECORDS}
@@ -287,7 +321,8 @@ def get_score(config: MIWVConfig) -> Score:
     """Returns the record of the score that a configuration names, with the losses that it asks for besides."""
     if isinstance(config.score, str):
         record = SCORES[config.score]
-        record = replace(record, label=config.score_column) if config.score_column is not None else record
+        if config.score_column is not None:
+            record = replace(record, label=config.score_column)
     else:
         record = _describe_own(config.score)
     return replace(record, losses=record.losses | EXTRA_LOSSES[config.extra_losses])
@@ -304,7 +339,7 @@ def _describe_own(score: object) -> Score:
         formula=formula,
         difficulty=formula,
         is_given=not is_function(score),
-        is_own=True,
+        missing=f"{name.rpartition(':')[2]} gives it no number",
     )
 
 

@@ -25,6 +25,7 @@ def measured(
         response_tokens=np.asarray([10] * count if tokens is None else tokens, dtype=np.int64),
         draw=draw,
         response_loss=values + np.float32(2.5),
+        exemplars=(np.arange(count) + 1) % max(count, 1),
         given=np.arange(count, dtype=np.float32),
     )
 

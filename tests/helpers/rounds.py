@@ -41,7 +41,7 @@ def made_columns(count: int, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def write_round(
-    output: Path, columns: dict[str, np.ndarray], selection: Any, number: int = 0, **config: Any
+    output: Path, columns: dict[str, np.ndarray], selection: Any, /, number: int = 0, **config: Any
 ) -> StoredRound:
     """Writes `columns` with these samples selected; `config` is what they were selected by."""
     count = len(columns["index"])

@@ -60,8 +60,8 @@ def test_given_numbers_select_without_a_forward_or_an_embedding(
     np.testing.assert_array_equal(current.column("score"), QUALITY)
     assert np.isnan(current.column("miwv")).all() and current.summary["unscorable"] == 1
     explained = explain_selection(current)
-    label = "quality" if "score_column" in values else "array of shape (24,)"
-    assert explained.phrases[explained.codes[3]] == f"unscorable: {label} gives no number"
+    why = "the column has no number for it" if "score_column" in values else "array of shape (24,) gives it no number"
+    assert explained.phrases[explained.codes[3]] == f"unscorable: {why}"
     assert explained.phrases[explained.codes[current.selection[0]]] == "selected"
     assert explained.ranks[np.nanargmax(QUALITY)] == 1
 

@@ -27,8 +27,9 @@ ONE_SHOT = np.array([1.5, 1.25, 3.5, 0.5, 1.0, INF, 1.0, 9.00], dtype=np.float32
 MIWV = [-0.5, 0.25, 0.5, 0.0, NAN, NAN, -1.5, 8.00]
 TOKENS = np.array([10, 4, 7, 30, 5, 9, 7, 99])
 GIVEN = np.array([1, NAN, 4, 3, 3, -2, 0, 9], dtype=np.float32)
+BEHIND = np.array([2, 0, 1, 1, 0, 0, 1, -1])
 ALONE = np.array([2.0, 2.0, 1.0, INF, 1.0, 2.5, NAN, 1.0], dtype=np.float32)
-TABLE = Measured(ZERO_SHOT, ONE_SHOT, np.full(8, 0.5, dtype=np.float32), TOKENS, (7, 2), ALONE, GIVEN)
+TABLE = Measured(ZERO_SHOT, ONE_SHOT, np.full(8, 0.5, dtype=np.float32), TOKENS, (7, 2), ALONE, BEHIND, GIVEN)
 HAS_BOTH = np.array([True] * 7 + [False])
 
 
@@ -62,6 +63,7 @@ def test_no_weakness_comes_of_losses_that_are_not_finite(recwarn, one_shot, zero
         ("zero_shot_loss", [2, 6, 0, 5, 1, 3]),  # 5 has no one-shot loss, and needs none
         ("one_shot_loss", [2, 0, 1, 4, 6, 3]),  # 4 and 6 tie at 1.0
         ("longest", [3, 0, 5, 2, 6, 4, 1]),  # 2 and 6 tie at 7 tokens
+        ("influence", [2, 1, 0]),  # 0.5 by 0; a third by 2, 3 and 6; -0.25 by 1, as 4 and 5 have no MIWV
         ("ifd", [2, 0, 1, 5, 3]),  # exp(2), 1, exp(-1) twice, and 0
         ("column", [2, 3, 4, 0, 6, 5]),  # 3 and 4 tie at 3; 1 has no number
     ],
@@ -98,6 +100,7 @@ def test_no_score_is_known_by_its_name_elsewhere_in_the_package():
         ("zero_shot_loss", {"zero_shot"}),
         ("one_shot_loss", {"one_shot"}),
         ("random", set()),
+        ("influence", {"zero_shot", "one_shot"}),
         ("ifd", {"zero_shot", "response"}),
         ("longest", set()),
         ("column", set()),
@@ -242,6 +245,7 @@ def test_random_scores_tell_nothing_about_how_hard_samples_are():
         ("zero_shot_loss", [2.0, 1.0, 3.0, 0.5, NAN, 1.5, 2.5, 1.0]),
         ("one_shot_loss", [1.5, 1.25, 3.5, 0.5, 1.0, NAN, 1.0, 9.0]),
         ("longest", TOKENS),
+        ("influence", MIWV),
         ("ifd", [1.0, np.exp(-1.0), np.exp(2.0), 0.0, NAN, np.exp(-1.0), NAN, 1.0]),
         ("column", GIVEN),
     ],
