@@ -25,7 +25,7 @@ from miwv_trainer.scoring.losses import Losses
 from miwv_trainer.scoring.refine import refine
 from miwv_trainer.selection.budget import count_selected
 from miwv_trainer.selection.choose import Choice, choose, compute_overlap
-from miwv_trainer.selection.scores import Measured
+from miwv_trainer.selection.measured import Measured
 
 
 @dataclass(frozen=True)

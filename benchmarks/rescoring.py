@@ -34,8 +34,8 @@ from miwv_trainer.scoring.memory import ROW_WITHOUT_MASK
 from miwv_trainer.scoring.rows import find_scorable, restrict_exemplars
 from miwv_trainer.scoring.trees import count_row_tokens, plan_trees
 from miwv_trainer.selection.choose import Choice, choose, compute_overlap
+from miwv_trainer.selection.measured import Measured
 from miwv_trainer.selection.rescoring import choose_samples_to_score, update_ages
-from miwv_trainer.selection.scores import Measured
 from miwv_trainer.storage.store import Store
 from miwv_trainer.storage.stored_round import StoredRound
 

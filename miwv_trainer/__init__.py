@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from miwv_trainer.rounds.without_training import score_and_select, select_again
     from miwv_trainer.scoring.response_losses import compute_response_losses
     from miwv_trainer.selection.choose import Choice
-    from miwv_trainer.selection.scores import Measured
+    from miwv_trainer.selection.measured import Measured
     from miwv_trainer.storage.store import read_rounds
     from miwv_trainer.storage.stored_round import StoredRound
     from miwv_trainer.training.attach import attach
@@ -67,7 +67,7 @@ _MODULES = {
     "rounds.without_training": ("score_and_select", "select_again"),
     "scoring.response_losses": ("compute_response_losses",),
     "selection.choose": ("Choice",),
-    "selection.scores": ("Measured",),
+    "selection.measured": ("Measured",),
     "storage.store": ("read_rounds",),
     "storage.stored_round": ("StoredRound",),
     "training.attach": ("attach",),

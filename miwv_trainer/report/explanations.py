@@ -13,10 +13,10 @@ from miwv_trainer.data.pool import find_complete_samples
 from miwv_trainer.rounds.inputs import read_measured
 from miwv_trainer.rounds.stored_config import restore_config
 from miwv_trainer.selection.guards import iterate_guards
+from miwv_trainer.selection.measured import Measured
 from miwv_trainer.selection.ranking import assign_length_bands, rank_samples
 from miwv_trainer.selection.rescoring import NEVER_SCORED
 from miwv_trainer.selection.scores import (
-    Measured,
     get_draw_seed,
     get_score,
     has_losses,

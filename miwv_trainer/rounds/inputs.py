@@ -14,10 +14,10 @@ from miwv_trainer.scoring.rows import find_scorable
 from miwv_trainer.scoring.scorer import Scorer
 from miwv_trainer.selection.choose import Choice, choose
 from miwv_trainer.selection.guards import apply_guards
+from miwv_trainer.selection.measured import Measured
 from miwv_trainer.selection.rescoring import NEVER_SCORED, choose_samples_to_score
 from miwv_trainer.selection.scores import (
     SCORES,
-    Measured,
     compute_difficulty,
     get_draw_seed,
     get_score,

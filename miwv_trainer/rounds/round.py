@@ -44,8 +44,9 @@ from miwv_trainer.scoring.rows import restrict_exemplars
 from miwv_trainer.scoring.scorer import Scorer
 from miwv_trainer.selection.budget import count_selected
 from miwv_trainer.selection.choose import Choice
+from miwv_trainer.selection.measured import Measured
 from miwv_trainer.selection.rescoring import update_ages
-from miwv_trainer.selection.scores import Measured, get_score, has_losses
+from miwv_trainer.selection.scores import get_score, has_losses
 from miwv_trainer.storage.journal import Journal
 from miwv_trainer.storage.store import Store
 from miwv_trainer.storage.stored_round import HASHES, RoundIdentity, RoundNotes, RoundSummary, StoredRound

@@ -8,7 +8,7 @@ from scipy.stats import spearmanr
 from miwv_trainer.data.pool import Pool
 from miwv_trainer.scoring.refine import Refined
 from miwv_trainer.selection.choose import Choice, compute_overlap
-from miwv_trainer.selection.scores import Measured
+from miwv_trainer.selection.measured import Measured
 from miwv_trainer.storage.stored_round import StoredRound
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)

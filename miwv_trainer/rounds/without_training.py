@@ -22,7 +22,8 @@ from miwv_trainer.scoring.layout import check_layout
 from miwv_trainer.scoring.model_checks import check_model
 from miwv_trainer.scoring.scorer import prepare_scorer
 from miwv_trainer.selection.choose import Choice, choose
-from miwv_trainer.selection.scores import Measured, get_draw_seed, read_given_scores
+from miwv_trainer.selection.measured import Measured
+from miwv_trainer.selection.scores import get_draw_seed, read_given_scores
 from miwv_trainer.storage.store import Store
 from miwv_trainer.storage.stored_round import StoredRound
 

@@ -22,7 +22,7 @@ from miwv_trainer.scoring.row_losses import ScoredLosses, compute_row_losses, co
 from miwv_trainer.scoring.rows import KINDS, PaddedBatch, make_rows
 from miwv_trainer.scoring.scorer import Scorer
 from miwv_trainer.scoring.trees import Tree, TreeBatch, make_tree_batches, make_tree_row
-from miwv_trainer.selection.scores import compute_miwv
+from miwv_trainer.selection.measured import compute_miwv
 from miwv_trainer.storage.journal import Journal, JournalLine
 
 

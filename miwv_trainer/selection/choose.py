@@ -15,8 +15,9 @@ from miwv_trainer.selection.diversity import (
     skip_near_duplicates,
 )
 from miwv_trainer.selection.guards import apply_guards
+from miwv_trainer.selection.measured import Measured
 from miwv_trainer.selection.ranking import assign_length_bands, draw_by_rank, rank_samples
-from miwv_trainer.selection.scores import Measured, get_score, score_samples
+from miwv_trainer.selection.scores import get_score, score_samples
 
 
 @dataclass(frozen=True)

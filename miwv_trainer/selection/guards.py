@@ -11,7 +11,8 @@ from decimal import Decimal
 import numpy as np
 
 from miwv_trainer.config import MIWVConfig
-from miwv_trainer.selection.scores import Measured, get_score
+from miwv_trainer.selection.measured import Measured
+from miwv_trainer.selection.scores import get_score
 
 
 def apply_guards(scores: np.ndarray, measured: Measured, config: MIWVConfig) -> tuple[np.ndarray, dict[str, int]]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from miwv_trainer.selection.scores import Measured
+from miwv_trainer.selection.measured import Measured
 
 NAN, INF = float("nan"), float("inf")
 

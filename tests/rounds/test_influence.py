@@ -9,7 +9,7 @@ import torch
 
 from miwv_trainer import MIWVConfig, Pool, pool_from_rows, select_again
 from miwv_trainer.report.explanations import explain_selection
-from miwv_trainer.selection.scores import compute_influence
+from miwv_trainer.selection.measured import compute_influence
 from miwv_trainer.storage.store import Store
 from tests.helpers.measured import NAN, measured
 from tests.helpers.selecting import select_highest

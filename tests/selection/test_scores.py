@@ -8,12 +8,10 @@ import pytest
 from sklearn.linear_model import LinearRegression
 
 from miwv_trainer.config import ForwardFreeScore, MIWVConfig, ScoreName, UnorderedScore
+from miwv_trainer.selection.measured import Measured, compute_miwv, compute_residual_miwv
 from miwv_trainer.selection.scores import (
     SCORES,
-    Measured,
     compute_difficulty,
-    compute_miwv,
-    compute_residual_miwv,
     get_score,
     score_samples,
 )
