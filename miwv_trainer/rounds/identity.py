@@ -178,8 +178,9 @@ def identify_round(
         fingerprint["scores_before"] = hash_array(previous.column("score"))
     if previous is not None and point.is_drawn_again:
         # Nothing is forwarded: the model of the scores is the one of the round before.
-        if "model" in previous.summary["fingerprint"]:
-            fingerprint["model"] = previous.summary["fingerprint"]["model"]
+        model = previous.summary["fingerprint"].get("model")
+        if model is not None:
+            fingerprint["model"] = model
     elif source is not None:
         fingerprint["scores_from"] = source
     elif get_score(config).needs_forwards:
