@@ -11,7 +11,7 @@ from dataclasses import MISSING, dataclass, fields
 from typing import Any, get_args, get_origin, get_type_hints
 
 from miwv_trainer.config import CHOICES, DTYPES, SELECTION_FIELDS, MIWVConfig
-from miwv_trainer.data.columns import describe_formats, parse_names
+from miwv_trainer.data.columns import list_formats, parse_names
 from miwv_trainer.export.destination import FORMATS, Format
 from miwv_trainer.version import __version__
 
@@ -137,7 +137,7 @@ def add_score_options(parser: argparse.ArgumentParser) -> None:
         "--dataset",
         required=True,
         help="hub name, or a JSON, JSON Lines, CSV or Parquet file, or a folder of them; its columns: "
-        f"{describe_formats()}",
+        f"{list_formats()}; docs/formats.md has an example of each",
     )
     add_columns(
         parser.add_argument,
@@ -153,7 +153,7 @@ def add_score_options(parser: argparse.ArgumentParser) -> None:
         dest="refine_near_threshold",
         action="store_false",
         default=argparse.SUPPRESS,
-        help=f"Sets `refine_near_threshold` to False: {describe('refine_near_threshold')}",
+        help="do not score samples near the threshold again in float32, where the model computes in lower precision",
     )
     for name in ("fraction", "scoring_max_length", "tokens_per_batch", "tokens_per_row", "logits_chunk", "layout"):
         add_setting(parser.add_argument, name, shows_default=True)

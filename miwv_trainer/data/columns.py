@@ -132,6 +132,12 @@ def describe_formats() -> str:
     return "; ".join(names[:-1]) + f"; or {names[-1]}"
 
 
+def list_formats() -> str:
+    """The columns of all formats in short, for a line of help; preference data are one entry."""
+    names = [" + ".join(form.columns) for form in FORMATS if "rejected" not in form.columns]
+    return ", ".join([*names, "or preference data (chosen + rejected)"])
+
+
 def join_names(names: tuple[str, ...]) -> str:
     """Names as text: `a`, `b` and `c`."""
     quoted = [f"`{name}`" for name in names]

@@ -7,7 +7,8 @@ import pytest
 
 from miwv_trainer import tokenize
 from miwv_trainer.data.build import pool_from_rows, pool_from_tokenized, render
-from miwv_trainer.data.columns import parse_names
+from miwv_trainer.data.columns import list_formats, parse_names
+from miwv_trainer.data.formats import FORMATS
 from tests.helpers.chats import (
     ALPACA_ROWS,
     INSTRUCTIONS,
@@ -267,3 +268,10 @@ def test_an_input_reaches_the_prompt_of_an_instruction_that_is_null() -> None:
     ]
     expected = [{"messages": CHAT}] * 2
     assert pool_from_rows(rows, tokenizer).fingerprint == pool_from_rows(expected, tokenizer).fingerprint
+
+
+def test_a_line_of_help_names_the_columns_of_every_format() -> None:
+    told = list_formats()
+    for form in FORMATS:
+        assert (" + ".join(form.columns) in told) or ("rejected" in form.columns and "chosen + rejected" in told)
+    assert len(told) < 250
