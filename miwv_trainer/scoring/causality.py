@@ -14,7 +14,7 @@ from miwv_trainer.data.pool import Pool
 from miwv_trainer.distributed.wrappers import get_inner_model
 from miwv_trainer.scoring.context import get_text_config
 from miwv_trainer.scoring.isolation import get_device, watch_autocast
-from miwv_trainer.scoring.padding import find_dtype
+from miwv_trainer.scoring.padding import explain_random, find_dtype
 from miwv_trainer.scoring.root_forward import run_root_forward
 from miwv_trainer.scoring.scorer import Scorer
 
@@ -34,11 +34,18 @@ def check_causal(scorer: Scorer) -> None:
     The model is in evaluation mode. All ranks call this together.
 
     Raises:
-        ValueError: it sees tokens that follow.
+        ValueError: it sees tokens that follow, or gives the same row other logits each time.
     """
     with scorer.world.run_turn("asking whether the model is causal"):
-        if _sees_what_follows(scorer.model, _make_rows(scorer.pool)):
-            raise ValueError(_explain(scorer.model))
+        rows = _make_rows(scorer.pool)
+        with watch_autocast(scorer.model) as noticed:
+            logits = _compute_logits(scorer.model, rows)
+        tolerance = TOLERANCE.get(find_dtype(scorer.model, any(noticed)), TOLERANCE_LOW_PRECISION)
+        if _differs_early(logits[0], logits[1], rows, tolerance):
+            # A forward that draws random numbers looks alike. It is asked again only here, as this is rare.
+            again = _compute_logits(scorer.model, rows)
+            is_random = _differs_early(logits[0], again[0], rows, tolerance)
+            raise ValueError((explain_random if is_random else _explain)(scorer.model))
 
 
 def _make_rows(pool: Pool) -> np.ndarray:
@@ -52,16 +59,17 @@ def _make_rows(pool: Pool) -> np.ndarray:
     return np.stack([row, other])
 
 
-def _sees_what_follows(model: nn.Module, rows: np.ndarray) -> bool:
+def _compute_logits(model: nn.Module, rows: np.ndarray) -> torch.Tensor:
     ids = torch.from_numpy(rows.astype(np.int64)).to(get_device(model))
-    with watch_autocast(model) as noticed:
-        logits = run_root_forward(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}).logits.float()
-    changes = (logits[0] - logits[1]).abs().amax(dim=-1).cpu().numpy()
+    return run_root_forward(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}).logits.float()
+
+
+def _differs_early(logits: torch.Tensor, others: torch.Tensor, rows: np.ndarray, tolerance: float) -> bool:
+    """Whether logits of a row differ before its exchanged tokens, measured by how much they differ behind."""
+    changes = (logits - others).abs().amax(dim=-1).cpu().numpy()
     kept = int((rows[0] == rows[1]).argmin())
-    before, behind = changes[:kept].max(initial=0), changes[kept:].max()
-    tolerance = TOLERANCE.get(find_dtype(model, any(noticed)), TOLERANCE_LOW_PRECISION)
     # NaN compares as false: the round will say that no loss is finite.
-    return bool(before > tolerance * behind)
+    return bool(changes[:kept].max(initial=0) > tolerance * changes[kept:].max())
 
 
 def _explain(model: nn.Module) -> str:

@@ -49,6 +49,9 @@ def settle_padding(scorer: Scorer, exemplars: np.ndarray | None = None) -> Score
 
     Args:
         exemplars: `(N,)` index of each sample's exemplar; None if no row is one-shot.
+
+    Raises:
+        ValueError: the same row alone has another loss each time.
     """
     with scorer.world.run_turn("comparing padded rows with rows alone"):
         found = _measure_padding(scorer.restrict_to_this_rank(), exemplars)
@@ -77,11 +80,23 @@ def _measure_padding(scorer: Scorer, exemplars: np.ndarray | None) -> float:
     least = find_least_tolerance(scorer.model, any(noticed))
     if _summarise(differences, least) <= least:
         return 0.0
+    again = _score_rows(scorer, exemplars, _divide(rows))
+    if _summarise(np.abs(again - alone), least) > least:
+        raise ValueError(explain_random(scorer.model))
     # In low precision another batch alone moves a loss (lm-evaluation-harness#1645): each row beside its own copy.
     twice = [PaddedBatch(*(np.repeat(part, 2) for part in (b.samples, b.kinds, b.lengths))) for b in _divide(rows)]
     noise = np.abs(_score_rows(scorer, exemplars, twice) - alone)
     is_too_much = _summarise(differences, least) > max(least, 10 * _summarise(noise, least))
     return float(np.nanmax(differences)) if is_too_much else 0.0
+
+
+def explain_random(model: nn.Module) -> str:
+    """What to do with a model that gives the same row other logits each time."""
+    return (
+        f"{type(get_inner_model(model)).__name__} gives other losses each time for the same row alone: its forward "
+        "draws random numbers in evaluation mode, so no two samples can be compared. Fix its seed (Reformer's "
+        "`hash_seed`) or take another model."
+    )
 
 
 def _summarise(differences: np.ndarray, least: float) -> float:

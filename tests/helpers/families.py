@@ -81,7 +81,8 @@ OF_FAMILY: dict[str, dict[str, Any]] = {
     "zamba": {**MAMBA, "layers_block_type": ["mamba", "hybrid"] * 2, "use_mamba_kernels": False,
               "attention_hidden_size": 128, "attention_head_dim": 32},
     "zamba2": {**MAMBA, "layers_block_type": ["mamba", "hybrid"] * 2, "use_mamba_kernels": False,
-               "n_mamba_heads": 8, "adapter_rank": 8, "chunk_size": 16, "intermediate_size": 128},
+               "n_mamba_heads": 8, "adapter_rank": 8, "chunk_size": 16, "intermediate_size": 128,
+               "attention_hidden_size": 128, "attention_head_dim": 32},
     "zaya": {"num_experts_per_tok": 1, "router_hidden_size": 16, "num_hidden_layers": 2},
 }  # fmt: skip
 # Families for images or sound whose text part is built from the configuration of that part.

@@ -21,6 +21,7 @@ from miwv_trainer.scoring.prompt_embeddings import choose_hidden_states, embed_p
 from miwv_trainer.scoring.rows import plan_prompts
 from miwv_trainer.scoring.scorer import prepare_scorer
 from miwv_trainer.scoring.sharing import Sharing
+from tests.helpers.families import build_family
 from tests.helpers.losses import PREAMBLE, loss_by_hand, losses_by_hand, pool_of
 from tests.helpers.tiny import tiny_model
 from tests.helpers.trees import SMALL, random_model
@@ -38,6 +39,14 @@ def make_samples() -> list[list[tuple[int, bool]]]:
     generator = np.random.default_rng(0)
     flags = [[False] * prompt + [True] * response for prompt, response in LENGTHS]
     return [[(int(generator.integers(3, 500)), flag) for flag in sample] for sample in flags]
+
+
+def small_vocabulary_samples() -> list[list[tuple[int, bool]]]:
+    return [[(token % 100 + 3, flag) for token, flag in sample] for sample in SAMPLES]
+
+
+def small_vocabulary_pool() -> Pool:
+    return pool_of(small_vocabulary_samples())
 
 
 SAMPLES = make_samples()
@@ -168,6 +177,26 @@ def test_a_model_that_padding_does_not_change_keeps_padded_rows() -> None:
         scorer = prepare_scorer(model, POOL, MIWVConfig(), WORLD)
         assert settle_padding(scorer, EXEMPLARS) is scorer
         assert settle_padding(scorer) is scorer
+
+
+def test_a_model_whose_forward_is_random_is_refused() -> None:
+    model, generator = tiny_model(), torch.Generator().manual_seed(0)
+    shift = model.model.norm.register_forward_hook(
+        lambda module, args, output: output + torch.randn(output.shape, generator=generator)
+    )
+    with pytest.raises(ValueError, match="LlamaForCausalLM gives other losses each time for the same row alone"):
+        score(model)
+    shift.remove()
+    score(model)
+
+
+def test_reformer_draws_its_hashes_anew_unless_it_has_a_seed() -> None:
+    with pytest.raises(ValueError, match="ReformerModelWithLMHead gives other losses.*`hash_seed`"):
+        score(build_family("reformer"), pool=small_vocabulary_pool())
+    model = build_family("reformer", hash_seed=1)
+    samples = small_vocabulary_samples()
+    _, found = score(model, pool=small_vocabulary_pool())
+    np.testing.assert_allclose(found, losses_by_hand(model, samples, EXEMPLARS, 256), atol=2e-5, rtol=0)
 
 
 WITHOUT_COMMON_NAMES = {
