@@ -1,5 +1,6 @@
 """From a file of any format to a selection of its own lines."""
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,9 @@ import datasets
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from transformers import AutoTokenizer
 
+from miwv_trainer import load_rows, pool_from_rows
 from miwv_trainer.cli.main import main
 from miwv_trainer.data.formats import FORMATS
 from tests.helpers.tiny import instruction_rows, save_tiny
@@ -110,6 +113,37 @@ def test_the_same_data_in_three_formats_of_columns_and_of_files_is_the_same_sele
     assert main([*select, "--format", "dataset"]) == 0
     again = score(model_folder, outputs[1] / "selected", tmp_path / "again")
     assert len(again) == 1
+
+
+@pytest.mark.parametrize("columns", ["alpaca", "prompt and completion", "messages"])
+def test_the_same_rows_as_lines_csv_and_parquet_are_the_same_pool_and_selection(
+    columns: str, model_folder: Path, tmp_path: Path
+) -> None:
+    """A cell of CSV is text; there, turns are JSON."""
+    rows: list[dict[str, Any]] = [dict(row) for row in ROWS]
+    if columns == "prompt and completion":
+        rows = [{"prompt": f"{row['instruction']} {row['input']}", "completion": row["output"]} for row in ROWS]
+    if columns == "messages":
+        rows = [{"messages": turns(row)} for row in ROWS]
+    (tmp_path / "pool.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "pool.parquet")
+    files = ["pool.jsonl", "pool.parquet"]
+    if columns != "messages":
+        with (tmp_path / "pool.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        files.append("pool.csv")
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    pools = [pool_from_rows(load_rows(str(tmp_path / name)), tokenizer) for name in files]
+    assert len({pool.fingerprint for pool in pools}) == 1
+    # By hand: what the tokenizer makes of the columns in one call.
+    first = rows[0]["prompt"] if "prompt" in rows[0] else turns(ROWS[0])[0]["content"]
+    assert first in tokenizer.decode(pools[0].prompt(0))
+    chosen = [score(model_folder, tmp_path / name, tmp_path / f"of {name}") for name in files]
+    assert len(chosen[0]) == 4 and all(each == chosen[0] for each in chosen)
+    selected = [json.loads(line) for line in (tmp_path / "of pool.parquet" / "selected.jsonl").read_text().splitlines()]
+    assert selected == [rows[number] for number in chosen[0]]
 
 
 def test_preference_data_is_scored_and_selected_by_its_chosen_answers(model_folder: Path, tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from miwv_trainer import MIWVConfig, attach, tokenize
 from miwv_trainer.data.build import pool_from_rows
 from miwv_trainer.data.sample_hashes import describe_difference, hash_ids, hash_sample_ids, hash_sample_masks
 from miwv_trainer.training.batch_check import BatchCheck
+from tests.helpers.chats import as_rows, conversations, sft_trainer
+from tests.helpers.templates import new_tokenizer
 from tests.helpers.tiny import instruction_rows, tiny_dataset, tiny_model, tiny_tokenizer
 from tests.helpers.trainers import arguments
 
@@ -231,6 +233,29 @@ def test_labels_of_the_dataset_that_reach_the_training_are_taken(values: dict[st
     attach(trainer, MIWVConfig(fraction=0.25, embedder="model"))
     trainer.train()
     assert trainer.state.global_step == 2
+
+
+CHATS = as_rows(conversations())
+PAIRS = [{"prompt": row["instruction"], "completion": f" {row['output']}"} for row in instruction_rows(12)]
+COLLATED = {
+    "completions without padding": (PAIRS, {"padding_free": True, "max_length": None}),
+    "completions with label smoothing": (PAIRS, {"label_smoothing_factor": 0.1}),
+    "whole conversations": (CHATS, {}),
+    "whole conversations without padding": (CHATS, {"padding_free": True, "max_length": None}),
+    "assistant turns": (CHATS, {"assistant_only_loss": True}),
+    "assistant turns without padding": (CHATS, {"assistant_only_loss": True, "padding_free": True, "max_length": None}),
+    "cut completions": (PAIRS, {"max_length": 24}),
+}
+
+
+@pytest.mark.parametrize("name", COLLATED)
+def test_labels_that_trls_own_collator_makes_are_taken(name: str, tmp_path: Path) -> None:
+    rows, values = COLLATED[name]
+    values = {"num_train_epochs": 1, "save_strategy": "no", "disable_tqdm": True, **values}
+    trainer = sft_trainer(tmp_path, rows, new_tokenizer("qwen2_5"), per_device_train_batch_size=2, **values)
+    callback = attach(trainer, MIWVConfig(fraction=0.34, embedder="tfidf"))
+    trainer.train()
+    assert trainer.state.global_step > 0 and len(callback.rounds) == 1
 
 
 def test_rows_without_padding_are_told_apart_by_their_positions() -> None:
