@@ -47,7 +47,14 @@ SIZES: dict[str, Any] = {
 MAMBA = {"hidden_size": 64, "mamba_d_state": 8, "n_mamba_heads": 2, "num_attention_heads": 4, "num_hidden_layers": 4}
 GEMMA4 = {"vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 8, "global_head_dim": 8}
 VISION = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+PART = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
+PART |= {"num_hidden_layers": 1, "max_position_embeddings": CONTEXT, "initializer_range": 0.3}
 OF_FAMILY: dict[str, dict[str, Any]] = {
+    "blt": {
+        "patcher_config": PART, "encoder_config": {**PART, "hidden_size_global": 32},
+        "decoder_config": {**PART, "hidden_size_global": 32},
+        "global_config": {name: value for name, value in PART.items() if name != "vocab_size"},
+        "encoder_hash_byte_group_vocab": 200, "use_cache": False},
     "cohere_compass_text": {"rope_parameters": {
         "full_attention": None, "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}},
     "dots3_note_text": {
