@@ -180,8 +180,8 @@ class MIWVConfig:
             the model computes in lower precision. round.json says how many they were and what they cost.
         allow_identical_exemplars: Whether a copy of a sample may be its exemplar, as in the paper. Behind its own copy
             the loss of a sample collapses, so that neither of the two is ever selected.
-        check_batches: Whether token ids of some training batches are compared with the selection, so that a dataset, a
-            dataloader or a collator that gives other samples stops the run.
+        check_batches: Whether token ids and labels of some training batches are compared with the selection, so that a
+            dataset, a dataloader or a collator that gives other samples, or other labels, stops the run.
         scores_dir: Folder that receives `miwv/`; by default the Trainer's `output_dir`.
         scores_from: Folder of another run (of a Trainer or of `miwv score`) whose round 0 is read instead of scored, if
             it is of the same pool. Nothing is forwarded, and exemplars come along. Fraction, score and guards may
