@@ -40,7 +40,7 @@ SIZES: dict[str, Any] = {
     "rotary_dim": 8, "expand": 2, "sliding_window": 32, "window_size": 32, "attention_window_size": 32,
     "attention_types": [[["global", "local"], 1]],
     "state_size": 8, "mamba_d_state": 8, "mamba_d_head": 8, "mamba_n_heads": 8, "mamba_d_ssm": 64, "is_decoder": True,
-    "causal": True,
+    "causal": True, "use_cache": False,
 }  # fmt: skip
 
 # Values without which a single family cannot be built, or is not tiny.
@@ -54,7 +54,7 @@ OF_FAMILY: dict[str, dict[str, Any]] = {
         "patcher_config": PART, "encoder_config": {**PART, "hidden_size_global": 32},
         "decoder_config": {**PART, "hidden_size_global": 32},
         "global_config": {name: value for name, value in PART.items() if name != "vocab_size"},
-        "encoder_hash_byte_group_vocab": 200, "use_cache": False},
+        "encoder_hash_byte_group_vocab": 200},
     "cohere_compass_text": {"rope_parameters": {
         "full_attention": None, "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}},
     "dots3_note_text": {
@@ -72,6 +72,7 @@ OF_FAMILY: dict[str, dict[str, Any]] = {
         "ffn_hidden_size": 64, "expert_ffn_hidden_size": 32, "zero_expert_num": 2, "moe_topk": 2, "head_dim": 8,
         "qk_head_dim": 16},
     "mamba2": {"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 2, "chunk_size": 16},
+    "mimo_v2_flash": {"num_attention_heads": 8, "num_key_value_heads": 2},
     "phi4_multimodal": {
         "vision_config": {**VISION, "crop_size": 28, "image_size": 28, "image_token_id": 120},
         "audio_config": {
@@ -90,6 +91,7 @@ OF_FAMILY: dict[str, dict[str, Any]] = {
     "zamba2": {**MAMBA, "layers_block_type": ["mamba", "hybrid"] * 2, "use_mamba_kernels": False,
                "n_mamba_heads": 8, "adapter_rank": 8, "chunk_size": 16, "intermediate_size": 128,
                "attention_hidden_size": 128, "attention_head_dim": 32},
+    "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
     "zaya": {"num_experts_per_tok": 1, "router_hidden_size": 16, "num_hidden_layers": 2},
 }  # fmt: skip
 # Families for images or sound whose text part is built from the configuration of that part.
