@@ -77,6 +77,6 @@ def explain_degenerate(facts: ExemplarFacts, embedder: str) -> str | None:
         return None
     return (
         f"The exemplars found by {embedder} tell little: {', and '.join(found)}. An exemplar then says little "
-        "of its sample, and so does MIWV. Use an embedder that suits the pool's language and texts (docs/retrieval.md names some), or "
-        'a `score` that needs no exemplars, such as "zero_shot_loss".'
+        "of its sample, and so does MIWV. Use an embedder that suits the pool's language and texts (docs/retrieval.md "
+        'names some), or a `score` that needs no exemplars, such as "zero_shot_loss".'
     )
