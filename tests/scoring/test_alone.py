@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.helpers.lengths import EXEMPLARS, LENGTHS, SAMPLES, score
 from tests.helpers.losses import losses_by_hand, pool_of
 from tests.helpers.trees import SMALL, random_model
-from tests.scoring.test_length import EXEMPLARS, LENGTHS, SAMPLES, score
 
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
 FALCON = {"vocab_size": 512, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "alibi": True}

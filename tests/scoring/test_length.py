@@ -9,12 +9,10 @@ import torch
 
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.pool import Pool
-from miwv_trainer.distributed.world import World
 from miwv_trainer.scoring.attention import find_tree_obstacle
 from miwv_trainer.scoring.context import NO_LIMIT, find_context_length
 from miwv_trainer.scoring.head import choose_head
 from miwv_trainer.scoring.isolation import leave_no_trace
-from miwv_trainer.scoring.layout import choose_layout, score_pool
 from miwv_trainer.scoring.memory import estimate_memory
 from miwv_trainer.scoring.padding import settle_padding
 from miwv_trainer.scoring.prompt_embeddings import choose_hidden_states, embed_prompts
@@ -22,23 +20,14 @@ from miwv_trainer.scoring.rows import plan_prompts
 from miwv_trainer.scoring.scorer import prepare_scorer
 from miwv_trainer.scoring.sharing import Sharing
 from tests.helpers.families import build_family
+from tests.helpers.lengths import EXEMPLARS, POOL, SAMPLES, WORLD, score
 from tests.helpers.losses import PREAMBLE, loss_by_hand, losses_by_hand, pool_of
 from tests.helpers.tiny import tiny_model
 from tests.helpers.trees import SMALL, random_model
 
-WORLD = World(0, 1, torch.device("cpu"), quiet=True)
-# Prompt and response tokens; with the preamble of 2, some rows end on each side of 64 tokens.
-LENGTHS = ((8, 6), (50, 40), (10, 5), (60, 30), (9, 8), (40, 21), (40, 22), (11, 9))
-EXEMPLARS = np.array([2, 0, 4, 0, 2, 0, 4, 1])
 LONG = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [1.0, 3.0, 20.0, 64.0]}
 LONG |= {"original_max_position_embeddings": 64, "factor": 4.0}
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 8.0}
-
-
-def make_samples() -> list[list[tuple[int, bool]]]:
-    generator = np.random.default_rng(0)
-    flags = [[False] * prompt + [True] * response for prompt, response in LENGTHS]
-    return [[(int(generator.integers(3, 500)), flag) for flag in sample] for sample in flags]
 
 
 def small_vocabulary_samples() -> list[list[tuple[int, bool]]]:
@@ -47,18 +36,6 @@ def small_vocabulary_samples() -> list[list[tuple[int, bool]]]:
 
 def small_vocabulary_pool() -> Pool:
     return pool_of(small_vocabulary_samples())
-
-
-SAMPLES = make_samples()
-POOL = pool_of(SAMPLES)
-
-
-def score(model: Any, pool: Pool = POOL, **values: Any) -> tuple[str, np.ndarray]:
-    with leave_no_trace(model):
-        scorer = prepare_scorer(model, pool, MIWVConfig(**values), WORLD)
-        layout = choose_layout(scorer, EXEMPLARS)
-        found = score_pool(scorer, EXEMPLARS, layout)
-    return layout, np.stack([found.zero_shot, found.one_shot])
 
 
 def make_rope_model(family: str, rope: dict[str, Any]) -> Any:
