@@ -41,10 +41,10 @@ class Arm:
         return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
 
     @property
-    def size(self) -> tuple[object, object]:
-        """What says how much is selected: arms with the same are held against the same random draw."""
+    def size(self) -> tuple[float | None, str]:
+        """How much is selected, also where a preset says it. Arms of one size are held against the same draws."""
         given = self.settings or {}
-        return given.get("fraction"), given.get("selection_budget", MIWVConfig.selection_budget)
+        return given.get("fraction"), MIWVConfig(**fill_settings(given, rescore_steps=1)).selection_budget
 
 
 def parse_arm(typed: str) -> Arm:
@@ -126,11 +126,8 @@ def list_arms(given: Sequence[Arm] | None) -> list[Arm]:
     """
     chosen = list(given) if given else [Arm(name, settings) for name, settings in DEFAULT.items()]
     always = [Arm(FULL, None), Arm(RANDOM, {"score": RANDOM}), Arm(LONGEST, {"score": LONGEST})]
-    sizes = {arm.size: arm for arm in chosen if arm.size != always[1].size}
-    for size, arm in sizes.items():
-        if not any(other.settings and other.settings.get("score") == RANDOM and other.size == size for other in chosen):
-            sized = {key: value for key, value in arm.settings.items() if key in ("fraction", "selection_budget")}  # type: ignore[union-attr]
-            always.append(Arm(name_random(*size), {"score": RANDOM, **sized}))
+    drawn = {arm.size for arm in (*always, *chosen) if (arm.settings or {}).get("score") == RANDOM}
+    always += [make_random(*size) for size in dict.fromkeys(arm.size for arm in chosen) if size not in drawn]
     arms = always + chosen
     slugs = [arm.slug for arm in arms]
     for arm in arms:
@@ -139,10 +136,15 @@ def list_arms(given: Sequence[Arm] | None) -> list[Arm]:
     return arms
 
 
-def name_random(fraction: object, budget: object) -> str:
-    """The name of random draws of another size than the default one."""
-    parts = [f"{100 * float(str(fraction)):g} %"] if fraction is not None else []
-    return ", ".join([RANDOM, *parts, *(["equal tokens"] if budget == "tokens" else [])])
+def make_random(fraction: float | None, budget: str) -> Arm:
+    """Random draws of another size than the default one."""
+    name: str = RANDOM
+    settings: dict[str, Any] = {"score": RANDOM}
+    if fraction is not None:
+        name, settings = f"{name}, {100 * fraction:g} %", {**settings, "fraction": fraction}
+    if budget != MIWVConfig.selection_budget:
+        name, settings = f"{name}, equal {budget}", {**settings, "selection_budget": budget}
+    return Arm(name, settings)
 
 
 def find_random(arm: Arm, arms: Sequence[Arm]) -> Arm:

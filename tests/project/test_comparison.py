@@ -209,6 +209,11 @@ def test_random_draws_the_longest_and_the_full_set_are_always_there() -> None:
     ]
     names = [arm.name for arm in list_arms(given)]
     assert names == ["full set", "random", "longest", "random, equal tokens", "random, 2 %", "a", "b", "c", "d"]
+    # A preset sets the budget; what is typed beside it is what counts.
+    presets = [Arm("e", {"preset": "guarded"}), Arm("f", {"preset": "guarded", "selection_budget": "samples"})]
+    assert [arm.name for arm in list_arms(presets)][3:] == ["random, equal tokens", "e", "f"]
+    both = list_arms([Arm("g", {"fraction": 0.02, "selection_budget": "tokens"})])[3]
+    assert both == Arm("random, 2 %, equal tokens", {"score": "random", "fraction": 0.02, "selection_budget": "tokens"})
     own = [Arm("b", {"selection_budget": "tokens"}), Arm("mine", {"selection_budget": "tokens", "score": "random"})]
     assert [arm.name for arm in list_arms(own)] == ["full set", "random", "longest", "b", "mine"]
     assert {"full set", "random", "longest", "MIWV", "lowest MIWV"} < {arm.name for arm in list_arms(None)}
