@@ -98,14 +98,18 @@ def check_batching(trainer: Trainer) -> None:
             "The Trainer packs its dataset (`packing=True`): several samples share a line, so none can be chosen by "
             "itself. Set `packing=False`."
         )
-    # axolotl's `_get_train_sampler` returns batches. `attach` stands in its place, so that packing would be left out
+    # axolotl's `_get_train_sampler` knows both options. `attach` stands in its place, so that they would be left out
     # without a word.
-    for name in ("sample_packing", "curriculum_sampling"):
-        if options.get(name):
-            raise ValueError(
-                f"axolotl's `{name}: true` composes the batches from the whole dataset, before a selection is known. "
-                f"Set `{name}: false`."
-            )
+    if options.get("sample_packing"):
+        raise ValueError(
+            "axolotl's `sample_packing: true` composes lines of several samples from the whole dataset, before "
+            "a selection is known. Set `sample_packing: false`."
+        )
+    if options.get("curriculum_sampling"):
+        raise ValueError(
+            "axolotl's `curriculum_sampling: true` trains samples in the order of the dataset, not of a selection. "
+            'Set `curriculum_sampling: false`; `epoch_order="easy_to_hard"` sorts each epoch by difficulty.'
+        )
     kinds = {kind.__name__ for kind in type(trainer).__mro__}
     if "SwiftMixin" in kinds and "get_train_dataloader" not in vars(trainer):
         raise ValueError(

@@ -198,9 +198,11 @@ def test_datasets_of_other_tasks_are_told_apart(columns: dict[str, Any], words: 
         attach(trainer, CONFIG)
 
 
-@pytest.mark.parametrize("name", ["sample_packing", "curriculum_sampling"])
-def test_batches_that_axolotl_composes_are_refused_by_name(name: str, tmp_path: Path) -> None:
-    """axolotl's arguments have these fields, and its `_get_train_sampler` returns batches if they are set."""
+@pytest.mark.parametrize(
+    ("name", "does"), [("sample_packing", "composes lines"), ("curriculum_sampling", "trains samples in the order")]
+)
+def test_orders_of_axolotls_own_are_refused_by_name(name: str, does: str, tmp_path: Path) -> None:
+    """axolotl's arguments have these fields, and its `_get_train_sampler` follows them."""
     arguments = make_dataclass("AxolotlArguments", [(name, bool, field(default=False))], bases=(TrainingArguments,))
     for is_set in (False, True):
         trainer = trainer_of(tmp_path)
@@ -208,7 +210,7 @@ def test_batches_that_axolotl_composes_are_refused_by_name(name: str, tmp_path: 
         if not is_set:
             attach(trainer, CONFIG)
             continue
-        with pytest.raises(ValueError, match=rf"axolotl's `{name}: true` composes .*Set `{name}: false`"):
+        with pytest.raises(ValueError, match=rf"axolotl's `{name}: true` {does} .*Set `{name}: false`"):
             attach(trainer, CONFIG)
 
 
