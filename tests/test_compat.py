@@ -1,5 +1,6 @@
 """Differences between versions of other libraries: each answered in compat.py, and nowhere else."""
 
+import ast
 import re
 from importlib import metadata
 from pathlib import Path
@@ -62,3 +63,32 @@ def test_no_other_file_asks_for_a_version() -> None:
     asks = re.compile(rf"importlib\.metadata|import packaging|packaging\.|is_at_least|({others})\.__version__")
     files = sorted((ROOT / "miwv_trainer").rglob("*.py"))
     assert [path.name for path in files if asks.search(path.read_text(encoding="utf-8"))] == ["compat.py"]
+
+
+# Names of the standard library that Python 3.10 lacks, as far as code like this might use them.
+SINCE_3_11 = {
+    "datetime": {"UTC"},
+    "typing": {"LiteralString", "Never", "NotRequired", "Required", "Self", "TypeVarTuple", "Unpack", "assert_never"},
+    "enum": {"StrEnum", "verify"},
+    "contextlib": {"chdir"},
+    "hashlib": {"file_digest"},
+}
+
+
+@pytest.mark.parametrize("folder", ["miwv_trainer", "tests", "examples", "benchmarks"])
+def test_nothing_is_taken_from_the_standard_library_that_python_3_10_lacks(folder: str) -> None:
+    found = []
+    for path in (ROOT / folder).rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 10))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom):
+                found += [
+                    (path.name, alias.name)
+                    for alias in node.names
+                    if alias.name in SINCE_3_11.get(node.module or "", ())
+                ]
+            if isinstance(node, ast.Attribute) and node.attr in SINCE_3_11.get(ast.unparse(node.value), ()):
+                found.append((path.name, node.attr))
+            if isinstance(node, ast.Import):
+                found += [(path.name, alias.name) for alias in node.names if alias.name == "tomllib"]
+    assert found == []

@@ -3,7 +3,7 @@
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 
 from huggingface_hub import DatasetCardData
@@ -137,7 +137,7 @@ def _describe_origin(origin: Origin) -> dict[str, str]:
         "left out": ", ".join(f"{count} by {guard}" for guard, count in choice.left_out.items()) or "none",
         "seed": str(config.sampler_seed or 0),
         "miwv_trainer": f"{__version__}; scored with {summary.get('library', NOT_RECORDED)}",
-        "date": datetime.now(UTC).date().isoformat(),
+        "date": datetime.now(timezone.utc).date().isoformat(),
     }
 
 

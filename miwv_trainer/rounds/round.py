@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from typing import cast
 
 import numpy as np
@@ -297,7 +297,7 @@ def _summarise(inputs: RoundInputs, choice: Choice) -> dict[str, object]:
     """Entries of round.json about pool, configuration and selection."""
     pool = inputs.pool
     return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "epoch": inputs.point.epoch,
         "fraction": inputs.config.fraction,
         "number_selected": len(choice.selection),

@@ -4,7 +4,7 @@ Round 0 of another run, in place of forwards: ten trainings of a sweep over lear
 What is taken is losses and exemplars. Guards, fraction and score are this run's own, so its selection is made anew.
 """
 
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import cast
 
@@ -159,4 +159,4 @@ def describe_origin(source: StoredRound) -> ScoresOrigin:
 
 
 def _read_time(path: Path) -> str:
-    return datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(timespec="seconds")
+    return datetime.fromtimestamp(path.stat().st_mtime, timezone.utc).isoformat(timespec="seconds")

@@ -9,13 +9,13 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, NotRequired, Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 import torch
 from torch import nn
 from transformers.utils import ModelOutput
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from miwv_trainer.data.pool import IGNORED_LABEL
 from miwv_trainer.distributed.wrappers import get_inner_model

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 import shutil
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
@@ -40,7 +40,7 @@ def test_the_card_says_what_was_scored_and_with_what(output: Path, pool: Path, t
         "left out": f"{sum(tokens < 8 for tokens in scores(output)['response_tokens'])} by min_response_tokens=8",
         "seed": "0",
         "miwv_trainer": f"{__version__}; scored with {__version__}",
-        "date": datetime.now(UTC).date().isoformat(),
+        "date": datetime.now(timezone.utc).date().isoformat(),
     }
     assert cells == expected
     assert 'load_dataset("chosen", split="train")' in card.text
