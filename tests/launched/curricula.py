@@ -36,6 +36,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "budget": {"rescore_budget": 0.4},
     "column": {"score_column": "quality", "min_response_tokens": 5},
     "array": {"score": np.sin(np.arange(COUNT)), "extra_losses": "zero_shot", "loss_band": [0.2, 0.9]},
+    "ifd": {"score": "ifd"},
+    "influence": {"score": "influence"},
     "sample": {"selection": "sample", "temperature": 2.0},
     "function": {"score": middle_miwv, "extra_losses": "both"},
     "budget, guards": {"rescore_budget": 0.4, "min_response_tokens": 12, "diversity": "mmr"},
