@@ -182,6 +182,9 @@ class MIWVConfig:
             the loss of a sample collapses, so that neither of the two is ever selected.
         check_batches: Whether token ids and labels of some training batches are compared with the selection, so that a
             dataset, a dataloader or a collator that gives other samples, or other labels, stops the run.
+        proxy_check: Samples that both score, where `attach` is given a smaller model as `scorer`; 0 for none.
+            round.json says how far the two models agree and what each costs.
+        proxy_warn_below: Rank correlation of the two models' scores below which a warning is logged.
         scores_dir: Folder that receives `miwv/`; by default the Trainer's `output_dir`.
         scores_from: Folder of another run (of a Trainer or of `miwv score`) whose round 0 is read instead of scored, if
             it is of the same pool. Nothing is forwarded, and exemplars come along. Fraction, score and guards may
@@ -226,6 +229,8 @@ class MIWVConfig:
     refine_near_threshold: bool = True
     allow_identical_exemplars: bool = False
     check_batches: bool = True
+    proxy_check: int = 256
+    proxy_warn_below: float = 0.5
     scores_dir: str | None = None
     scores_from: str | None = None
     # `dataclasses.replace` calls the class with every value of the old object, as HfArgumentParser does with every
@@ -259,6 +264,8 @@ class MIWVConfig:
         check_text("score_column", self.score_column, "a column's name")
         self._check_guards()
         check_whole_number("logits_chunk", self.logits_chunk)
+        check_whole_number("proxy_check", self.proxy_check, least=0)
+        check_number("proxy_warn_below", self.proxy_warn_below, -1, 1)
         for name in ("tokens_per_batch", "tokens_per_row", "scoring_max_length"):
             if getattr(self, name) is not None:
                 check_whole_number(name, getattr(self, name))

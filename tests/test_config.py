@@ -201,6 +201,8 @@ TYPED = {
     "refine_near_threshold": ("false", False),
     "allow_identical_exemplars": ("true", True),
     "check_batches": ("false", False),
+    "proxy_check": ("9", 9),
+    "proxy_warn_below": ("0.25", 0.25),
     "scores_dir": ("runs/b", "runs/b"),
     "scores_from": ("runs/a", "runs/a"),
 }

@@ -23,6 +23,11 @@ def is_sharded(model: nn.Module) -> bool:
     return len(FullyShardedDataParallel.fsdp_modules(model)) > 0
 
 
+def is_whole(model: nn.Module) -> bool:
+    """Whether this rank holds all of a model's parameters, by themselves: ZeRO-3 leaves split ones empty."""
+    return all(parameter.numel() and not isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
 def unwrap_fsdp1(model: nn.Module) -> nn.Module:
     """The module inside FSDP1's outermost wrapper; the model itself if it has none."""
     return model.module if isinstance(model, FullyShardedDataParallel) else model

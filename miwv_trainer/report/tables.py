@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from miwv_trainer.report.round_facts import explain_missing_miwv
-from miwv_trainer.rounds.messages import describe_source
+from miwv_trainer.rounds.messages import describe_proxy, describe_source
 from miwv_trainer.selection.choose import compute_overlap
 from miwv_trainer.storage.stored_round import StoredRound
 
@@ -49,6 +49,8 @@ def format_rounds(rounds: Sequence[StoredRound]) -> str:
         if summary.get("refined_samples"):
             again, seconds = summary["refined_samples"], summary["refined_seconds"]
             line += f" ({again} near the threshold again in float32: {seconds:.0f} s)"
+        if "proxy" in summary:
+            line += f", by a smaller model ({describe_proxy(summary['proxy'])})"
         if "scores_from" in summary:
             line += f", {describe_source(current)}"
         if position > 0:

@@ -12,7 +12,7 @@ from miwv_trainer.scoring.rows import find_scorable
 from miwv_trainer.selection.budget import count_selected
 from miwv_trainer.selection.choose import Choice, compute_overlap
 from miwv_trainer.selection.scores import get_score
-from miwv_trainer.storage.stored_round import StoredRound
+from miwv_trainer.storage.stored_round import ProxyCheck, StoredRound
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +74,8 @@ def describe_round(current: StoredRound, previous: StoredRound | None = None) ->
             f", {summary['refined_samples']} near the threshold scored again in float32 in "
             f"{summary['refined_seconds']:.0f} s"
         )
+    if "proxy" in summary:
+        line += f", by a smaller model ({describe_proxy(summary['proxy'])})"
     if previous is not None:
         line += f", {compute_overlap(current.selection, previous.selection):.0%} of them as in round {previous.number}"
     return line + "."
@@ -86,6 +88,15 @@ def describe_source(current: StoredRound) -> str:
         f"losses read from {origin['folder']}, where {origin['model'] or 'a model without a name'} "
         f"({origin['dtype']}) made them on {origin['date']}"
     )
+
+
+def describe_proxy(found: ProxyCheck) -> str:
+    """How far the two models agree, and what each costs, in words."""
+    correlation, overlap = found["rank_correlation"], found["overlap"]
+    agreement = "no correlation can be computed" if correlation is None else f"rank correlation {correlation:.2f}"
+    shared = "" if overlap is None else f", {overlap:.0%} of the selected in common"
+    price, whole = format_duration(found["seconds"], 1), format_duration(found["seconds_of_model"], 1)
+    return f"on {found['samples']} samples {agreement}{shared}; {price} for the pool, the model would take {whole}"
 
 
 def describe_threshold(choice: Choice, config: MIWVConfig) -> str:

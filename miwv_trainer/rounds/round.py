@@ -33,6 +33,7 @@ from miwv_trainer.rounds.messages import (
     log_left_out,
     warn_of_unscorable,
 )
+from miwv_trainer.rounds.proxy import check_proxy
 from miwv_trainer.rounds.reuse import find_finished, open_journal, read_earlier_seconds
 from miwv_trainer.rounds.source import describe_origin, hash_losses, read_source
 from miwv_trainer.rounds.statistics import Cost, compute_statistics, count_epochs
@@ -120,9 +121,12 @@ def run_round(
         scored = _score(scorer, inputs, store, identity) if is_forwarded else _score_nothing(inputs.pool)
     seconds = time.perf_counter() - started + scored.earlier_seconds
     measured = inputs.merge(scored.refined.losses)
+    proxy = check_proxy(scorer, inputs, scored.refined.losses, seconds)
     choice = _select(scorer, inputs, measured, scored, store)
     cost = _add_up(scored, seconds, inputs, choice)
     summary = {**identity, **_summarise(inputs, choice), **cost.to_summary(), "processes": world.size, **notes}
+    if proxy is not None:
+        summary["proxy"] = proxy
     if world.is_main:
         summary |= _describe_model(scorer, source)
     summary["statistics"] = compute_statistics(choice, measured, inputs.is_scored, cost, previous)

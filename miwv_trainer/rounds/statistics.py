@@ -83,14 +83,14 @@ def compute_statistics(
         logged["share_above_zero"] = float((miwv > 0).mean())
     if previous is not None:
         logged["overlap"] = compute_overlap(choice.selection, previous.selection)
-        correlation = _compute_rank_correlation(choice.scores[is_scored], previous.column("score")[is_scored])
+        correlation = compute_rank_correlation(choice.scores[is_scored], previous.column("score")[is_scored])
         if correlation is not None:
             logged["rank_correlation"] = correlation
     logged |= {"selected": len(choice.selection), "unscorable": int(np.isnan(choice.scores).sum())}
     return logged | {"scored": cost.scored, "tokens": cost.tokens, "seconds": cost.seconds, "epochs": cost.epochs}
 
 
-def _compute_rank_correlation(now: np.ndarray, before: np.ndarray) -> float | None:
+def compute_rank_correlation(now: np.ndarray, before: np.ndarray) -> float | None:
     """Spearman's, over samples with a finite score in both; None for fewer than three, or if all scores are equal."""
     in_both = np.isfinite(now) & np.isfinite(before)
     if in_both.sum() < 3 or np.ptp(now[in_both]) == 0 or np.ptp(before[in_both]) == 0:

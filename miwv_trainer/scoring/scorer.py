@@ -76,6 +76,7 @@ class Scorer:
         context: Longest sequence, in tokens, that is forwarded.
         memory: What limits the size of forwards.
         sharing: Which rows may share a forward.
+        stands_for: The scorer of the model in training, if a smaller model scores in its place.
         checked: What earlier rounds of the same training have found, by what it depends on, so that a later round does
             not ask again.
     """
@@ -88,6 +89,7 @@ class Scorer:
     memory: MemoryBudget
     sharing: Sharing = ALL_SHARE
     checked: dict[str, CheckedModel] = field(default_factory=dict)
+    stands_for: "Scorer | None" = None
 
     def follow(self, plan: ScoringPlan) -> "Scorer":
         """This scorer with the limits of an earlier process, whose journal of the same round holds `plan`."""

@@ -89,6 +89,27 @@ class ScoresOrigin(TypedDict):
     date: str
 
 
+class ProxyCheck(TypedDict):
+    """
+    How far a smaller model that scores agrees with the model in training.
+
+    Args:
+        model: The name or folder of the model in training.
+        samples: How many samples both have scored.
+        rank_correlation: Spearman's, of the two models' scores; None if it cannot be computed.
+        overlap: Share of the best `fraction` of these samples that both models select.
+        seconds: What the smaller model took for the pool.
+        seconds_of_model: What the model in training would take at its speed on these samples.
+    """
+
+    model: str
+    samples: int
+    rank_correlation: float | None
+    overlap: float | None
+    seconds: float
+    seconds_of_model: float
+
+
 class RoundNotes(TypedDict, total=False):
     """
     What a caller adds to a round's summary.
@@ -131,6 +152,7 @@ class RoundSummary(RoundIdentity, RoundNotes, total=False):
         date: When the round was written, in UTC.
         pool_content: Hash of the samples, the same for a Trainer's pool and the same pool of `miwv score`.
         scores_from: Only where the losses are of another run.
+        proxy: Only where a smaller model has scored.
     """
 
     version: int
@@ -162,6 +184,7 @@ class RoundSummary(RoundIdentity, RoundNotes, total=False):
     date: str
     pool_content: str
     scores_from: ScoresOrigin
+    proxy: ProxyCheck
 
 
 @dataclass(frozen=True)

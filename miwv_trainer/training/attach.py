@@ -5,7 +5,7 @@ from functools import partial
 
 import datasets
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.map_style import MapStyleDataset
@@ -22,6 +22,7 @@ from miwv_trainer.training.dataloader import (
     find_sampler,
     read_strategy,
 )
+from miwv_trainer.training.proxy import check_scorer
 from miwv_trainer.training.sampler import MIWVDataSampler
 from miwv_trainer.training.trainer_checks import (
     check_batching,
@@ -32,7 +33,9 @@ from miwv_trainer.training.trainer_checks import (
 )
 
 
-def attach(trainer: Trainer, config: MIWVConfig | Mapping[str, object] | None = None) -> MIWVCallback:
+def attach(
+    trainer: Trainer, config: MIWVConfig | Mapping[str, object] | None = None, scorer: PreTrainedModel | None = None
+) -> MIWVCallback:
     """
     Lets a Trainer choose its training data: its `train_dataset` becomes the pool, and it trains on selections of it.
 
@@ -42,6 +45,7 @@ def attach(trainer: Trainer, config: MIWVConfig | Mapping[str, object] | None = 
     Args:
         trainer: The Trainer. Its `train_dataset` must be tokenised, with `labels` that are -100 outside the response.
         config: A [`MIWVConfig`], or a mapping of its values; by default `MIWVConfig()`.
+        scorer: A smaller model with the same tokenizer, which scores in place of the one in training.
 
     Returns:
         The callback that was added; its `rounds` hold the scores.
@@ -50,8 +54,8 @@ def attach(trainer: Trainer, config: MIWVConfig | Mapping[str, object] | None = 
         TypeError: `trainer` is no Trainer, the dataset is not map-style, or a configuration key is unknown.
         ValueError:
             the Trainer or its model does something else than predict given responses, the dataset cannot be a pool or
-            has inputs that scoring does not pass on, the Trainer has a pool attached already, or one of its dataloader
-            options does not go with a selection.
+            has inputs that scoring does not pass on, the Trainer has a pool attached already, one of its dataloader
+            options does not go with a selection, or the scorer has another vocabulary.
     """
     config = _read_config(config)
     _check_trainer(trainer)
@@ -62,6 +66,8 @@ def attach(trainer: Trainer, config: MIWVConfig | Mapping[str, object] | None = 
     if given_array is not None:
         validate_embeddings(given_array, len(pool))
     read_given_scores(config, pool.column_scores, len(pool))
+    if scorer is not None:
+        check_scorer(scorer, trainer.processing_class, pool, config)
     sampler = MIWVDataSampler(
         len(pool),
         config.fraction,
@@ -72,7 +78,7 @@ def attach(trainer: Trainer, config: MIWVConfig | Mapping[str, object] | None = 
         epoch_order=config.epoch_order,
     )
     check_batches(trainer.args, sampler)
-    callback = MIWVCallback(config, sampler, pool)
+    callback = MIWVCallback(config, sampler, pool, scorer)
     # Not `trainer.log`: SFTTrainer's adds the metrics that it gathered since its last entry, and then forgets them, so
     # that the next entry of the training would lack them.
     callback.log = partial(Trainer.log, trainer)

@@ -36,6 +36,7 @@ from miwv_trainer.storage.uploads import keep_out_of_uploads
 from miwv_trainer.training.console import Console
 from miwv_trainer.training.dataloader import check_batches, check_pool_size, read_schedule, warn_of_last_batch
 from miwv_trainer.training.missing_parts import warn_of_missing_parts
+from miwv_trainer.training.proxy import prepare_proxy
 from miwv_trainer.training.resume import keep_exemplars, read_trained_rounds
 from miwv_trainer.training.run import TrainingRun
 from miwv_trainer.training.run_state import RunState
@@ -50,6 +51,7 @@ class TrainingStart:
     Args:
         model: Unwrapped, except under FSDP, where it is the wrapper.
         dataloader: As accelerate has prepared it.
+        proxy: A smaller model that scores in place of `model`, if one was given.
     """
 
     args: TrainingArguments
@@ -59,6 +61,12 @@ class TrainingStart:
     processing_class: PreTrainedTokenizerBase | ProcessorMixin | None
     world: World
     console: Console
+    proxy: PreTrainedModel | None = None
+
+    @property
+    def scoring_model(self) -> PreTrainedModel:
+        """The model whose losses count."""
+        return self.model if self.proxy is None else self.proxy
 
 
 def read_pool(
@@ -113,7 +121,7 @@ def check_training(start: TrainingStart, config: MIWVConfig, sampler: MIWVDataSa
     check_pool_size(len(pool), sampler, start.dataloader)
     check_same_pool(pool, start.world)
     check_model(start.model, pool)
-    check_layout(start.model, config)
+    check_layout(start.scoring_model, config)
     check_batches(start.args, sampler)
     if start.world.is_main:
         warn_of_last_batch(start.args, sampler)
@@ -144,8 +152,11 @@ def begin_run(
     if before is not None:
         state = state.resume(before)
         rounds = _read_rounds_together(start, store, state, config, pool)
-    exemplars = find_exemplars(prepare_scorer(start.model, pool, config, world), store, reuse=before is not None)
-    run = TrainingRun(config, sampler, pool, exemplars, store, world, start.console, start.state, state, rounds)
+    scorer = prepare_proxy(start.proxy, prepare_scorer(start.model, pool, config, world))
+    exemplars = find_exemplars(scorer, store, reuse=before is not None)
+    run = TrainingRun(
+        config, sampler, pool, exemplars, store, world, start.console, start.state, state, rounds, start.proxy
+    )
     run.restore_selections()
     return run
 
@@ -157,7 +168,7 @@ def _describe_run(start: TrainingStart, config: MIWVConfig, sampler: MIWVDataSam
         train_sampling_strategy=sampler.strategy,
         epoch_order=sampler.epoch_order,
         world_size=start.world.size,
-        fingerprint=fingerprint_run(pool, config, find_context_length(start.model, config)),
+        fingerprint=fingerprint_run(pool, config, find_context_length(start.scoring_model, config)),
         history=[],
         **asdict(read_schedule(start.dataloader, start.args)),
     )
@@ -172,6 +183,6 @@ def _read_rounds_together(
         if start.world.is_main:
             found = read_trained_rounds(store, state)
             if needs_exemplars(config):
-                context = find_context_length(start.model, config)
+                context = find_context_length(start.scoring_model, config)
                 keep_exemplars(store, found[0], fingerprint_exemplars(pool, config, context))
     return start.world.broadcast_from_main(found)

@@ -34,6 +34,7 @@ from miwv_trainer.storage.stored_round import StoredRound
 from miwv_trainer.training.begin import TrainingStart, begin_run, check_dataset, check_training, read_pool
 from miwv_trainer.training.console import Console
 from miwv_trainer.training.dataloader import check_sampler
+from miwv_trainer.training.proxy import check_scorer, place_on
 from miwv_trainer.training.resume import read_run_state
 from miwv_trainer.training.run import TrainingRun
 from miwv_trainer.training.sampler import MIWVDataSampler
@@ -74,6 +75,8 @@ class MIWVCallback(TrainerCallback, ExportableState):
         pool ([`Pool`], *optional*):
             The training dataset as token ids. By default read from the Trainer's dataloader, whose dataset has lost
             the columns that the model does not take; a text embedder then sees decoded prompts.
+        scorer ([`~transformers.PreTrainedModel`], *optional*): A smaller model that scores in place of the one in
+            training.
 
     Attributes:
         rounds: The rounds of this run so far, as they lie on disk.
@@ -84,7 +87,13 @@ class MIWVCallback(TrainerCallback, ExportableState):
         ValueError: sampler and configuration differ in `fraction` or `epoch_order`.
     """
 
-    def __init__(self, config: MIWVConfig, sampler: MIWVDataSampler, pool: Pool | None = None) -> None:
+    def __init__(
+        self,
+        config: MIWVConfig,
+        sampler: MIWVDataSampler,
+        pool: Pool | None = None,
+        scorer: PreTrainedModel | None = None,
+    ) -> None:
         if config is None or sampler is None:
             raise TypeError(f"A MIWVCallback needs a configuration and a sampler. {NOT_REBUILT}")
         for name in ("fraction", "epoch_order"):
@@ -96,6 +105,7 @@ class MIWVCallback(TrainerCallback, ExportableState):
         self.config = replace(config, sampler_seed=sampler.seed)
         self.sampler = sampler
         self.pool = pool
+        self.scorer = scorer
         self.log: Callable[[dict[str, float]], None] | None = None
         self._run: TrainingRun | None = None
 
@@ -117,7 +127,7 @@ class MIWVCallback(TrainerCallback, ExportableState):
         model, dataloader, processing_class = kwargs["model"], kwargs["train_dataloader"], kwargs["processing_class"]
         check_parallelism(args.parallelism_config, args.fsdp, model)
         world = World.current(args.device, model, args.disable_tqdm)
-        start = TrainingStart(args, state, model, dataloader, processing_class, world, Console.of(args))
+        start = TrainingStart(args, state, model, dataloader, processing_class, world, Console.of(args), self.scorer)
         check_sampler(dataloader, self.sampler)
         with preserve_rng():
             is_read_now = self.pool is None
@@ -126,15 +136,18 @@ class MIWVCallback(TrainerCallback, ExportableState):
                 dataset = cast(MapStyleDataset, dataloader.dataset)
                 with world.run_together("reading the pool"):
                     self.pool = read_pool(dataset, processing_class, model.config, self.config)
+            if is_read_now and self.scorer is not None:  # Otherwise `attach` has checked it.
+                check_scorer(self.scorer, processing_class, self.pool, self.config)
             check_training(start, self.config, self.sampler, self.pool)
             if not is_read_now:
                 check_dataset(start, self.pool)
             before = read_run_state(state, args, type(self).__name__, was_begun=self._run is not None)
             if self._run is not None:
                 self._run.stop_watching()
-            with use_evaluation_weights(kwargs["optimizer"]):
-                self._run = begin_run(start, self.config, self.sampler, self.pool, before)
-            self._score_if_due(self._run, kwargs)
+            with place_on(self.scorer, args.device):
+                with use_evaluation_weights(kwargs["optimizer"]):
+                    self._run = begin_run(start, self.config, self.sampler, self.pool, before)
+                self._score_if_due(self._run, kwargs)
             # A hook that reads token ids would break a compiled forward into parts.
             if self.config.check_batches and not args.torch_compile:
                 self._run.watch_batches(model)

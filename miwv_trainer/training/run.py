@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import nn
 from torch.utils.hooks import RemovableHandle
-from transformers import TrainerState
+from transformers import PreTrainedModel, TrainerState
 
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.pool import Pool
@@ -22,6 +22,7 @@ from miwv_trainer.storage.store import Store
 from miwv_trainer.storage.stored_round import RoundNotes, StoredRound
 from miwv_trainer.training.batch_check import BatchCheck
 from miwv_trainer.training.console import Console
+from miwv_trainer.training.proxy import prepare_proxy
 from miwv_trainer.training.run_state import RoundEntry, RunState, hash_selection
 from miwv_trainer.training.sampler import MIWVDataSampler
 from miwv_trainer.training.schedule import EpochPosition
@@ -38,6 +39,7 @@ class TrainingRun:
         trainer_state: The Trainer's own state, which counts the steps.
         state: What a checkpoint carries of the rounds.
         rounds: The rounds so far, as they lie on disk.
+        proxy: A smaller model that scores in place of the one in training, if one was given.
         epoch: The epoch that training is in.
         is_mid_epoch: Whether training began within this epoch, as a resume may.
     """
@@ -52,6 +54,7 @@ class TrainingRun:
     trainer_state: TrainerState
     state: RunState
     rounds: list[StoredRound]
+    proxy: PreTrainedModel | None = None
     epoch: int = field(init=False)
     is_mid_epoch: bool = field(init=False)
     _checked: dict[str, CheckedModel] = field(init=False, default_factory=dict)
@@ -148,7 +151,8 @@ class TrainingRun:
         )
         if self.pool.source is not None:
             notes["dataset"] = self.pool.source
-        scorer = prepare_scorer(model, self.pool, self.config, self.world, self._checked)
+        trained = prepare_scorer(model, self.pool, self.config, self.world, self._checked)
+        scorer = prepare_proxy(self.proxy, trained)
         current = run_round(scorer, self.exemplars, self.store, point, notes, previous)
         if current.number == 0 and current.was_there:
             # A run with the same weights, such as one that died before its first checkpoint, has left round 0. Where

@@ -1,0 +1,77 @@
+"""A smaller model that scores in place of the one in training: what it must be, and where it lies meanwhile."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from transformers import PreTrainedModel
+
+from miwv_trainer.config import MIWVConfig
+from miwv_trainer.data.pool import Pool
+from miwv_trainer.data.vocabulary import describe_vocabulary_difference, find_tokenizer, load_tokenizer
+from miwv_trainer.distributed.sharding import is_whole
+from miwv_trainer.scoring.model_checks import check_model
+from miwv_trainer.scoring.scorer import Scorer, prepare_scorer
+
+logger = logging.getLogger(__name__)
+
+
+def check_scorer(proxy: PreTrainedModel, processing_class: object, pool: Pool, config: MIWVConfig) -> None:
+    """
+    Checks that a model can score for another one.
+
+    Raises:
+        ValueError: it is no causal language model, is split over ranks, means other tokens by the pool's ids, or the
+            configuration asks for later rounds or for losses of another run.
+    """
+    check_model(proxy, pool)
+    if config.rescore_strategy != "no":
+        raise ValueError(
+            f"`rescore_strategy` is {config.rescore_strategy!r}, but a `scorer` is not trained: it would give the same "
+            'scores in every round. Set it to "no", or leave the `scorer` out.'
+        )
+    if config.scores_from is not None:
+        raise ValueError("Both a `scorer` and `scores_from` are given: leave one of the two out.")
+    if not is_whole(proxy):
+        raise ValueError(
+            "The `scorer` is split over the ranks: under ZeRO-3, `from_pretrained` splits every model that is loaded "
+            "after `TrainingArguments` was made. Load it before."
+        )
+    own, other = find_tokenizer(processing_class), load_tokenizer(proxy.config.name_or_path)
+    if own is None or other is None:
+        whose = "The Trainer has no tokenizer" if own is None else "No tokenizer lies beside the `scorer`"
+        logger.warning(
+            "%s, so that only the size of the vocabulary was compared. Both must mean the same tokens.", whose
+        )
+        return
+    difference = describe_vocabulary_difference(pool, own, other)
+    if difference is not None:
+        raise ValueError(
+            f"The `scorer` has another vocabulary than the Trainer's tokenizer: they differ in {difference}. Give a "
+            "model with the same tokenizer."
+        )
+
+
+@contextmanager
+def place_on(proxy: PreTrainedModel | None, device: torch.device) -> Iterator[None]:
+    """Inside, the model lies on the device, whole on each rank. Afterwards its memory there is free again."""
+    if proxy is None:
+        yield
+        return
+    before = proxy.device
+    proxy.to(device)
+    try:
+        yield
+    finally:
+        proxy.to(before)
+
+
+def prepare_proxy(proxy: PreTrainedModel | None, trained: Scorer) -> Scorer:
+    """The scorer of the smaller model, or `trained` itself if there is none. All ranks call this together."""
+    if proxy is None:
+        return trained
+    # Each rank holds all of it, whatever becomes of the model in training.
+    scorer = prepare_scorer(proxy, trained.pool, trained.config, replace(trained.world, sharded=False))
+    return replace(scorer, stands_for=trained)

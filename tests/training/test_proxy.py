@@ -1,0 +1,115 @@
+"""A smaller model scores for the one in training; some samples are scored by both, and what they show is told."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+
+from miwv_trainer import MIWVConfig, attach, pool_from_rows, score_and_select
+from miwv_trainer.report.tables import format_rounds
+from miwv_trainer.rounds.proxy import choose_spread
+from miwv_trainer.storage.stored_round import StoredRound
+from tests.helpers.tiny import tiny_config, tiny_dataset, tiny_model, tiny_tokenizer
+from tests.helpers.trainers import noting_trainer
+
+COUNT = 32
+VALUES = {"fraction": 0.25, "embedder": "tfidf"}
+
+
+def small_model() -> Any:
+    return tiny_model(tiny_config(num_hidden_layers=1, hidden_size=16, intermediate_size=32), seed=5)
+
+
+def trained_by(folder: Path, scorer: Any, **values: Any) -> tuple[StoredRound, list[int]]:
+    """The round of a training, and the tokens that its model forwarded in evaluation mode."""
+    trainer = noting_trainer(folder, num_train_epochs=1)
+    tokens: list[int] = []
+
+    def note(module: Any, args: Any, inputs: dict[str, Any]) -> None:
+        if not module.training:
+            tokens.append(inputs["input_ids"].numel())
+
+    trainer.model.register_forward_pre_hook(note, with_kwargs=True)
+    callback = attach(trainer, MIWVConfig(**{**VALUES, **values}), scorer=scorer)
+    trainer.train()
+    return callback.rounds[0], tokens
+
+
+def scored_by(model: Any, folder: Path) -> StoredRound:
+    return score_and_select(model, pool_from_rows(tiny_dataset(COUNT), tiny_tokenizer()), MIWVConfig(**VALUES), folder)
+
+
+def test_scores_are_the_smaller_models_and_a_few_samples_tell_how_far_both_agree(tmp_path: Path, caplog: Any) -> None:
+    small = small_model()
+    found, tokens = trained_by(tmp_path / "run", small, proxy_check=16, proxy_warn_below=1.0)
+    by_small, by_model = scored_by(small, tmp_path / "small"), scored_by(tiny_model(), tmp_path / "model")
+    np.testing.assert_allclose(found.column("miwv"), by_small.column("miwv"), atol=2e-5)
+    assert found.selection.tolist() == by_small.selection.tolist() != by_model.selection.tolist()
+
+    samples = choose_spread(by_small.column("miwv"), 16)
+    both = [each.column("miwv")[samples] for each in (by_small, by_model)]
+    proxy = found.summary["proxy"]
+    assert proxy["samples"] == 16
+    assert proxy["rank_correlation"] == pytest.approx(spearmanr(*both).statistic, abs=1e-6)
+    best, best_of_model = (set(np.argsort(-each)[:4]) for each in both)  # a quarter of 16
+    assert proxy["overlap"] == len(best & best_of_model) / 4
+    assert sum(tokens) > 0 and proxy["seconds"] > 0 and proxy["seconds_of_model"] > 0
+    told = f"on 16 samples rank correlation {proxy['rank_correlation']:.2f}"
+    assert told in format_rounds([found])
+    assert any("ranks the samples unlike the model in training" in each and told in each for each in caplog.messages)
+
+
+def test_the_model_in_training_forwards_nothing_if_nothing_is_checked(tmp_path: Path) -> None:
+    small = small_model().train()
+    before = [parameter.clone() for parameter in small.parameters()]
+    found, tokens = trained_by(tmp_path, small, proxy_check=0)
+    assert not tokens and "proxy" not in found.summary
+    assert small.training
+    assert all(torch.equal(*pair) for pair in zip(before, small.parameters(), strict=True))
+
+
+def test_a_model_agrees_with_itself_and_no_warning_is_made(tmp_path: Path, caplog: Any) -> None:
+    found, _ = trained_by(tmp_path, tiny_model())
+    proxy = found.summary["proxy"]
+    assert proxy["samples"] == COUNT and proxy["overlap"] == 1 and proxy["rank_correlation"] == pytest.approx(1)
+    assert not [each for each in caplog.messages if "unlike" in each]
+    assert any("No tokenizer lies beside the `scorer`" in each for each in caplog.messages)
+
+
+def test_samples_are_spread_over_the_ranking() -> None:
+    scores = np.array([5.0, np.nan, 1.0, 4.0, 2.0, 3.0], dtype=np.float32)
+    assert choose_spread(scores, 3).tolist() == [0, 2, 5]
+    assert choose_spread(scores, 99).tolist() == [0, 2, 3, 4, 5]
+
+
+def test_a_scorer_with_other_tokens_is_refused_and_one_with_the_same_is_not(tmp_path: Path) -> None:
+    small = small_model()
+    small.save_pretrained(tmp_path / "same")
+    small.save_pretrained(tmp_path / "other")
+    tiny_tokenizer().save_pretrained(tmp_path / "same")
+    tiny_tokenizer(special_tokens=["<|a|>", "<|b|>", "<|c|>"], eos_token="<|a|>").save_pretrained(tmp_path / "other")
+    trainer = noting_trainer(tmp_path)
+    with pytest.raises(
+        ValueError, match="another vocabulary.*they differ in .* token ids in the pool; id .* is .* and"
+    ):
+        attach(trainer, MIWVConfig(**VALUES), scorer=type(small).from_pretrained(tmp_path / "other"))
+    attach(trainer, MIWVConfig(**VALUES), scorer=type(small).from_pretrained(tmp_path / "same"))
+
+
+def test_what_a_scorer_cannot_do_is_refused(tmp_path: Path) -> None:
+    trainer = noting_trainer(tmp_path)
+    with pytest.raises(ValueError, match="a `scorer` is not trained: it would give the same scores in every round"):
+        attach(trainer, MIWVConfig(**VALUES, rescore_strategy="epoch"), scorer=small_model())
+    with pytest.raises(ValueError, match="Both a `scorer` and `scores_from` are given"):
+        attach(trainer, MIWVConfig(**VALUES, scores_from="a"), scorer=small_model())
+    with pytest.raises(ValueError, match="vocabulary has 50 entries"):
+        attach(trainer, MIWVConfig(**VALUES), scorer=tiny_model(tiny_config(vocab_size=50)))
+    split = small_model()
+    split.lm_head.weight = torch.nn.Parameter(torch.empty(0))  # as ZeRO-3 leaves it
+    with pytest.raises(ValueError, match="split over the ranks.*Load it before"):
+        attach(trainer, MIWVConfig(**VALUES), scorer=split)
+    with pytest.raises(ValueError, match="`proxy_check` must be a whole number of at least 0"):
+        MIWVConfig(proxy_check=-1)
