@@ -43,6 +43,16 @@ def load_model(name: str, dtype: str | None = None) -> tuple[PreTrainedModel, Pr
     return model, tokenizer
 
 
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase | None:
+    """The tokenizer that lies beside a model; None if there is none, as for a model that was made in this process."""
+    if not name:
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError, ImportError):
+        return None
+
+
 def _make_saveable(model: PreTrainedModel) -> None:
     """Removes the records that say that a model from GGUF is quantised: `save_pretrained` would refuse it."""
     model.hf_quantizer = None

@@ -1,7 +1,7 @@
 """Whether two tokenizers mean the same by the token ids of a pool."""
 
 import numpy as np
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from miwv_trainer.data.pool import Pool
 
@@ -10,16 +10,6 @@ def find_tokenizer(given: object) -> PreTrainedTokenizerBase | None:
     """The tokenizer in what a Trainer takes as `processing_class`; None if it holds none."""
     found = given.tokenizer if isinstance(given, ProcessorMixin) else given
     return found if isinstance(found, PreTrainedTokenizerBase) else None
-
-
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase | None:
-    """The tokenizer that lies beside a model; None if there is none, as for a model that was made in this process."""
-    if not name:
-        return None
-    try:
-        return AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, ImportError):
-        return None
 
 
 def describe_vocabulary_difference(

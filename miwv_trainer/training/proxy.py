@@ -9,8 +9,9 @@ import torch
 from transformers import PreTrainedModel
 
 from miwv_trainer.config import MIWVConfig
+from miwv_trainer.data.models import load_tokenizer
 from miwv_trainer.data.pool import Pool
-from miwv_trainer.data.vocabulary import describe_vocabulary_difference, find_tokenizer, load_tokenizer
+from miwv_trainer.data.vocabulary import describe_vocabulary_difference, find_tokenizer
 from miwv_trainer.distributed.sharding import is_whole
 from miwv_trainer.scoring.model_checks import check_model
 from miwv_trainer.scoring.scorer import Scorer, prepare_scorer
