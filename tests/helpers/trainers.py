@@ -3,11 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import DataCollatorForSeq2Seq, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from miwv_trainer import tokenize
+from miwv_trainer.compat import is_at_least
 from tests.helpers.templates import template
 from tests.helpers.tiny import instruction_rows, tiny_dataset, tiny_model, tiny_tokenizer
 
@@ -46,7 +48,18 @@ def arguments(folder: Path, **overrides: Any) -> TrainingArguments:
         "logging_steps": 1,
         "seed": 3,
     }
-    return TrainingArguments(**{**values, **overrides})
+    return TrainingArguments(**say_strategy({**values, **overrides}))
+
+
+def say_strategy(values: dict[str, Any]) -> dict[str, Any]:
+    """Arguments with the `train_sampling_strategy` in the words of transformers before 5.2, if that is installed."""
+    if "train_sampling_strategy" not in values or is_at_least("transformers", "5.2"):
+        return values
+    strategy = values["train_sampling_strategy"]
+    if strategy not in ("random", "group_by_length"):
+        pytest.skip(f"transformers has no {strategy} strategy before 5.2")
+    others = {name: value for name, value in values.items() if name != "train_sampling_strategy"}
+    return {**others, "group_by_length": strategy == "group_by_length"}
 
 
 def noting_trainer(folder: Path, count: int = 32, model: Any = None, **overrides: Any) -> NotingTrainer:
