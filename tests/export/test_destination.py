@@ -47,7 +47,10 @@ def test_a_place_that_cannot_be_written_to_is_refused_before_anything_is(
     assert sorted([*tmp_path.rglob("*"), *output.rglob("*")]) == files
 
 
-@pytest.mark.parametrize("option", ["--format parquet", "--to a.jsonl", "--with-scores", "--push-to-hub a/b"])
+@pytest.mark.parametrize(
+    "option",
+    ["--format parquet", "--to a.jsonl", "--with-scores", "--push-to-hub a/b", "--columns prompt=a,response=b"],
+)
 def test_what_is_about_samples_needs_them(option: str, output: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(f"select --scores {output} --fraction 0.1 {option}".split()) == 2
     assert f"`{option.split()[0]}` is about samples: give the pool as `--dataset`" in refused(capsys)

@@ -11,6 +11,7 @@ from filelock import FileLock, Timeout
 
 from miwv_trainer import MIWVConfig, StoredRound, pool_from_rows, read_rounds, score_and_select, select_again
 from miwv_trainer.cli.main import main
+from miwv_trainer.storage.stored_round import HASHES
 from tests.helpers.tiny import instruction_rows, save_tiny, tiny_model, tiny_tokenizer
 
 ROWS = datasets.Dataset.from_list([{**row, "task": "ab"[index % 2]} for index, row in enumerate(instruction_rows(24))])
@@ -103,6 +104,17 @@ def test_groups_are_those_of_the_rows(scored: StoredRound) -> None:
     assert [ROWS[int(index)]["task"] for index in chosen].count("a") == 3
     with pytest.raises(ValueError, match="as `group_column` 'task' says, .* of the pool: give that as `rows`"):
         select_again(scored, config)
+    words = rf"`rows` has {len(ROWS) - 1} rows, but .* holds scores of {len(ROWS)} samples: give the dataset that was"
+    with pytest.raises(ValueError, match=words):
+        select_again(scored, config, ROWS.select(range(1, len(ROWS))))
+
+
+def test_a_pool_of_rows_has_the_hashes_that_its_round_stores(scored: StoredRound) -> None:
+    hashes = pool_from_rows(ROWS.select(range(len(ROWS))[::-1]), tiny_tokenizer()).hashes
+    assert hashes is not None and hashes.from_columns and scored.summary["texts_from"] == "columns"
+    for name, own in zip(HASHES, (hashes.ids, hashes.text, hashes.words, hashes.answer), strict=True):
+        assert scored.column(name).tolist() == own.tolist()[::-1]
+    assert len(set(hashes.ids.tolist())) == len(set(hashes.text.tolist())) == len(ROWS)
 
 
 def test_embeddings_that_are_gone_are_named_with_what_needs_them(scored: StoredRound, tmp_path: Path) -> None:
