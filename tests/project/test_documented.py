@@ -170,8 +170,8 @@ def test_every_option_that_is_written_about_exists(monkeypatch: pytest.MonkeyPat
         known |= options_in(line, monkeypatch)
     for path in DOCUMENTS:
         written = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", without_code(text_of(path))))
-        # Of Hugging Face's and git's own commands.
-        assert written - known <= {"--repo-type"}, path.name
+        # Of Hugging Face's, git's and ms-swift's own commands.
+        assert written - known <= {"--repo-type", "--lazy_tokenize", "--streaming"}, path.name
 
 
 def table_of_fields() -> dict[str, str]:
