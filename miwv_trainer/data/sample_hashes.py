@@ -15,7 +15,8 @@ HASH_BYTES = 8
 
 def hash_ids(ids: np.ndarray) -> int:
     """The hash of one sequence of token ids, the same for any integer type."""
-    return int.from_bytes(blake2b(np.ascontiguousarray(ids, dtype="<i4").tobytes(), digest_size=HASH_BYTES).digest())
+    digest = blake2b(np.ascontiguousarray(ids, dtype="<i4").tobytes(), digest_size=HASH_BYTES).digest()
+    return int.from_bytes(digest, "big")
 
 
 def hash_sample_ids(pool: Pool) -> np.ndarray:

@@ -84,7 +84,7 @@ def hash_text(kind: str, text: str) -> int:
     """A hash of 64 bits. The same text of two kinds has two hashes."""
     # Half of a character (a lone surrogate) is no UTF-8, but a decoded or scraped text may hold one.
     data = f"{kind}\0{text}".encode("utf-8", "surrogatepass")
-    return int.from_bytes(blake2b(data, digest_size=HASH_BYTES).digest())
+    return int.from_bytes(blake2b(data, digest_size=HASH_BYTES).digest(), "big")
 
 
 def condense(text: str) -> str:
