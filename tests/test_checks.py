@@ -20,10 +20,6 @@ def refuses(words: str, **values):
 @pytest.mark.parametrize(
     "name, allowed",
     [
-        (
-            "score",
-            "'miwv', 'low_miwv', 'residual_miwv', 'zero_shot_loss', 'one_shot_loss', 'random', 'longest'",
-        ),
         ("selection_budget", "'samples', 'tokens'"),
         ("preset", "'none', 'paper', 'guarded'"),
         ("diversity", "'none', 'facility_location', 'mmr'"),
@@ -33,6 +29,17 @@ def refuses(words: str, **values):
 @pytest.mark.parametrize("value", ["MIWV", "", None, 0, True, ["miwv"]])
 def test_a_choice_names_all_that_are_allowed(name, allowed, value):
     refuses(f"`{name}` must be one of {allowed}, but got {value!r}.", **{name: value})
+
+
+@pytest.mark.parametrize("value", ["MIWV", "", None, 0, True, ["miwv"]])
+def test_a_score_is_one_of_those_that_are_named_or_of_the_users_own(value):
+    names = (
+        "'miwv', 'low_miwv', 'residual_miwv', 'zero_shot_loss', 'one_shot_loss', 'ifd', 'influence', 'random', "
+        "'longest', 'column'"
+    )
+    own = "" if isinstance(value, str) else ", a function, or an array of shape (N,) with one number a sample"
+    given = "a list, which `numpy.asarray` turns into an array" if isinstance(value, list) else repr(value)
+    refuses(f"`score` must be one of {names}{own}, but got {given}.", score=value)
 
 
 @pytest.mark.parametrize("value", [0, -0.5, 1.01, NAN, INF, True, "0.5", None])

@@ -153,7 +153,7 @@ def add_score_options(parser: argparse.ArgumentParser) -> None:
         dest="refine_near_threshold",
         action="store_false",
         default=argparse.SUPPRESS,
-        help="do not score samples near the threshold again in float32, where the model computes in lower precision",
+        help=f"sets `refine_near_threshold` to False: {describe('refine_near_threshold')}",
     )
     for name in ("fraction", "scoring_max_length", "tokens_per_batch", "tokens_per_row", "logits_chunk", "layout"):
         add_setting(parser.add_argument, name, shows_default=True)

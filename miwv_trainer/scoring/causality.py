@@ -15,11 +15,11 @@ from miwv_trainer.distributed.wrappers import get_inner_model
 from miwv_trainer.scoring.context import get_text_config
 from miwv_trainer.scoring.isolation import get_device, watch_autocast
 from miwv_trainer.scoring.padding import explain_random, find_dtype
-from miwv_trainer.scoring.root_forward import run_root_forward
+from miwv_trainer.scoring.root_forward import ForwardInputs, has_fused_head, run_root_forward
 from miwv_trainer.scoring.scorer import Scorer
 
 KEPT, EXCHANGED = 4, 4
-# The largest change of a logit before the exchanged tokens, as a share of the largest behind them. It is 0 in most
+# The largest change of a score before the exchanged tokens, as a share of the largest behind them. It is 0 in most
 # causal models; routing to experts changes the last bits.
 TOLERANCE = {torch.float32: 1e-3}
 TOLERANCE_LOW_PRECISION = 2e-2
@@ -39,12 +39,12 @@ def check_causal(scorer: Scorer) -> None:
     with scorer.world.run_turn("asking whether the model is causal"):
         rows = _make_rows(scorer.pool)
         with watch_autocast(scorer.model) as noticed:
-            logits = _compute_logits(scorer.model, rows)
+            scores = _compute_scores(scorer.model, rows)
         tolerance = TOLERANCE.get(find_dtype(scorer.model, any(noticed)), TOLERANCE_LOW_PRECISION)
-        if _differs_early(logits[0], logits[1], rows, tolerance):
+        if _differs_early(scores[0], scores[1], rows, tolerance):
             # A forward that draws random numbers looks alike. It is asked again only here, as this is rare.
-            again = _compute_logits(scorer.model, rows)
-            is_random = _differs_early(logits[0], again[0], rows, tolerance)
+            again = _compute_scores(scorer.model, rows)
+            is_random = _differs_early(scores[0], again[0], rows, tolerance)
             raise ValueError((explain_random if is_random else _explain)(scorer.model))
 
 
@@ -59,17 +59,27 @@ def _make_rows(pool: Pool) -> np.ndarray:
     return np.stack([row, other])
 
 
-def _compute_logits(model: nn.Module, rows: np.ndarray) -> torch.Tensor:
+def _compute_scores(model: nn.Module, rows: np.ndarray) -> torch.Tensor:
+    """
+    `(2, positions, scores)`: the logits; behind TRL's fused head the log-probability of the first row's next token.
+
+    A fused head is not gone around by the model's own head: under ZeRO-3 the forward after this one would have the head's
+    weight in flight where TRL gathers it, and end in DeepSpeed's "Cannot partition a param in flight".
+    """
     ids = torch.from_numpy(rows.astype(np.int64)).to(get_device(model))
-    return run_root_forward(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}).logits.float()
+    inputs: ForwardInputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if has_fused_head(model):
+        labels = ids[:1].repeat(len(ids), 1)
+        return run_root_forward(model, inputs, labels=labels, fused_lm_head=True).log_probs.float().unsqueeze(-1)
+    return run_root_forward(model, inputs).logits.float()
 
 
-def _differs_early(logits: torch.Tensor, others: torch.Tensor, rows: np.ndarray, tolerance: float) -> bool:
-    """Whether logits of a row differ before its exchanged tokens, measured by how much they differ behind."""
-    changes = (logits - others).abs().amax(dim=-1).cpu().numpy()
+def _differs_early(scores: torch.Tensor, others: torch.Tensor, rows: np.ndarray, tolerance: float) -> bool:
+    """Whether scores of a row differ before its exchanged tokens, measured by how much they differ behind."""
+    changes = (scores - others).abs().amax(dim=-1).cpu().numpy()
     kept = int((rows[0] == rows[1]).argmin())
     # NaN compares as false: the round will say that no loss is finite.
-    return bool(changes[:kept].max(initial=0) > tolerance * changes[kept:].max())
+    return bool(changes[:kept].max(initial=0) > tolerance * changes[kept:].max(initial=0))
 
 
 def _explain(model: nn.Module) -> str:

@@ -190,7 +190,7 @@ def test_options_are_named_as_they_are_typed() -> None:
 
 
 def test_a_model_that_brings_code_is_not_let_run_it(tmp_path: Path) -> None:
-    prepare, _ = CASES["a model that brings code"]
+    prepare, _ = CASES["a model that needs code of its repository"]
     assert main(prepare(tmp_path)) == 2
     assert not (tmp_path / "model" / "was-run").exists()
 

@@ -1,5 +1,6 @@
 """The same scores and the same selection on one process, two and three; no rank waits for ever, none fails unheard."""
 
+import gc
 import json
 import re
 import time
@@ -265,6 +266,8 @@ def count_gloo_threads() -> int:
 
 
 def test_messages_that_are_closed_leave_no_thread_though_worlds_still_refer_to_them() -> None:
+    gc.collect()
+    before = count_gloo_threads()  # of groups that other tests hold
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     worlds = [World.current(torch.device("cpu")) for _ in range(2)]
     dist.barrier(group=worlds[0].group)
@@ -275,9 +278,9 @@ def test_messages_that_are_closed_leave_no_thread_though_worlds_still_refer_to_t
     opened = World.current(torch.device("cpu"))
     dist.barrier(group=opened.group)
     dist.destroy_process_group()
-    assert count_gloo_threads() > 0  # those of the messages that were opened again, which are still referred to
+    assert count_gloo_threads() > before  # those of the messages that were opened again, which are still referred to
     opened.close()
-    assert count_gloo_threads() == 0
+    assert count_gloo_threads() <= before
 
 
 def test_a_world_of_one_exchanges_nothing() -> None:
