@@ -63,8 +63,8 @@ def _compute_scores(model: nn.Module, rows: np.ndarray) -> torch.Tensor:
     """
     `(2, positions, scores)`: the logits; behind TRL's fused head the log-probability of the first row's next token.
 
-    A fused head is not gone around by the model's own head: under ZeRO-3 the forward after this one would have the head's
-    weight in flight where TRL gathers it, and end in DeepSpeed's "Cannot partition a param in flight".
+    Where there is a fused head, the model's own is not run: under ZeRO-3, DeepSpeed would fetch its weight ahead in the
+    next forward, in which TRL gathers it, and stop with "Cannot partition a param in flight".
     """
     ids = torch.from_numpy(rows.astype(np.int64)).to(get_device(model))
     inputs: ForwardInputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
