@@ -48,7 +48,7 @@ def one_process(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
         pytest.param("zero1", 2, marks=pytest.mark.slow),  # of what it runs, ZeRO-2 runs all
         ("zero2", 2),
         ("zero3", 2),
-        ("zero3", 3),
+        pytest.param("zero3", 3, marks=pytest.mark.slow),  # three processes are tried with DDP, stage 3 with two
     ],
 )
 def test_several_processes_score_and_select_as_one_does(
