@@ -1,5 +1,6 @@
 """The front door: one call that lets a Trainer choose its training data. No other file changes a Trainer."""
 
+import logging
 from collections.abc import Mapping
 from functools import partial
 
@@ -32,6 +33,8 @@ from miwv_trainer.training.trainer_checks import (
     is_sft_trainer,
 )
 
+logger = logging.getLogger(__name__)
+
 
 def attach(
     trainer: Trainer, config: MIWVConfig | Mapping[str, object] | None = None, scorer: PreTrainedModel | None = None
@@ -40,7 +43,8 @@ def attach(
     Lets a Trainer choose its training data: its `train_dataset` becomes the pool, and it trains on selections of it.
 
     Works on any instance of [`~transformers.Trainer`] (`SFTTrainer`, `Seq2SeqTrainer`, a subclass), before or after
-    other callbacks are added, and before `train()`.
+    other callbacks are added, and before `train()`. A second call takes the place of the first, so that a dataset that
+    was changed can be attached again.
 
     Args:
         trainer: The Trainer. Its `train_dataset` must be tokenised, with `labels` that are -100 outside the response.
@@ -54,8 +58,8 @@ def attach(
         TypeError: `trainer` is no Trainer, the dataset is not map-style, or a configuration key is unknown.
         ValueError:
             the Trainer or its model does something else than predict given responses, the dataset cannot be a pool or
-            has inputs that scoring does not pass on, the Trainer has a pool attached already, one of its dataloader
-            options does not go with a selection, or the scorer has another vocabulary.
+            has inputs that scoring does not pass on, the Trainer has a MIWVCallback of its own or is training, one of
+            its dataloader options does not go with a selection, or the scorer has another vocabulary.
     """
     config = _read_config(config)
     _check_trainer(trainer)
@@ -82,10 +86,22 @@ def attach(
     # Not `trainer.log`: SFTTrainer's adds the metrics that it gathered since its last entry, and then forgets them, so
     # that the next entry of the training would lack them.
     callback.log = partial(Trainer.log, trainer)
+    _remove_attached(trainer)
     _give_sampler(trainer, sampler)
     _count_samples(trainer, sampler)
     trainer.add_callback(callback)
     return callback
+
+
+def _list_callbacks(trainer: Trainer) -> list[MIWVCallback]:
+    return [callback for callback in trainer.callback_handler.callbacks if isinstance(callback, MIWVCallback)]
+
+
+def _remove_attached(trainer: Trainer) -> None:
+    """Removes what an earlier call of `attach` has added."""
+    for callback in _list_callbacks(trainer):
+        logger.warning("`attach` was called before on this Trainer: its pool and configuration are replaced.")
+        trainer.remove_callback(callback)
 
 
 def _add_labels(trainer: Trainer) -> MapStyleDataset:
@@ -146,8 +162,13 @@ def _read_config(config: MIWVConfig | Mapping[str, object] | None) -> MIWVConfig
 def _check_trainer(trainer: Trainer) -> None:
     check_trainer_kind(trainer)
     check_model_kind(trainer.model)
-    if any(isinstance(callback, MIWVCallback) for callback in trainer.callback_handler.callbacks):
-        raise ValueError("A MIWVCallback is attached to this Trainer already; a Trainer takes one pool.")
+    if trainer.is_in_train:
+        raise ValueError("The Trainer is training: its pool is read before the first step. Attach before `train()`.")
+    if any(callback.pool is None for callback in _list_callbacks(trainer)):
+        raise ValueError(
+            "The Trainer was given a MIWVCallback by hand, with a sampler of its own, and takes one pool. Leave that "
+            "callback out, or leave `attach` out."
+        )
     if trainer.train_dataset is None:
         raise ValueError("The Trainer has no `train_dataset`, which is the pool to select from.")
     check_batching(trainer)

@@ -24,9 +24,15 @@ def check_scorer(proxy: PreTrainedModel, processing_class: object, pool: Pool, c
     Checks that a model can score for another one.
 
     Raises:
+        TypeError: it is no loaded model.
         ValueError: it is no causal language model, is split over ranks, means other tokens by the pool's ids, or the
             configuration asks for later rounds or for losses of another run.
     """
+    given: object = proxy  # a path is easily given instead
+    if not isinstance(given, torch.nn.Module):
+        raise TypeError(
+            f"`scorer` must be a loaded model (`AutoModelForCausalLM.from_pretrained(...)`), but got {given!r}."
+        )
     check_model(proxy, pool)
     if config.rescore_strategy != "no":
         raise ValueError(

@@ -203,8 +203,8 @@ class TrainingRun:
         missing = len(self.sampler) - len(current.selection)
         if missing > 0:
             logger.warning(
-                "Only %d samples could be scored and selected; %d of them are repeated in each epoch, because the "
-                "length of an epoch is fixed before training.", len(current.selection), missing,
+                "Only %d samples could be scored and selected; the other %d places of an epoch repeat some of them, "
+                "because the length of an epoch is fixed before training.", len(current.selection), missing,
             )  # fmt: skip
 
     def _describe_statistics(self) -> dict[str, float]:

@@ -195,11 +195,39 @@ def test_by_hand_gives_the_same_order_and_the_same_weights_as_attach(tmp_path: P
     assert all(torch.equal(value, weights[name]) for name, value in by_hand.model.named_parameters())
 
 
-def test_attaching_twice_is_refused(tmp_path: Path) -> None:
+def test_attaching_again_takes_the_dataset_as_it_is_then(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trainer = noting_trainer(tmp_path)
+    first = attach(trainer, MIWVConfig(fraction=0.5, embedder="tfidf"))
+    trainer.train_dataset = trainer.train_dataset.shuffle(seed=1).select(range(len(trainer.train_dataset) // 2))
+    second = attach(trainer, MIWVConfig(fraction=0.25, embedder="tfidf"))
+    assert "its pool and configuration are replaced" in caplog.text
+    assert trainer.callback_handler.callbacks.count(second) == 1 and first not in trainer.callback_handler.callbacks
+    trainer.train()
+    assert first.rounds == []
+    selected = {tuple(trainer.train_dataset[int(index)]["input_ids"]) for index in second.rounds[0].selection}
+    assert len(second.rounds[0].selection) == len(trainer.train_dataset) // 4
+    trained = {tuple(trainer.train_dataset[index]["input_ids"]) for index in trainer._get_train_sampler()}
+    assert trained == selected
+
+
+def test_a_callback_that_was_given_by_hand_is_not_replaced(tmp_path: Path) -> None:
+    trainer = noting_trainer(tmp_path)
+    sampler = MIWVDataSampler(len(trainer.train_dataset), fraction=0.05, seed=0)
+    trainer.add_callback(MIWVCallback(MIWVConfig(fraction=0.05, embedder="tfidf"), sampler))
+    with pytest.raises(ValueError, match="was given a MIWVCallback by hand.* Leave that callback out"):
+        attach(trainer, MIWVConfig(embedder="tfidf"))
+
+
+def test_attaching_during_the_training_is_refused(tmp_path: Path) -> None:
+    class Late(TrainerCallback):
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            attach(trainer, MIWVConfig(embedder="tfidf"))
+
     trainer = noting_trainer(tmp_path)
     attach(trainer, MIWVConfig(embedder="tfidf"))
-    with pytest.raises(ValueError, match="attached to this Trainer already"):
-        attach(trainer, MIWVConfig(embedder="tfidf"))
+    trainer.add_callback(Late())
+    with pytest.raises(ValueError, match=r"The Trainer is training: .*Attach before `train\(\)`"):
+        trainer.train()
 
 
 def test_training_twice_keeps_the_first_run_aside_in_one_folder(

@@ -62,6 +62,11 @@ def test_scores_are_the_smaller_models_and_a_few_samples_tell_how_far_both_agree
     assert any("ranks the samples unlike the model in training" in each and told in each for each in caplog.messages)
 
 
+def test_a_scorer_is_a_loaded_model(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"`scorer` must be a loaded model .*, but got 'small'"):
+        attach(noting_trainer(tmp_path), MIWVConfig(**VALUES), scorer="small")
+
+
 def test_the_model_in_training_forwards_nothing_if_nothing_is_checked(tmp_path: Path) -> None:
     small = small_model().train()
     before = [parameter.clone() for parameter in small.parameters()]
