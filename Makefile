@@ -5,7 +5,7 @@ READY := $(VENV)/.ready
 # The versions of other libraries that `make test-with` installs: today is constraints.txt, the others lie in constraints/.
 SET ?= today
 SETS := today $(sort $(patsubst constraints/%.txt,%,$(wildcard constraints/*.txt)))
-WORKERS ?= 2
+WORKERS ?= 3
 # attach, rounds, resume, trees, tokenised pools, two processes.
 CORE := tests/training/test_attach.py tests/rounds/test_round.py tests/training/test_resume.py tests/scoring/test_trees.py \
 	tests/data/test_tokenized.py tests/training/test_dataloader.py
@@ -40,7 +40,7 @@ quickstart: $(READY)  ## Watch a 135M model choose its training data and learn f
 compare: $(READY)  ## Does it help to select? Judges selections of 240 samples, an hour or less: make compare DATASET=pool.jsonl
 	$(BIN)/python examples/compare.py $(QUICKSTART_ARGUMENTS) $(ARGUMENTS)
 
-test: $(READY)  ## Run the tests (12 minutes on 2 cores)
+test: $(READY)  ## Run the tests (8 minutes on 2 cores)
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --durations=10
 
 # Another set of versions, everything else as in constraints.txt; the site is built with those of today only.

@@ -28,6 +28,9 @@ import miwv_trainer.cli.main  # noqa: F401
 import tests.helpers.tiny  # noqa: F401
 
 POLL_SECONDS = 0.02
+# Ranks that fail together end within so long of each other. torchrun looks every 0.1 s; on a busy machine one rank was
+# seen to be ended by the signal while it was exiting with its own status.
+TOGETHER_SECONDS = 1.0
 # torchrun waits as long between asking a process to end and killing it.
 GRACE_SECONDS = 30.0
 
@@ -80,7 +83,7 @@ class Output:
 def wait_for(children: dict[int, int], output: Output, deadline: float) -> list[int]:
     """Exit codes by rank. When one process fails, the others are asked to end, as a launcher does."""
     codes = [0] * len(children)
-    running, asked_at = dict(children), float("inf")
+    running, failed_at, asked_at = dict(children), float("inf"), float("inf")
     while running:
         child, status = os.waitpid(-1, os.WNOHANG)
         if child in running:
@@ -88,7 +91,8 @@ def wait_for(children: dict[int, int], output: Output, deadline: float) -> list[
         elif child == 0:
             output.read(POLL_SECONDS)
         now = time.monotonic()
-        if asked_at == float("inf") and (any(codes) or now > deadline):
+        failed_at = min(failed_at, now) if any(codes) else failed_at
+        if asked_at == float("inf") and (now > failed_at + TOGETHER_SECONDS or now > deadline):
             send_to(running, signal.SIGTERM)
             asked_at = now
         elif now > asked_at + GRACE_SECONDS:
