@@ -10,6 +10,7 @@ out: where the model gets no labels (a Trainer with label smoothing or a loss of
 and where the dataset's own labels cover prompts.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -20,6 +21,8 @@ from torch.utils.hooks import RemovableHandle
 
 from miwv_trainer.data.pool import IGNORED_LABEL, Pool
 from miwv_trainer.data.sample_hashes import hash_ids, hash_sample_ids
+
+logger = logging.getLogger(__name__)
 
 FIRST_LOOKS = 2
 LOOK_EVERY = 100
@@ -49,6 +52,7 @@ class BatchCheck:
         self._order = order
         self._hashes = hash_sample_ids(pool)
         self._epoch, self._batches = -1, 0
+        self._has_warned = False
 
     def __deepcopy__(self, memo: dict[int, object]) -> "BatchCheck":
         # A copy of the model, as callbacks that average weights make one, copies its hooks. The pool may be a gigabyte.
@@ -79,6 +83,18 @@ class BatchCheck:
             relabelled = [(row, found[0]) for row, found in pairs if not self._has_labels_of_any(row, found)]
             if relabelled:
                 raise RuntimeError(self._explain_labels(*relabelled[0], len(relabelled), len(rows)))
+        self._warn_of_rows_without_response(rows)
+
+    def _warn_of_rows_without_response(self, rows: list[BatchRow]) -> None:
+        """A collator that cuts rows may leave none of a response: the loss is then 0, and nothing is learnt."""
+        cut = sum(row.labels is not None and bool((row.labels == IGNORED_LABEL).all()) for row in rows)
+        if cut and not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                "%d of %d rows of a training batch hold no token of their response: nothing is learnt from them. "
+                "The collator cuts rows: cut the dataset before `attach`, or let the collator keep more tokens.",
+                cut, len(rows),
+            )  # fmt: skip
 
     def _find_samples(self, ids: np.ndarray, allowed: np.ndarray) -> list[int]:
         """The selected samples with these token ids, or those that the collator has cut or added tokens to."""

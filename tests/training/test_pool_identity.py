@@ -1,5 +1,6 @@
 """The pool that is scored is the pool that is trained: known by its content, at the beginning and in the batches."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -151,8 +152,10 @@ def test_a_training_step_that_makes_rows_of_its_own_may_switch_the_comparison_of
 
 
 class Cutting(DataCollatorForSeq2Seq):
+    kept = 12
+
     def __call__(self, features: list[dict[str, Any]], return_tensors: str | None = None) -> Any:
-        cut = [{name: values[:12] for name, values in row.items()} for row in features]
+        cut = [{name: values[: self.kept] for name, values in row.items()} for row in features]
         return super().__call__(cut, return_tensors)
 
 
@@ -160,6 +163,23 @@ def test_a_collator_that_cuts_rows_is_no_stranger(tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, collator=Cutting(tiny_tokenizer()))
     attach(trainer, CONFIG)
     trainer.train()
+
+
+def test_rows_that_are_cut_before_their_response_are_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    collator = Cutting(tiny_tokenizer())
+    collator.kept = 3
+    trainer = trainer_of(tmp_path, collator=collator)
+    attach(trainer, CONFIG)
+    trainer.train()
+    told = [line for line in caplog.messages if "hold no token of their response" in line]
+    assert len(told) == 1 and re.match(r"(\d) of \1 rows of a training batch", told[0])
+    caplog.clear()
+    whole = trainer_of(tmp_path / "whole")
+    attach(whole, CONFIG)
+    whole.train()
+    assert "hold no token of their response" not in caplog.text
 
 
 def test_no_hook_stays_on_the_model_not_even_after_a_run_that_failed(tmp_path: Path) -> None:
