@@ -44,7 +44,7 @@ def test_trees_forward_hardly_more_than_twice_the_pools_own_tokens(pool_and_exem
     pool, exemplars = pool_and_exemplars
     own = sum(len(pool.preamble) + len(pool.sample(index)) for index in range(len(pool)))
     rows = plan_trees(pool, exemplars, CONTEXT, 2048)
-    assert sum(count_row_tokens(row, pool) for row in rows) <= 2.1 * own
+    assert sum(count_row_tokens(row, pool) for row in rows) <= 2.2 * own
 
     attentions: tuple[Attention, ...] = ("segments", "mask")
     for attention in attentions:
