@@ -20,26 +20,19 @@ def make_minimum(least: int) -> Callable[[str], int]:
     return parse_number
 
 
-def parse_share(typed: str) -> float:
-    """A number between 0 and 1, both excluded."""
-    try:
-        value = float(typed)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"must be a number above 0 and below 1, but got {typed}")
-    return value
+def make_share(kind: str) -> Callable[[str], float]:
+    """A type for argparse: numbers between 0 and 1, both excluded. `kind` says in an error what must be given."""
 
+    def parse_share(typed: str) -> float:
+        try:
+            value = float(typed)
+        except ValueError:
+            value = 0.0
+        if not 0 < value < 1:
+            raise argparse.ArgumentTypeError(f"must be {kind}, but got {typed}")
+        return value
 
-def parse_rate(typed: str) -> float:
-    """A learning rate."""
-    try:
-        value = float(typed)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"must be a learning rate such as 5e-4, but got {typed}")
-    return value
+    return parse_share
 
 
 def make_parser(description: str | None) -> argparse.ArgumentParser:
@@ -81,7 +74,7 @@ def _add_data(group: argparse._ArgumentGroup) -> None:
     )
     add(
         "--known",
-        type=parse_share,
+        type=make_share("a number above 0 and below 1"),
         metavar="SHARE",
         help="first train the model on this share of the pool, one pass, so that it knows a part of it",
     )
@@ -108,7 +101,7 @@ def _add_training(group: argparse._ArgumentGroup) -> None:
     add("--batch-size", type=make_minimum(1), default=8, help="samples of a step (default: %(default)s)")
     add(
         "--learning-rates",
-        type=parse_rate,
+        type=make_share("a learning rate such as 5e-4"),
         nargs="+",
         default=[5e-4],
         metavar="RATE",
