@@ -24,7 +24,8 @@ from benchmarks.cases import DEFAULT_POOL, Case, Draw, build_case, read_model, r
 from benchmarks.layouts import CEILING_ROW, LAYOUTS, count_work, forward_plain_rows, prepare
 from benchmarks.measure import describe_machine, measure
 from benchmarks.table import Line, compare_losses, format_markdown, format_text, make_cells
-from miwv_trainer.config import DTYPES, MIWVConfig
+from miwv_trainer.choices import DTYPES
+from miwv_trainer.config import MIWVConfig
 from miwv_trainer.scoring.isolation import leave_no_trace
 from miwv_trainer.scoring.layout import choose_layout
 

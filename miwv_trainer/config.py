@@ -7,7 +7,7 @@ the pool is scored once. The default fraction is the 5 % at which the paper's se
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import MISSING, Field, InitVar, dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from miwv_trainer.checks import (
     check_band,
@@ -24,6 +24,21 @@ from miwv_trainer.checks import (
     explain_source_without_losses,
     refuse_unknown_keys,
 )
+from miwv_trainer.choices import (
+    CHOICES,
+    PRESETS,
+    Diversity,
+    EpochOrder,
+    ExtraLosses,
+    ForwardFreeScore,
+    Layout,
+    Preset,
+    RescoreStrategy,
+    ScoreName,
+    SelectionBudget,
+    SelectionKind,
+    UnorderedScore,
+)
 from miwv_trainer.descriptions import FieldDescription, describe_fields, with_help
 from miwv_trainer.own_scores import check_own_score, describe_score
 
@@ -32,59 +47,6 @@ if TYPE_CHECKING:  # seconds to import, and `miwv --help` shows the settings wit
     import torch
 
 DEFAULT_EMBEDDER = "BAAI/bge-large-en-v1.5"
-RescoreStrategy = Literal["no", "epoch", "steps"]
-Layout = Literal["auto", "tree", "padded"]
-# The records of the scores are in selection/scores.py, which imports this file. So that the checks below need not name
-# a score, the two properties they depend on are types here; a test holds the records to them.
-UnorderedScore = Literal["random"]  # says nothing about how hard a sample is
-ForwardFreeScore = Literal[UnorderedScore, "longest", "column"]  # needs no loss
-MeasuredScore = Literal["miwv", "low_miwv", "residual_miwv", "zero_shot_loss", "one_shot_loss", "ifd", "influence"]
-ScoreName = Literal[MeasuredScore, ForwardFreeScore]
-ExtraLosses = Literal["none", "zero_shot", "both"]
-SelectionBudget = Literal["samples", "tokens"]
-SelectionKind = Literal["top", "sample"]
-Diversity = Literal["none", "facility_location", "mmr"]
-EpochOrder = Literal["shuffled", "easy_to_hard", "hard_to_easy"]
-Preset = Literal["none", "paper", "guarded"]
-# In which a model may be loaded, by torch's names; `miwv score --dtype`, which is no setting of a Trainer's run.
-DTYPES = ("float32", "bfloat16")
-CHOICES: dict[str, tuple[str, ...]] = {
-    "rescore_strategy": get_args(RescoreStrategy),
-    "score": get_args(ScoreName),
-    "extra_losses": get_args(ExtraLosses),
-    "selection_budget": get_args(SelectionBudget),
-    "preset": get_args(Preset),
-    "selection": get_args(SelectionKind),
-    "diversity": get_args(Diversity),
-    "epoch_order": get_args(EpochOrder),
-    "layout": get_args(Layout),
-}
-# The descriptions of `preset` list these values for people; a test compares the two.
-PRESETS: dict[str, dict[str, object]] = {
-    "none": {},
-    "paper": {"allow_identical_exemplars": True},
-    "guarded": {"selection_budget": "tokens", "loss_band": [0.0, 0.7], "max_selected_similarity": 0.95},
-}
-# What decides, together with the scores, which samples a round selects. Each of them is an option of `miwv score` and
-# `miwv select`, and part of a round's fingerprint: a resumed run refuses rounds that were selected otherwise.
-SELECTION_FIELDS = (
-    "score",
-    "score_column",
-    "extra_losses",
-    "min_response_tokens",
-    "quantile_band",
-    "loss_band",
-    "min_similarity",
-    "max_selected_similarity",
-    "length_bands",
-    "selection_budget",
-    "group_column",
-    "selection",
-    "temperature",
-    "diversity",
-    "diversity_candidates",
-    "mmr_weight",
-)
 
 
 class AppliedPreset(NamedTuple):

@@ -12,7 +12,7 @@ import pytest
 from transformers import HfArgumentParser
 
 from miwv_trainer import MIWVConfig
-from miwv_trainer.config import PRESETS, SELECTION_FIELDS
+from miwv_trainer.choices import PRESETS, SELECTION_FIELDS
 from miwv_trainer.rounds.stored_config import restore_config
 from tests.helpers.rounds import made_columns, write_round
 

@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, get_args, get_origin, get_type_hints
 
-from miwv_trainer.config import CHOICES, DTYPES, SELECTION_FIELDS, MIWVConfig
+from miwv_trainer.choices import CHOICES, DTYPES, SELECTION_FIELDS
+from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.columns import list_formats, parse_names
 from miwv_trainer.export.destination import FORMATS, Format
 from miwv_trainer.version import __version__

@@ -6,8 +6,8 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from miwv_trainer.choices import DTYPES
 from miwv_trainer.compat import make_gguf_options
-from miwv_trainer.config import DTYPES
 
 
 def load_model(name: str, dtype: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from huggingface_hub import DatasetCardData
 
-from miwv_trainer.config import SELECTION_FIELDS, MIWVConfig
+from miwv_trainer.choices import SELECTION_FIELDS
+from miwv_trainer.config import MIWVConfig
 from miwv_trainer.export.destination import TAG
 from miwv_trainer.rounds.messages import describe_threshold
 from miwv_trainer.selection.choose import Choice

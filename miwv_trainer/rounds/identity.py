@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from miwv_trainer.config import SELECTION_FIELDS, MIWVConfig
+from miwv_trainer.choices import SELECTION_FIELDS
+from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.pool import Pool
 from miwv_trainer.embeddings.embedders import Embedder, get_embedder
 from miwv_trainer.own_scores import describe_score

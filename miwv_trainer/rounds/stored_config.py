@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from miwv_trainer.config import CHOICES, PRESETS, SELECTION_FIELDS, MIWVConfig
+from miwv_trainer.choices import CHOICES, PRESETS, SELECTION_FIELDS
+from miwv_trainer.config import MIWVConfig
 from miwv_trainer.own_scores import StoredScore
 from miwv_trainer.storage.stored_round import StoredRound
 

@@ -13,7 +13,8 @@ from typing import Literal
 
 import numpy as np
 
-from miwv_trainer.config import ExtraLosses, MIWVConfig
+from miwv_trainer.choices import ExtraLosses
+from miwv_trainer.config import MIWVConfig
 from miwv_trainer.own_scores import ScoreFunction, describe_score, is_array, is_function, validate_scores
 from miwv_trainer.selection.measured import (
     Measured,

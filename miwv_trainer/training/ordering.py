@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from miwv_trainer.config import EpochOrder
+from miwv_trainer.choices import EpochOrder
 
 Strategy = Literal["random", "sequential", "group_by_length"]
 # As in transformers' LengthGroupedSampler.

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 from torch.utils.data import Sampler
 
-from miwv_trainer.config import EpochOrder, MIWVConfig
+from miwv_trainer.choices import EpochOrder
+from miwv_trainer.config import MIWVConfig
 from miwv_trainer.selection.budget import count_selected
 from miwv_trainer.training.ordering import Strategy, check_epoch_order, check_strategy
 from miwv_trainer.training.selection_order import OrderRules, ScheduledSelection

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from miwv_trainer.config import EpochOrder
+from miwv_trainer.choices import EpochOrder
 from miwv_trainer.training.ordering import Strategy, epoch_window, group_by_length, sort_by_difficulty, split_by_length
 
 

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from miwv_trainer import MIWVConfig
+from miwv_trainer.choices import SELECTION_FIELDS
 from miwv_trainer.cli.main import main
 from miwv_trainer.cli.options import ScoreOptions, SelectOptions, parse_options
-from miwv_trainer.config import SELECTION_FIELDS
 from tests.helpers.tiny import instruction_rows, save_tiny
 
 ROWS = [{**row, "task": "ab"[index % 2]} for index, row in enumerate(instruction_rows(30))]

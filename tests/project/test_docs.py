@@ -18,8 +18,8 @@ import pytest
 from transformers import DataCollatorForSeq2Seq, TrainingArguments
 
 from miwv_trainer import MIWVConfig, tokenize
+from miwv_trainer.choices import PRESETS
 from miwv_trainer.cli import main as cli
-from miwv_trainer.config import PRESETS
 from tests.helpers.launch import ROOT
 from tests.helpers.templates import template
 from tests.helpers.tiny import instruction_rows, save_tiny, tiny_model, tiny_tokenizer

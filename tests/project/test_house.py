@@ -25,7 +25,10 @@ PACKAGE = ROOT / "miwv_trainer"
 # is imported, what is run).
 WINGS = (*measure_code.WINGS, "package")
 PURE = ("config", "embeddings", "selection", "metrics")
-FIRST, LAST = ("version", "compat", "checks", "descriptions", "own_scores", "config"), ("__init__", "__main__")
+FIRST, LAST = (
+    ("version", "compat", "checks", "choices", "descriptions", "own_scores", "config"),
+    ("__init__", "__main__"),
+)
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LinearRegression
 
-from miwv_trainer.config import ForwardFreeScore, MIWVConfig, ScoreName, UnorderedScore
+from miwv_trainer.choices import ForwardFreeScore, ScoreName, UnorderedScore
+from miwv_trainer.config import MIWVConfig
 from miwv_trainer.selection.measured import Measured, compute_miwv, compute_residual_miwv
 from miwv_trainer.selection.scores import (
     SCORES,
