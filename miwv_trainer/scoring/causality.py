@@ -2,8 +2,9 @@
 Whether a model sees the tokens that follow, asked before the first row.
 
 BERT and its relatives load as causal language models and attend in both directions unless they are told otherwise. A
-response token would then be predicted by a model that reads it, and no configuration entry tells this of all families.
-So the later tokens of a short sequence are exchanged: the logits before them must stay.
+response token would then be predicted by a model that reads it. `model_checks.py` knows some of them by their
+configuration, but no entry tells this of all families. So the later tokens of a short sequence are exchanged: the logits
+before them must stay.
 """
 
 import numpy as np
@@ -11,9 +12,8 @@ import torch
 from torch import nn
 
 from miwv_trainer.data.pool import Pool
-from miwv_trainer.distributed.wrappers import get_inner_model
-from miwv_trainer.scoring.context import get_text_config
 from miwv_trainer.scoring.isolation import get_device, watch_autocast
+from miwv_trainer.scoring.model_checks import explain_sight
 from miwv_trainer.scoring.padding import explain_random, find_dtype
 from miwv_trainer.scoring.root_forward import ForwardInputs, has_fused_head, run_root_forward
 from miwv_trainer.scoring.scorer import Scorer
@@ -23,8 +23,6 @@ KEPT, EXCHANGED = 4, 4
 # causal models; routing to experts changes the last bits.
 TOLERANCE = {torch.float32: 1e-3}
 TOLERANCE_LOW_PRECISION = 2e-2
-# Entries that make families causal, where they are false.
-SWITCHES = ("is_decoder", "causal")
 
 
 def check_causal(scorer: Scorer) -> None:
@@ -45,7 +43,7 @@ def check_causal(scorer: Scorer) -> None:
             # A forward that draws random numbers looks alike. It is asked again only here, as this is rare.
             again = _compute_scores(scorer.model, rows)
             is_random = _differs_early(scores[0], again[0], rows, tolerance)
-            raise ValueError((explain_random if is_random else _explain)(scorer.model))
+            raise ValueError((explain_random if is_random else explain_sight)(scorer.model))
 
 
 def _make_rows(pool: Pool) -> np.ndarray:
@@ -80,17 +78,3 @@ def _differs_early(scores: torch.Tensor, others: torch.Tensor, rows: np.ndarray,
     kept = int((rows[0] == rows[1]).argmin())
     # NaN compares as false: the round will say that no loss is finite.
     return bool(changes[:kept].max(initial=0) > tolerance * changes[kept:].max(initial=0))
-
-
-def _explain(model: nn.Module) -> str:
-    config, name = get_text_config(model), type(get_inner_model(model)).__name__
-    switch = next((entry for entry in SWITCHES if getattr(config, entry, None) is False), None)
-    advice = (
-        f"Load it with `{switch}=True`, or train a causal language model"
-        if switch is not None
-        else "Train a causal language model instead"
-    )
-    return (
-        f"{name} sees the tokens that follow: other tokens behind a position change what it predicts there, so its "
-        f"losses do not tell how well it knows a response. {advice}."
-    )

@@ -1,10 +1,12 @@
 """Models that see the tokens that follow are refused before anything is scored, whatever their family."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from transformers import AutoConfig, BertLMHeadModel, FlaubertConfig, FlaubertWithLMHeadModel
 
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.pool import Pool
@@ -12,6 +14,7 @@ from miwv_trainer.distributed.world import World
 from miwv_trainer.scoring.causality import check_causal
 from miwv_trainer.scoring.isolation import leave_no_trace
 from miwv_trainer.scoring.layout import choose_layout
+from miwv_trainer.scoring.model_checks import SEEING_ALWAYS, SEEING_UNLESS_SWITCHED, check_model_kind
 from miwv_trainer.scoring.response_losses import compute_response_losses
 from miwv_trainer.scoring.scorer import prepare_scorer
 from tests.helpers.families import EXEMPLARS, build_family, make_samples
@@ -44,6 +47,46 @@ def test_a_family_that_attends_in_both_directions_is_refused_until_it_is_told_no
 def test_a_family_without_a_switch_is_refused_with_what_to_do() -> None:
     with pytest.raises(ValueError, match="XLNetLMHeadModel sees the tokens that follow.*Train a causal language model"):
         check(build_family("xlnet"))
+
+
+@pytest.mark.parametrize("family", sorted(SEEING_UNLESS_SWITCHED - {"flaubert"} | SEEING_ALWAYS))
+def test_what_is_told_of_a_family_by_its_configuration_is_what_its_forwards_show(family: str) -> None:
+    known = AutoConfig.for_model(family)
+    switch = "causal" if hasattr(known, "causal") else "is_decoder"
+    model = build_family(family, **({switch: False} if family in SEEING_UNLESS_SWITCHED else {}))
+    with pytest.raises(ValueError, match="sees the tokens that follow") as told:
+        check_model_kind(model)
+    with pytest.raises(ValueError, match="sees the tokens that follow") as shown:
+        check(model)
+    assert str(told.value) == str(shown.value)
+    if family in SEEING_UNLESS_SWITCHED:
+        causal = build_family(family, **{switch: True})
+        check_model_kind(causal)
+        check(causal)
+
+
+def test_flaubert_is_told_too_which_no_auto_class_loads() -> None:
+    sizes = {"vocab_size": 128, "emb_dim": 32, "n_layers": 2, "n_heads": 4, "init_std": 0.3, "embed_init_std": 0.3}
+    for causal in (False, True):
+        model = FlaubertWithLMHeadModel(FlaubertConfig(**sizes, causal=causal)).eval()
+        for ask in (check_model_kind, check):
+            with nullcontext() if causal else pytest.raises(ValueError, match="Flaubert.*Load it with `causal=True`"):
+                ask(model)
+
+
+def test_entries_that_change_nothing_and_classes_of_ones_own_are_left_to_the_forwards() -> None:
+    for family in ("gpt_neox", "bart", "trocr"):
+        model = build_family(family, is_decoder=False)
+        check_model_kind(model)
+        check(model)
+
+    class Masked(BertLMHeadModel):
+        """Might pass a causal mask of its own to BERT."""
+
+    model = Masked(build_family("bert", is_decoder=False).config)
+    check_model_kind(model)
+    with pytest.raises(ValueError, match="Masked sees the tokens that follow"):
+        check(model.eval())
 
 
 def test_whatever_asks_for_losses_asks_first() -> None:

@@ -17,6 +17,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
     BertForMaskedLM,
+    BertLMHeadModel,
     DataCollatorForSeq2Seq,
     LlamaForSequenceClassification,
     LlamaForTokenClassification,
@@ -248,6 +249,12 @@ def test_an_sft_trainer_that_left_its_dataset_as_it_was_is_not_told_to_use_itsel
                 BertConfig(vocab_size=512, hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
             ),
             "it fills masked tokens in",
+        ),
+        (
+            lambda: BertLMHeadModel(
+                BertConfig(vocab_size=512, hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
+            ),
+            "BertLMHeadModel sees the tokens that follow.*Load it with `is_decoder=True`",
         ),
         (
             lambda: T5ForConditionalGeneration(
