@@ -1,8 +1,9 @@
 """Whether the batches that arrive hold selected samples.
 
 The dataset is compared before training begins, but a dataloader and a collator stand between it and the model, and both
-may be the user's own. A hook on the model looks at the token ids of some training batches: the first two of every
-epoch, and every hundredth. On a GPU a look waits for the device once, which is why not every batch is looked at.
+may be the user's own. One batch is compared before anything is scored (`collator_check.py`). In training, a hook on the
+model looks at the token ids of some batches: the first two of every epoch, and every hundredth. On a GPU a look waits
+for the device once, which is why not every batch is looked at.
 
 Labels are compared too, where the model is given them: a collator for language modelling replaces them by all token
 ids, so that prompts are trained and a selection by the loss of responses means little. Two kinds of training are left
@@ -73,7 +74,20 @@ class BatchCheck:
         self._epoch = epoch
         if self._batches > FIRST_LOOKS and self._batches % LOOK_EVERY:
             return
-        rows, allowed = list(_read_rows(inputs)), np.unique(self._order(epoch))
+        rows = list(_read_rows(inputs))
+        self._compare_rows(rows, np.unique(self._order(epoch)))
+        self._warn_of_rows_without_response(rows)
+
+    def compare(self, inputs: Mapping[str, Any], samples: np.ndarray) -> None:
+        """
+        Compares a batch with the samples of which it may be made.
+
+        Raises:
+            RuntimeError: a row is none of them, or has other labels than the dataset.
+        """
+        self._compare_rows(list(_read_rows(inputs)), samples)
+
+    def _compare_rows(self, rows: list[BatchRow], allowed: np.ndarray) -> None:
         samples = [self._find_samples(row.ids, allowed) for row in rows]
         strangers = [row.ids for row, found in zip(rows, samples, strict=True) if not found]
         if strangers:
@@ -83,7 +97,6 @@ class BatchCheck:
             relabelled = [(row, found[0]) for row, found in pairs if not self._has_labels_of_any(row, found)]
             if relabelled:
                 raise RuntimeError(self._explain_labels(*relabelled[0], len(relabelled), len(rows)))
-        self._warn_of_rows_without_response(rows)
 
     def _warn_of_rows_without_response(self, rows: list[BatchRow]) -> None:
         """A collator that cuts rows may leave none of a response: the loss is then 0, and nothing is learnt."""

@@ -32,6 +32,7 @@ from miwv_trainer.distributed.wrappers import WrappedOptimizer, check_parallelis
 from miwv_trainer.scoring.isolation import preserve_rng
 from miwv_trainer.storage.stored_round import StoredRound
 from miwv_trainer.training.begin import TrainingStart, begin_run, check_dataset, check_training, read_pool
+from miwv_trainer.training.collator_check import check_collator
 from miwv_trainer.training.console import Console
 from miwv_trainer.training.dataloader import check_sampler
 from miwv_trainer.training.proxy import check_scorer, place_on
@@ -141,6 +142,8 @@ class MIWVCallback(TrainerCallback, ExportableState):
             check_training(start, self.config, self.sampler, self.pool)
             if not is_read_now:
                 check_dataset(start, self.pool)
+            if self.config.check_batches:
+                check_collator(dataloader, args, self.pool, world)
             before = read_run_state(state, args, type(self).__name__, was_begun=self._run is not None)
             if self._run is not None:
                 self._run.stop_watching()

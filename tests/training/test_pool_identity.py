@@ -100,13 +100,17 @@ class Replacing(DataCollatorForSeq2Seq):
         return super().__call__(features, return_tensors)
 
 
-def test_batches_of_other_samples_stop_the_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("after", [0, 1])
+def test_batches_of_other_samples_stop_the_run(after: int, tmp_path: Path) -> None:
+    """From the trial before scoring on, or from the first batch of the training."""
     trainer = trainer_of(tmp_path, collator=Replacing(tiny_tokenizer()))
-    attach(trainer, CONFIG)
+    trainer.data_collator.after = after
+    callback = attach(trainer, CONFIG)
     with pytest.raises(
         RuntimeError, match=r"rows of a training batch are not what was selected; the first is no sample"
     ):
         trainer.train()
+    assert len(callback.rounds) == after
 
 
 def test_batches_of_the_pool_that_are_not_selected_stop_the_run(tmp_path: Path) -> None:
@@ -184,8 +188,10 @@ def test_rows_that_are_cut_before_their_response_are_told_once(
 
 def test_no_hook_stays_on_the_model_not_even_after_a_run_that_failed(tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, collator=Replacing(tiny_tokenizer()))
+    trainer.data_collator.after = 1  # not the trial before scoring
     attach(trainer, CONFIG)
     for _ in range(2):
+        trainer.data_collator.calls = 0
         with pytest.raises(RuntimeError, match="not what was selected"):
             trainer.train()
         assert len(trainer.model._forward_pre_hooks) == 1
