@@ -3,8 +3,8 @@ Whether a model sees the tokens that follow, asked before the first row.
 
 BERT and its relatives load as causal language models and attend in both directions unless they are told otherwise. A
 response token would then be predicted by a model that reads it. `model_checks.py` knows some of them by their
-configuration, but no entry tells this of all families. So the later tokens of a short sequence are exchanged: the logits
-before them must stay.
+configuration, but no entry tells this of all families. So the later tokens of a short sequence are exchanged: the
+logits before them must stay.
 """
 
 import numpy as np
