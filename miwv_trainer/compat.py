@@ -5,10 +5,16 @@ No other file asks for a version. Each entry says from which version on a librar
 do everywhere, with the public change. The lowest versions are in setup.py; docs/versions.md says which were run.
 """
 
+from collections.abc import Callable
 from importlib.metadata import version
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from packaging.version import Version
+
+if TYPE_CHECKING:  # seconds to import, and the command line shows its help without it
+    import torch
+
+FIRST_TORCH_WITH_VARLEN = "2.12"
 
 
 def is_at_least(library: str, lowest: str) -> bool:
@@ -47,3 +53,17 @@ def make_gguf_options(file: str) -> dict[str, Any]:
     from transformers import GgufConfig
 
     return {"gguf_file": file, "quantization_config": GgufConfig(dequantize=True)}
+
+
+def load_varlen_attention() -> "Callable[..., torch.Tensor] | None":
+    """
+    torch's variable-length attention; None where it takes no window, no scale or no grouped heads.
+
+    `torch.nn.attention.varlen` came with 2.10. Its documentation has all three arguments from 2.12 on.
+    """
+    if not is_at_least("torch", FIRST_TORCH_WITH_VARLEN):
+        return None
+    from torch.nn.attention.varlen import varlen_attn
+
+    # It returns a second tensor only where one is asked for.
+    return cast("Callable[..., torch.Tensor]", varlen_attn)

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from miwv_trainer import compat
-from miwv_trainer.compat import is_at_least, make_gguf_options, read_sampling_strategy
+from miwv_trainer.compat import is_at_least, load_varlen_attention, make_gguf_options, read_sampling_strategy
 from tests.helpers.launch import ROOT
 from tests.helpers.trainers import arguments
 
@@ -56,6 +56,14 @@ def test_gguf_weights_are_unpacked_by_the_older_loader_before_5_17(pretend) -> N
 def test_gguf_weights_are_unpacked_on_request_from_5_17_on() -> None:
     options = make_gguf_options("a.gguf")
     assert options["gguf_file"] == "a.gguf" and options["quantization_config"].dequantize is True
+
+
+@pytest.mark.parametrize(("found", "has_it"), [("2.6.0", False), ("2.10.1", False), ("2.12.0", True)])
+def test_variable_length_attention_is_torchs_where_it_takes_windows(found: str, has_it: bool, pretend) -> None:
+    if not is_at_least("torch", "2.12"):
+        pytest.skip("this torch has none")
+    pretend(found)
+    assert (load_varlen_attention() is not None) == has_it
 
 
 def test_no_other_file_asks_for_a_version() -> None:

@@ -1,10 +1,11 @@
 """
 What a token in a row of trees attends to: its own branch, and the trunk of its tree.
 
-Three ways give the same losses. On a CPU, a model with torch's scaled dot product attention calls it once for each
-trunk and each group of branches, so that no masked pair costs anything, however long the row. With flex attention, a
-`BlockMask` says which blocks to skip. All others (eager attention; sdpa on a GPU, where many small calls cost more than
-masked pairs) get a mask of `length * length` for each row.
+Four ways give the same losses. On a CUDA device in half precision, a layer is one call of FlashAttention's kernel,
+without a mask. On a CPU, a model with torch's scaled dot product attention calls it once for each trunk and each group
+of branches, so that no masked pair costs anything, however long the row. With flex attention, a `BlockMask` says which
+blocks to skip. All others (eager attention; sdpa on a GPU in float32, where many small calls cost more than masked
+pairs) get a mask of `length * length` for each row.
 """
 
 import inspect
@@ -23,12 +24,16 @@ from miwv_trainer.scoring.context import get_text_config, read_size
 from miwv_trainer.scoring.root_forward import PADDING_ID, ForwardInputs, pad
 from miwv_trainer.scoring.tree_masks import RowSegments, make_block_mask, make_mask, restrict_window
 from miwv_trainer.scoring.trees import TreeRow
+from miwv_trainer.scoring.varlen import VARLEN, find_varlen_obstacle, use_sequences
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
-Attention = Literal["segments", "blocks", "mask"]
+Attention = Literal["segments", "blocks", "mask", "varlen"]
+AttentionChoice = Literal["auto", Attention]
 SEGMENTS = "miwv_segments"
+# The ways that change the model's attention function, and the names that transformers knows the functions by.
+FUNCTIONS: dict[Attention, str] = {"segments": SEGMENTS, "varlen": VARLEN}
 # Kinds of layers, as configurations of transformers name them.
 FULL, SLIDING = "full_attention", "sliding_attention"
 # What families call the tokens that a local layer sees: Mistral; GPT-Neo; RecurrentGemma; ModernBERT's decoder.
@@ -38,19 +43,22 @@ WINDOW_NAMES = ("sliding_window", "window_size", "attention_window_size", "local
 _SEGMENTS: ContextVar[RowSegments | None] = ContextVar("segments", default=None)
 
 
-def find_tree_obstacle(model: nn.Module, context: int) -> str | None:
+def find_tree_obstacle(
+    model: nn.Module, context: int, asked: AttentionChoice = "auto", device: torch.device | None = None
+) -> str | None:
     """
     Why a model cannot take rows of trees, as far as its configuration tells; None if it may.
 
     Args:
         context: Longest sequence, in tokens. A window of at least that length hides nothing.
+        asked: The way in which its layers are to attend.
+        device: Where it will be forwarded; by default where it is.
     """
     inner = get_inner_model(model)
     config = inner.config.get_text_config()
-    attention = get_attention_implementation(model)
-    # FlashAttention takes two-dimensional masks only (Dao-AILab/flash-attention#1857).
-    if attention not in ("sdpa", "eager", "flex_attention"):
-        return f"its attention is {attention!r}, which takes no mask of its own for each row"
+    obstacle = find_attention_obstacle(model, asked, device)
+    if obstacle is not None:
+        return obstacle
     kinds = set(getattr(config, "layer_types", None) or [FULL]) - {FULL}
     window = find_window(config)
     # transformers hands only a window of this name to the attention function of a layer, and makes masks by it.
@@ -75,27 +83,60 @@ def find_window(config: PretrainedConfig) -> int | None:
     return read_size(config, *WINDOW_NAMES)
 
 
-def choose_tree_attention(model: nn.Module) -> Attention:
-    """Which of the three ways a model takes for which [`find_tree_obstacle`] finds nothing."""
-    inner = get_inner_model(model)
+def find_attention_obstacle(model: nn.Module, asked: AttentionChoice, device: torch.device | None = None) -> str | None:
+    """Why the layers of a model cannot attend as asked; with `"auto"`, why in none of the four ways."""
     implementation = get_attention_implementation(model)
+    takes_masks = implementation in ("sdpa", "eager")
+    if takes_masks and asked in ("auto", "mask") or implementation == "flex_attention" and asked in ("auto", "blocks"):
+        return None
+    # FlashAttention takes two-dimensional masks only (Dao-AILab/flash-attention#1857).
+    reason = f"its attention is {implementation!r}, which takes no {'block mask' if asked == 'blocks' else 'mask'} of "
+    reason += "its own for each row"
+    if asked in ("blocks", "mask") or asked == "auto" and not _is_flash(implementation):
+        return reason
+    if not get_inner_model(model).is_backend_compatible():
+        return "its layers call an attention function of their own"
+    varlen = find_varlen_obstacle(model, device) if asked != "segments" else None
+    if varlen is None or asked == "varlen":
+        return varlen
+    return f"{reason}, and variable-length attention cannot take its place: {varlen}"
+
+
+def _is_flash(implementation: str | None) -> bool:
+    """Whether this is FlashAttention, or a kernel from the hub, whose names are those of repositories."""
+    return implementation is not None and ("flash" in implementation or "/" in implementation)
+
+
+def choose_tree_attention(model: nn.Module, asked: AttentionChoice = "auto") -> Attention:
+    """
+    Which of the four ways a model takes for which [`find_tree_obstacle`] finds nothing.
+
+    What is asked for may hold no longer while the model computes in float32, near the threshold of the selection.
+    """
+    if asked in ("segments", "blocks", "mask"):
+        return asked
+    inner, implementation = get_inner_model(model), get_attention_implementation(model)
+    # A model that is not backend-compatible calls its own attention, whatever function its configuration names.
+    calls_ours = inner.is_backend_compatible()
+    is_sdpa, is_flash = implementation == "sdpa", _is_flash(implementation)
+    if calls_ours and (asked == "varlen" or is_sdpa or is_flash) and find_varlen_obstacle(model) is None:
+        return "varlen"
     if implementation == "flex_attention":
         return "blocks"
     on_cpu = next(model.parameters()).device.type == "cpu"
-    # A model that is not backend-compatible calls its own attention, whatever function its configuration names.
-    return "segments" if implementation == "sdpa" and on_cpu and inner.is_backend_compatible() else "mask"
+    return "segments" if calls_ours and (is_flash or is_sdpa and on_cpu) else "mask"
 
 
 @contextmanager
 def use_tree_attention(model: nn.Module, attention: Attention) -> Iterator[None]:
-    """Inside, the model's attention takes what [`prepare_tree_inputs`] makes for it. Only `"segments"` changes it."""
-    if attention != "segments":
+    """Inside, the model's attention takes what [`prepare_tree_inputs`] makes for it. Masks leave it as it is."""
+    if attention not in FUNCTIONS:
         yield
         return
     inner = get_inner_model(model)
     # The whole model comes first in this list: setting it also sets its parts, which may have had other functions.
     before = [(m, get_attention_implementation(m)) for m in inner.modules() if isinstance(m, PreTrainedModel)]
-    inner.set_attn_implementation(SEGMENTS)
+    inner.set_attn_implementation(FUNCTIONS[attention])
     try:
         yield
     finally:
@@ -116,10 +157,14 @@ def prepare_tree_inputs(model: nn.Module, rows: list[TreeRow], attention: Attent
         "input_ids": pad([row.ids for row in rows], PADDING_ID, device),
         "position_ids": pad([row.positions for row in rows], 0, device),
     }
-    if attention != "segments":
+    if attention not in FUNCTIONS:
         yield {**inputs, "attention_mask": _make_masks(model, rows, attention, device)}
         return
     (row,) = rows
+    if attention == "varlen":
+        with use_sequences(row, device):
+            yield inputs
+        return
     token = _SEGMENTS.set(RowSegments(row, device))
     try:
         yield inputs

@@ -145,20 +145,26 @@ def find_spans(row: TreeRow, window: int | None = None, tokens_per_call: int = T
 def _find_groups(row: TreeRow) -> list[tuple[slice, slice | None]]:
     """Trunks, and groups of branches with the trunk that they see, in the order of the row."""
     groups: list[tuple[slice, slice | None]] = []
+    for own, trunk in find_sequences(row):
+        group, seen = groups[-1] if groups else (own, None)
+        if trunk is not None and seen is not None and own.stop - group.start <= TOKENS_PER_CALL:
+            groups[-1] = (slice(group.start, own.stop), trunk)
+        else:
+            groups.append((own, trunk))
+    return groups
+
+
+def find_sequences(row: TreeRow) -> list[tuple[slice, slice | None]]:
+    """Each trunk, and each branch with its trunk, in the order of the row."""
     is_edge = (np.diff(row.tree) != 0) | (np.diff(row.branch) != 0)
     edges = [0, *(np.flatnonzero(is_edge) + 1).tolist(), len(row.ids)]
+    sequences: list[tuple[slice, slice | None]] = []
     trunk: slice | None = None
-    for start, end in pairwise(edges):
-        if row.branch[start] == 0:
-            trunk = slice(start, end)
-            groups.append((trunk, None))
-            continue
-        group, seen = groups[-1]
-        if seen is not None and end - group.start <= TOKENS_PER_CALL:
-            groups[-1] = (slice(group.start, end), trunk)
-        else:
-            groups.append((slice(start, end), trunk))
-    return groups
+    for own in (slice(start, end) for start, end in pairwise(edges)):
+        if row.branch[own.start] == 0:
+            trunk = own
+        sequences.append((own, None if own is trunk else trunk))
+    return sequences
 
 
 def _find_visible(row: TreeRow, queries: slice, own: slice, trunk: slice | None, window: int) -> tuple[slice, ...]:

@@ -8,10 +8,16 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
+from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.build import pool_from_rows
 from miwv_trainer.data.pool import NO_EXEMPLAR, Pool
+from miwv_trainer.distributed.world import World
 from miwv_trainer.embeddings.embedders import embed_texts
 from miwv_trainer.embeddings.nearest import find_nearest_exemplars
+from miwv_trainer.scoring.isolation import leave_no_trace
+from miwv_trainer.scoring.layout import score_pool
+from miwv_trainer.scoring.scorer import prepare_scorer
+from miwv_trainer.scoring.trees import TreeRow, make_tree_row, plan_trees
 from tests.helpers.tiny import tiny_dataset, tiny_tokenizer
 
 CONTEXT = 512
@@ -105,3 +111,51 @@ def case() -> tuple[Pool, np.ndarray]:
     pool = pool_from_rows(tiny_dataset(30), tiny_tokenizer())
     exemplars, _ = find_nearest_exemplars(embed_texts("tfidf", pool.texts), pool, CONTEXT)
     return pool, exemplars
+
+
+def both_layouts(model: Any, case: tuple[Pool, np.ndarray], **overrides: Any) -> tuple[np.ndarray, np.ndarray]:
+    with leave_no_trace(model):
+        found = (
+            score_pool(
+                prepare_scorer(model, case[0], MIWVConfig(**overrides), World(0, 1, torch.device("cpu"))),
+                case[1],
+                layout,
+            )
+            for layout in ("tree", "padded")
+        )
+        tree, padded = (np.stack([losses.zero_shot, losses.one_shot]) for losses in found)
+    return tree, padded
+
+
+SEVERAL_WINDOWS = {
+    "all are several windows long": ([60, 50, 45, 70, 40, 55], [1, 0, 0, 0, 3, 4], 0),
+    "the trunk is longer than the window": ([80, 5, 9, 4, 11, 6], [1, 0, 0, 0, 0, 0], 0),
+    "branches are longer than the window": ([5, 60, 47, 80, 13, 30], [1, 0, 0, 0, 0, 0], 0),
+    "the exemplar is cut": ([60, 50, 45, 70, 40, 55], [1, 0, 0, 0, 3, 4], 90),
+}
+
+
+def several_windows(name: str) -> tuple[tuple[Pool, np.ndarray], dict[str, Any]]:
+    lengths, exemplars, context = SEVERAL_WINDOWS[name]
+    pool = synthetic_pool(lengths)
+    return (pool, np.array(exemplars)), {"scoring_max_length": context or CONTEXT, "tokens_per_row": 300}
+
+
+# None, one that sees itself only, and some that are shorter or longer than trunks and branches.
+WINDOWS = [None, 1, 2, 7, 30]
+
+
+def sees(row: TreeRow, window: int | None = None) -> np.ndarray:
+    """`(length, length)` by the definition, token by token: a window counts the tokens of a token's own sequence."""
+    length = len(row.ids)
+    seen = np.zeros((length, length), dtype=bool)
+    for query in range(length):
+        own = (row.tree == row.tree[query]) & ((row.branch == 0) | (row.branch == row.branch[query]))
+        sequence = np.flatnonzero(own[: query + 1])
+        seen[query, sequence[-(window or length) :]] = True
+    return seen
+
+
+def a_row(seed: int, budget: int = 600) -> TreeRow:
+    pool, exemplars, context, _ = random_case(seed)
+    return make_tree_row(plan_trees(pool, exemplars, context, budget)[0], pool)

@@ -15,39 +15,22 @@ from miwv_trainer.scoring.attention import (
 )
 from miwv_trainer.scoring.row_losses import compute_tree_losses
 from miwv_trainer.scoring.tree_masks import TOKENS_PER_CALL, Segment, find_spans, make_block_mask, make_segments
-from miwv_trainer.scoring.trees import Tree, TreeRow, make_tree_row, plan_trees
+from miwv_trainer.scoring.trees import Tree, make_tree_row, plan_trees
 from tests.helpers.trees import (
     CONTEXT,
     EAGER_ONLY,
     FULL_ATTENTION,
     SMALL,
     WINDOWED,
+    WINDOWS,
+    a_row,
     random_case,
     random_model,
+    sees,
     synthetic_pool,
 )
 
 CPU = torch.device("cpu")
-
-
-# None, one that sees itself only, and some that are shorter or longer than trunks and branches.
-WINDOWS = [None, 1, 2, 7, 30]
-
-
-def sees(row: TreeRow, window: int | None = None) -> np.ndarray:
-    """`(length, length)` by the definition, token by token: a window counts the tokens of a token's own sequence."""
-    length = len(row.ids)
-    seen = np.zeros((length, length), dtype=bool)
-    for query in range(length):
-        own = (row.tree == row.tree[query]) & ((row.branch == 0) | (row.branch == row.branch[query]))
-        sequence = np.flatnonzero(own[: query + 1])
-        seen[query, sequence[-(window or length) :]] = True
-    return seen
-
-
-def a_row(seed: int, budget: int = 600) -> TreeRow:
-    pool, exemplars, context, _ = random_case(seed)
-    return make_tree_row(plan_trees(pool, exemplars, context, budget)[0], pool)
 
 
 @pytest.mark.parametrize("window", WINDOWS)

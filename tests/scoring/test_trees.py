@@ -16,7 +16,7 @@ from miwv_trainer.data.pool import Pool
 from miwv_trainer.distributed.world import World
 from miwv_trainer.scoring import layout as layout_module
 from miwv_trainer.scoring.isolation import leave_no_trace
-from miwv_trainer.scoring.layout import check_layout, choose_layout, score_pool
+from miwv_trainer.scoring.layout import check_layout, choose_layout
 from miwv_trainer.scoring.losses import Losses
 from miwv_trainer.scoring.scorer import prepare_scorer
 from miwv_trainer.scoring.tree_masks import RowSegments
@@ -29,10 +29,13 @@ from tests.helpers.trees import (
     EAGER_ONLY,
     FULL_ATTENTION,
     PREAMBLE,
+    SEVERAL_WINDOWS,
     SMALL,
     WINDOWED,
+    both_layouts,
     random_case,
     random_model,
+    several_windows,
     synthetic_pool,
 )
 
@@ -181,16 +184,6 @@ OTHERS = {
 }
 
 
-def both_layouts(model: Any, case: tuple[Pool, np.ndarray], **overrides: Any) -> tuple[np.ndarray, np.ndarray]:
-    with leave_no_trace(model):
-        found = (
-            score_pool(prepare_scorer(model, case[0], MIWVConfig(**overrides), WORLD), case[1], layout)
-            for layout in ("tree", "padded")
-        )
-        tree, padded = (np.stack([losses.zero_shot, losses.one_shot]) for losses in found)
-    return tree, padded
-
-
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("family", FULL_ATTENTION)
 def test_families_with_full_attention_have_the_same_losses_by_tree(
@@ -203,20 +196,6 @@ def test_families_with_full_attention_have_the_same_losses_by_tree(
         assert choose_layout(prepare_scorer(model, case[0], MIWVConfig(), WORLD), case[1]) == "tree"
     tree, padded = both_layouts(model, case, tokens_per_row=200)
     np.testing.assert_allclose(tree, padded, atol=2e-5, rtol=0)
-
-
-SEVERAL_WINDOWS = {
-    "all are several windows long": ([60, 50, 45, 70, 40, 55], [1, 0, 0, 0, 3, 4], 0),
-    "the trunk is longer than the window": ([80, 5, 9, 4, 11, 6], [1, 0, 0, 0, 0, 0], 0),
-    "branches are longer than the window": ([5, 60, 47, 80, 13, 30], [1, 0, 0, 0, 0, 0], 0),
-    "the exemplar is cut": ([60, 50, 45, 70, 40, 55], [1, 0, 0, 0, 3, 4], 90),
-}
-
-
-def several_windows(name: str) -> tuple[tuple[Pool, np.ndarray], dict[str, Any]]:
-    lengths, exemplars, context = SEVERAL_WINDOWS[name]
-    pool = synthetic_pool(lengths)
-    return (pool, np.array(exemplars)), {"scoring_max_length": context or CONTEXT, "tokens_per_row": 300}
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
