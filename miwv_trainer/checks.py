@@ -111,6 +111,14 @@ def check_resampling(selection: str, strategy: str) -> None:
         )
 
 
+def explain_more_exemplars(count: int, score: str) -> str:
+    """The error if samples are to be scored behind several exemplars by a score that compares with the nearest."""
+    return (
+        f'`exemplars_per_sample` is {count}, but more than 1 is for `score="influence"`, and `score` is {score!r}, '
+        "which compares each sample with its nearest exemplar only. Leave it out, or use that score."
+    )
+
+
 def explain_source_without_losses(folder: str, score: str) -> str:
     """The error if losses are to be read from another run and the score needs none."""
     return (

@@ -8,6 +8,7 @@ Layout = Literal["auto", "tree", "padded"]
 # no score, the properties they depend on are types here; a test holds the records to them.
 UnorderedScore = Literal["random"]  # says nothing about how hard a sample is
 ForwardFreeScore = Literal[UnorderedScore, "longest", "column"]  # needs no loss
+ExemplarScore = Literal["influence"]  # of samples as exemplars, so that more exemplars give more samples a value
 MeasuredScore = Literal["miwv", "low_miwv", "residual_miwv", "zero_shot_loss", "one_shot_loss", "ifd", "influence"]
 ScoreName = Literal[MeasuredScore, ForwardFreeScore]
 ExtraLosses = Literal["none", "zero_shot", "both"]

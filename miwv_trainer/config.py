@@ -21,6 +21,7 @@ from miwv_trainer.checks import (
     check_text,
     check_whole_number,
     explain_band_without_losses,
+    explain_more_exemplars,
     explain_source_without_losses,
     refuse_unknown_keys,
 )
@@ -29,6 +30,7 @@ from miwv_trainer.choices import (
     PRESETS,
     Diversity,
     EpochOrder,
+    ExemplarScore,
     ExtraLosses,
     ForwardFreeScore,
     Layout,
@@ -124,6 +126,9 @@ class MIWVConfig:
             `"tfidf"`, `"model"`, or an array. `"tfidf"` needs no download; `"model"` takes the mean of the prompt's
             last hidden states in the model that is trained; an array has shape (N, d), one line per sample in pool
             order.
+        exemplars_per_sample: How many exemplars each sample is scored behind, one at a time, with `score="influence"`:
+            its nearest ones. More samples then have a value, at the price of one more pass over the pool's tokens for
+            each further exemplar. Other scores compare each sample with its nearest exemplar and take 1.
         sampler_seed: Seed of the order within an epoch and of random draws; by default the Trainer's `data_seed`, else
             its `seed`, and 0 without a Trainer.
         scoring_max_length: Longest sequence that is forwarded, in tokens; by default the model's context, such as
@@ -182,6 +187,7 @@ class MIWVConfig:
     mmr_weight: float = 0.5
     epoch_order: EpochOrder = "shuffled"
     embedder: str = DEFAULT_EMBEDDER  # an array is welcome too, but HfArgumentParser wants one plain type
+    exemplars_per_sample: int = 1
     sampler_seed: int | None = None
     scoring_max_length: int | None = None
     tokens_per_batch: int | None = None
@@ -228,6 +234,7 @@ class MIWVConfig:
         check_whole_number("logits_chunk", self.logits_chunk)
         check_whole_number("proxy_check", self.proxy_check, least=0)
         check_number("proxy_warn_below", self.proxy_warn_below, -1, 1)
+        check_whole_number("exemplars_per_sample", self.exemplars_per_sample)
         for name in ("tokens_per_batch", "tokens_per_row", "scoring_max_length"):
             if getattr(self, name) is not None:
                 check_whole_number(name, getattr(self, name))
@@ -293,6 +300,8 @@ class MIWVConfig:
             named = f"`score_column={self.score_column!r}`" if self.score_column else f"`score={shown}`"
             preset = self.preset if self.is_by_preset("loss_band") else None
             raise ValueError(explain_band_without_losses(self.loss_band, named, preset))
+        if self.exemplars_per_sample > 1 and name not in get_args(ExemplarScore):
+            raise ValueError(explain_more_exemplars(self.exemplars_per_sample, name))
         if self.resample_each_epoch:
             check_resampling(self.selection, self.rescore_strategy)
         if self.scores_from is not None and not self._measures_losses():

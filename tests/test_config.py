@@ -192,6 +192,7 @@ TYPED = {
     "mmr_weight": ("0.7", 0.7),
     "epoch_order": ("easy_to_hard", "easy_to_hard"),
     "embedder": ("tfidf", "tfidf"),
+    "exemplars_per_sample": ("4", 4),
     "sampler_seed": ("5", 5),
     "scoring_max_length": ("128", 128),
     "tokens_per_batch": ("99", 99),
@@ -210,10 +211,15 @@ TYPED = {
 
 def test_a_command_line_fills_every_field_through_the_argument_parser():
     assert list(TYPED) == [field.name for field in dataclasses.fields(MIWVConfig)]
-    # Those that go with no other strategy of rescoring stand on a line of their own.
-    rescoring = ("rescore_strategy", "rescore_steps", "rescore_budget")
-    for left_out in (("resample_each_epoch",), rescoring):
-        given = {name: typed for name, typed in TYPED.items() if name not in left_out}
+    # Those that go with no other strategy of rescoring, or with one score only, stand on a line of their own.
+    rescoring, per_sample = ("rescore_strategy", "rescore_steps", "rescore_budget"), "exemplars_per_sample"
+    of_influence = {"score": ("influence", "influence")}
+    for left_out, replaced in (
+        (("resample_each_epoch", per_sample), {}),
+        ((*rescoring, per_sample), {}),
+        (("resample_each_epoch", "score_column"), of_influence),
+    ):
+        given = {name: typed for name, typed in (TYPED | replaced).items() if name not in left_out}
         line = " ".join(f"--{name} {typed}" for name, (typed, _) in given.items())
         (config,) = HfArgumentParser(MIWVConfig).parse_args_into_dataclasses(line.split())
         found = dataclasses.asdict(config)

@@ -20,6 +20,10 @@ DEFAULT_OUTPUT = "miwv-output"
 FIELDS = {field.name: field for field in fields(MIWVConfig)}
 
 
+# How the pool is scored: options of `miwv score` alone, called as their fields are.
+SCORING_FIELDS = ("exemplars_per_sample", "tokens_per_batch", "tokens_per_row", "logits_chunk")
+
+
 def name_option(name: str) -> str:
     """The option that sets a field: `--loss-band` sets `loss_band`."""
     return "--" + name.replace("_", "-")
@@ -30,10 +34,7 @@ OPTIONS = {
     "scoring_max_length": "--max-length",
     "refine_near_threshold=False": "--no-refine",
     "sampler_seed": "--seed",
-    **{
-        name: name_option(name)
-        for name in ("tokens_per_batch", "tokens_per_row", "logits_chunk", "scores_from", "preset", *SELECTION_FIELDS)
-    },
+    **{name: name_option(name) for name in (*SCORING_FIELDS, "scores_from", "preset", *SELECTION_FIELDS)},
 }
 
 
@@ -156,7 +157,7 @@ def add_score_options(parser: argparse.ArgumentParser) -> None:
         default=argparse.SUPPRESS,
         help=f"sets `refine_near_threshold` to False: {describe('refine_near_threshold')}",
     )
-    for name in ("fraction", "scoring_max_length", "tokens_per_batch", "tokens_per_row", "logits_chunk", "layout"):
+    for name in ("fraction", "scoring_max_length", *SCORING_FIELDS, "layout"):
         add_setting(parser.add_argument, name, shows_default=True)
     add_setting(parser.add_argument, "embedder", shows_default=True, more="Here an array is the name of a `.npy` file.")
     add_setting(parser.add_argument, "sampler_seed")

@@ -19,6 +19,11 @@ IGNORED_LABEL = -100
 NO_EXEMPLAR = -1
 
 
+def rank_columns(exemplars: np.ndarray) -> np.ndarray:
+    """Returns `(N, m)` exemplars, the nearest of each sample first, of such an array or of `(N,)` nearest ones."""
+    return exemplars if exemplars.ndim == 2 else exemplars[:, None]
+
+
 class TokenizedSample(NamedTuple):
     """One tokenised sample: `(length,)` token ids, and `(length,)` bool, which of them are response."""
 

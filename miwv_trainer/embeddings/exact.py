@@ -32,7 +32,7 @@ def search_exactly(
     unit: Embeddings, rules: Rules, queries: Tensor, device: torch.device, show_progress: bool = False
 ) -> tuple[Tensor, Tensor]:
     """
-    Finds the exemplar of each query among all candidates.
+    Finds the exemplars of each query among all candidates.
 
     Args:
         unit: `(N, d)` rows of length 1.
@@ -40,10 +40,11 @@ def search_exactly(
         device: Where dense rows are compared. Sparse rows are always compared on the CPU.
 
     Returns:
-        `(Q,)` indices and `(Q,)` cosines as of `Rules.pick_nearest`, on the CPU.
+        `(Q, count)` indices and `(Q, count)` cosines as of `Rules.pick_nearest`, on the CPU.
     """
     if len(rules.candidates) == 0:
-        return torch.full_like(queries, NO_EXEMPLAR), torch.full(queries.shape, torch.nan)
+        shape = len(queries), rules.count
+        return torch.full(shape, NO_EXEMPLAR), torch.full(shape, torch.nan)
     if not isinstance(unit, np.ndarray):
         device = torch.device("cpu")
     multiply = _prepare_products_on(unit, rules.candidates.numpy(), device)

@@ -14,7 +14,8 @@ from miwv_trainer.embeddings.rules import Rules
 from miwv_trainer.embeddings.vectors import TIE
 
 logger = logging.getLogger(__name__)
-# Of so many neighbours of a query, the first that the rules allow is its exemplar.
+# Of so many neighbours of a query, the first that the rules allow are its exemplars: at least four times as many as
+# each sample gets.
 NEIGHBOURS = 32
 RECALL = 0.99
 RECALL_SAMPLE = 1000
@@ -41,11 +42,11 @@ def search_with_faiss(
     unit: np.ndarray, rules: Rules, queries: Tensor, device: torch.device, show_progress: bool = False
 ) -> tuple[Tensor, Tensor]:
     """
-    Finds the exemplar of each query among its 32 nearest neighbours in a FAISS index on the CPU.
+    Finds the exemplars of each query among its 32 nearest neighbours in a FAISS index on the CPU.
 
     The index clusters the candidates into lists and looks only into the lists nearest to a query. Their number is
-    doubled until, for 99 % of 1,000 queries, the exemplar is as near as the exact one. Queries with no allowed
-    candidate among the 32 are searched exactly, on `device`. Arguments and return value are those of `search_exactly`.
+    doubled until, for 99 % of 1,000 queries, each exemplar is as near as the exact one. Queries with too few allowed
+    candidates among the 32 are searched exactly, on `device`. Arguments and return value are those of `search_exactly`.
 
     Raises:
         ImportError: FAISS is not installed.
@@ -55,13 +56,20 @@ def search_with_faiss(
     chunks = tqdm(queries.split(QUERIES_AT_ONCE), desc="Finding exemplars", disable=not show_progress)
     found = [_search_index(index, unit, rules, chunk) for chunk in chunks]
     indices, cosines = (torch.cat(parts) for parts in zip(*found, strict=True))
-    is_missing = indices == NO_EXEMPLAR
+    is_missing = (indices == NO_EXEMPLAR).any(dim=1)
     if is_missing.any():
-        logger.info("%d samples have no exemplar among %d neighbours: searched exactly.", is_missing.sum(), NEIGHBOURS)
+        logger.info(
+            "%d samples have no exemplar among %d neighbours: searched exactly.",
+            is_missing.sum(), _count_neighbours(rules),
+        )  # fmt: skip
         indices[is_missing], cosines[is_missing] = search_exactly(
             unit, rules, queries[is_missing], device, show_progress
         )
     return indices, cosines
+
+
+def _count_neighbours(rules: Rules) -> int:
+    return max(NEIGHBOURS, 4 * rules.count)
 
 
 def check_faiss(samples: int) -> None:
@@ -100,7 +108,7 @@ def _choose_probes(index: _Index, unit: np.ndarray, rules: Rules, queries: Tenso
         _, cosines = _search_index(index, unit, rules, sample)
         # Queries without a candidate have NaN, which compares as false: they are no loss, because they are searched
         # exactly afterwards.
-        recall = 1 - (cosines < exact_cosines - TIE).double().mean().item()
+        recall = 1 - (cosines < exact_cosines - TIE).any(dim=1).double().mean().item()
         if recall >= RECALL or index.nprobe == index.nlist:
             break
         index.nprobe = min(2 * index.nprobe, index.nlist)
@@ -111,8 +119,8 @@ def _choose_probes(index: _Index, unit: np.ndarray, rules: Rules, queries: Tenso
 
 
 def _search_index(index: _Index, unit: np.ndarray, rules: Rules, queries: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns `(Q,)` indices and cosines of the nearest allowed neighbours."""
-    found, positions = index.search(unit[queries.numpy()], NEIGHBOURS)
+    """Returns `(Q, count)` indices and cosines of the nearest allowed neighbours."""
+    found, positions = index.search(unit[queries.numpy()], _count_neighbours(rules))
     # Ties go to the first candidate, so candidates must be in ascending order; FAISS gives them by cosine.
     order = np.argsort(positions, axis=1)
     cosines = torch.from_numpy(np.take_along_axis(found, order, axis=1))

@@ -1,4 +1,4 @@
-"""Which samples may be whose exemplar, and which of them is the nearest."""
+"""Which samples may be whose exemplar, and which of them are the nearest."""
 
 from dataclasses import dataclass
 
@@ -24,30 +24,36 @@ class Rules:
         room:
             `(N,)` int32, most tokens that the exemplar of a sample may have. Unlimited where no candidate fits, because
             the exemplar is then cut.
+        count: How many exemplars each sample gets.
     """
 
     candidates: Tensor
     group: Tensor
     length: Tensor
     room: Tensor
+    count: int = 1
 
     @classmethod
-    def from_pool(cls, pool: Pool, context: int, may_be_exemplar: np.ndarray, allow_identical: bool) -> "Rules":
+    def from_pool(
+        cls, pool: Pool, context: int, may_be_exemplar: np.ndarray, allow_identical: bool, count: int = 1
+    ) -> "Rules":
         """
         Args:
             context: Most tokens of an exemplar and its sample together, preamble included.
             may_be_exemplar: `(N,)` bool.
             allow_identical: Whether a sample may be the exemplar of its copies.
+            count: How many exemplars each sample gets.
         """
         candidates = np.flatnonzero(may_be_exemplar)
         group = np.arange(len(pool)) if allow_identical else pool.duplicate_groups
         room = context - len(pool.preamble) - pool.lengths
         room = np.where(room < _find_shortest_of_others(pool.lengths, group, candidates), UNLIMITED, room)
-        as_int32 = (torch.from_numpy(array.astype(np.int32)) for array in (group, pool.lengths, room))
-        return cls(torch.from_numpy(candidates), *as_int32)
+        groups, lengths, rooms = (torch.from_numpy(array.astype(np.int32)) for array in (group, pool.lengths, room))
+        return cls(torch.from_numpy(candidates), groups, lengths, rooms, count)
 
     def to(self, device: torch.device) -> "Rules":
-        return Rules(*(each.to(device) for each in (self.candidates, self.group, self.length, self.room)))
+        group, length, room = (each.to(device) for each in (self.group, self.length, self.room))
+        return Rules(self.candidates.to(device), group, length, room, self.count)
 
     def exclude_own_group(self, cosines: Tensor, queries: Tensor) -> None:
         """Sets the cosines of each query with the candidates of its own group to -inf; `cosines` is `(Q, M)`."""
@@ -61,7 +67,7 @@ class Rules:
 
     def pick_nearest(self, cosines: Tensor, queries: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
         """
-        Picks the nearest candidate of each query that leaves room for the query, ties by lower index.
+        Picks the nearest candidates of each query that leave room for the query, ties by lower index.
 
         Args:
             cosines: `(Q, K)` float32, -inf for excluded candidates. Overwritten.
@@ -69,17 +75,20 @@ class Rules:
             candidates: `(K,)` or `(Q, K)` ascending indices.
 
         Returns:
-            `(Q,)` indices, -1 where there is none, and `(Q,)` cosines, NaN where there is none.
+            `(Q, count)` indices, the nearest first, and `(Q, count)` cosines; -1 and NaN where there is none.
         """
         length, room = self.length[candidates], self.room[queries, None]
         if (room < length.max()).any():  # in most pools everything fits, and the pass over all pairs is spared
             cosines.masked_fill_(length > room, -torch.inf)
-        best = cosines.amax(dim=1, keepdim=True)
-        first_of_ties = (cosines >= best - TIE).view(torch.uint8).argmax(dim=1, keepdim=True)
-        is_found = best[:, 0] > -torch.inf
-        indices = candidates.expand(len(queries), -1).gather(1, first_of_ties)[:, 0]
-        similarities = cosines.gather(1, first_of_ties)[:, 0]
-        return indices.where(is_found, NO_EXEMPLAR), similarities.where(is_found, torch.nan)
+        candidates, picked = candidates.expand(len(queries), -1), []
+        for _ in range(self.count):
+            best = cosines.amax(dim=1, keepdim=True)
+            first_of_ties = (cosines >= best - TIE).view(torch.uint8).argmax(dim=1, keepdim=True)
+            is_found = best > -torch.inf
+            indices = candidates.gather(1, first_of_ties).where(is_found, NO_EXEMPLAR)
+            picked.append((indices, cosines.gather(1, first_of_ties).where(is_found, torch.nan)))
+            cosines.scatter_(1, first_of_ties, -torch.inf)
+        return torch.cat([indices for indices, _ in picked], dim=1), torch.cat([each for _, each in picked], dim=1)
 
 
 def _find_shortest_of_others(length: np.ndarray, group: np.ndarray, candidates: np.ndarray) -> np.ndarray:

@@ -32,6 +32,7 @@ class SampleColumns(TypedDict):
 
     index: list[int]
     exemplar: list[int]
+    furtherExemplars: list[list[int]] | None
     similarity: Numbers
     responseTokens: list[int]
 
@@ -99,9 +100,16 @@ def _collect_sample_columns(last: StoredRound, rows: np.ndarray) -> SampleColumn
     return {
         "index": rows.tolist(),
         "exemplar": last.column("exemplar")[rows].tolist(),
+        "furtherExemplars": _list_further(last, rows),
         "similarity": _round_numbers(last.column("similarity")[rows]),
         "responseTokens": last.column("response_tokens")[rows].tolist(),
     }
+
+
+def _list_further(last: StoredRound, rows: np.ndarray) -> list[list[int]] | None:
+    """Each sample's exemplars beyond the nearest; None if each was scored behind one."""
+    further = last.ranked("exemplar")[rows, 1:]
+    return [[index for index in each if index >= 0] for each in further.tolist()] if further.shape[1] else None
 
 
 def _encode_rounds(

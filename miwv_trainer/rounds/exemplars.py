@@ -13,10 +13,10 @@ from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.pool import NO_EXEMPLAR
 from miwv_trainer.distributed.wrappers import disable_compilation
 from miwv_trainer.embeddings.embedders import embed_texts, get_embedder, validate_embeddings
-from miwv_trainer.embeddings.nearest import find_nearest_exemplars
+from miwv_trainer.embeddings.nearest import find_ranked_exemplars
 from miwv_trainer.embeddings.vectors import Embeddings
 from miwv_trainer.rounds.identity import Exemplars, fingerprint_exemplars
-from miwv_trainer.rounds.source import copy_exemplars, read_source
+from miwv_trainer.rounds.source import copy_exemplars, read_source, take_exemplars
 from miwv_trainer.scoring.causality import check_causal
 from miwv_trainer.scoring.isolation import leave_no_trace
 from miwv_trainer.scoring.memory import size_batches
@@ -39,7 +39,7 @@ def embeds_text(config: MIWVConfig) -> bool:
 
 def find_exemplars(scorer: Scorer, store: Store, reuse: bool) -> Exemplars:
     """
-    The exemplar of each sample, from the store or else found and kept there.
+    The exemplars of each sample, from the store or else found and kept there.
 
     If neither score nor guards need exemplars, no sample gets one. With `scores_from`, they are those of that run.
 
@@ -81,11 +81,11 @@ def _take_over(scorer: Scorer, store: Store, fingerprint: JsonObject, source: St
             copy_exemplars(source, store, scorer.config, fingerprint)
     if not needs_exemplars(scorer.config):
         return _make_empty(len(scorer.pool))
-    return Exemplars(source.column("exemplar"), source.column("similarity"))
+    return Exemplars(*take_exemplars(source, scorer.config.exemplars_per_sample))
 
 
 def _make_empty(count: int) -> Exemplars:
-    return Exemplars(np.full(count, NO_EXEMPLAR), np.full(count, np.nan, dtype=np.float32))
+    return Exemplars(np.full((count, 1), NO_EXEMPLAR), np.full((count, 1), np.nan, dtype=np.float32))
 
 
 def _find_or_read(
@@ -104,16 +104,11 @@ def _find_or_read(
     # Only rank 0 searches, minutes on a large pool. `run_together` keeps the waiting ranks from timing out.
     with world.run_together("finding the exemplars"):
         if embeddings is not None:
-            indices, similarities = find_nearest_exemplars(
-                embeddings,
-                pool,
-                scorer.context,
-                config.allow_identical_exemplars,
-                world.shows_progress,
-                world.device,
+            ranked, similarities = find_ranked_exemplars(
+                embeddings, pool, scorer.context, config, world.shows_progress, world.device
             )
-            store.write_exemplars(indices, similarities, fingerprint)
-            found = Exemplars(indices, similarities)
+            store.write_exemplars(ranked, similarities, fingerprint)
+            found = Exemplars(ranked, similarities)
     return cast(Exemplars, world.broadcast_from_main(found))
 
 

@@ -41,15 +41,30 @@ NO_PROPERTY = (
 @dataclass(frozen=True)
 class Exemplars:
     """
-    The exemplar of each sample.
+    The exemplars of each sample, the nearest first.
 
     Args:
-        indices: `(N,)` index of the exemplar; -1 if a sample has none.
-        similarities: `(N,)` float32 cosine between sample and exemplar; NaN if it has none.
+        ranked: `(N, m)` indices; -1 where a sample has no more.
+        ranked_similarities: `(N, m)` float32 cosines between sample and exemplar; NaN where it has no more.
     """
 
-    indices: np.ndarray
-    similarities: np.ndarray
+    ranked: np.ndarray
+    ranked_similarities: np.ndarray
+
+    @property
+    def indices(self) -> np.ndarray:
+        """`(N,)` index of the nearest exemplar; -1 if a sample has none."""
+        return self.ranked[:, 0]
+
+    @property
+    def similarities(self) -> np.ndarray:
+        """`(N,)` float32 cosine between sample and nearest exemplar; NaN if it has none."""
+        return self.ranked_similarities[:, 0]
+
+    @property
+    def further(self) -> np.ndarray | None:
+        """`(N, m - 1)` indices of the others; None if each sample has one exemplar."""
+        return self.ranked[:, 1:] if self.ranked.shape[1] > 1 else None
 
 
 @dataclass(frozen=True)
@@ -113,12 +128,15 @@ def fingerprint_exemplars(pool: Pool, config: MIWVConfig, context: int) -> dict[
         "embedder": _fingerprint_embedder(get_embedder(config.embedder)),
         "context": context,
         "allow_identical_exemplars": config.allow_identical_exemplars,
+        "exemplars_per_sample": config.exemplars_per_sample,
     }
 
 
 def get_one_shot_exemplars(exemplars: Exemplars, config: MIWVConfig) -> np.ndarray:
-    """`(N,)` index of the exemplar that each sample is scored behind; its own index if the score needs no exemplar."""
-    return exemplars.indices if get_score(config).needs_exemplars else np.arange(len(exemplars.indices))
+    """
+    `(N, m)` indices of the exemplars that each sample is scored behind; `(N,)` its own index if the score needs none.
+    """
+    return exemplars.ranked if get_score(config).needs_exemplars else np.arange(len(exemplars.ranked))
 
 
 def hash_array(array: np.ndarray) -> str:
@@ -174,7 +192,7 @@ def identify_round(
         source: Hash of the losses that are taken from another run, which then count in place of the model.
     """
     pool, config, context = scorer.pool, scorer.config, scorer.context
-    fingerprint = {**fingerprint_run(pool, config, context), "exemplars": hash_array(exemplars.indices)}
+    fingerprint = {**fingerprint_run(pool, config, context), "exemplars": hash_array(exemplars.ranked)}
     if previous is not None and (config.rescore_budget < 1 or point.is_drawn_again):
         fingerprint["scores_before"] = hash_array(previous.column("score"))
     if previous is not None and point.is_drawn_again:

@@ -35,14 +35,14 @@ class RoundInputs:
 
     Args:
         pool: N samples.
-        exemplars: The exemplar of each sample, and how similar the two are.
+        exemplars: The exemplars of each sample, and how similar they are to it.
         config: What to select and how.
         context: Longest sequence, in tokens, that is forwarded.
         point: Where in training the round stands.
         previous: The round before, or None.
         earlier: What the round before measured; NaN if there is none or it is not needed.
         ages: `(N,)` rounds since each sample was scored; None if this round scores all.
-        scored_behind: `(N,)` index of the exemplar that each sample is scored behind.
+        scored_behind: `(N, m)` indices of the exemplars that each sample is scored behind; `(N,)` its own if of none.
         is_scored: `(N,)` bool, the samples that this round scores.
     """
 
@@ -59,7 +59,9 @@ class RoundInputs:
 
     def merge(self, losses: Losses) -> Measured:
         """What the round before measured, with the losses of the samples that this round scores."""
-        return self.earlier.replace_losses(self.is_scored, losses.zero_shot, losses.one_shot, losses.response)
+        return self.earlier.replace_losses(
+            self.is_scored, losses.zero_shot, losses.one_shot, losses.response, losses.further
+        )
 
     def choose(self, measured: Measured, embeddings: Embeddings | None = None) -> Choice:
         """The selection by the configuration's score, guards and budget."""
@@ -93,11 +95,14 @@ class RoundInputs:
             distances = np.fmin(distances, np.abs(choice.scores - np.float32(most)))
         scores = choice.scores
         if get_score(self.config).is_of_exemplars:
-            # To know a score better, the samples that were scored behind it must be scored again.
+            # To know a score better, the samples that were scored behind it must be scored again: of several exemplars
+            # the one that is nearest to the threshold decides.
             has_exemplar = self.scored_behind >= 0
-            scores, distances = (
-                np.where(has_exemplar, part[self.scored_behind], np.nan) for part in (scores, distances)
+            of_each, scores_of_each = (
+                np.where(has_exemplar, part[self.scored_behind], np.nan) for part in (distances, scores)
             )
+            nearest = np.where(np.isnan(of_each), np.inf, of_each).argmin(axis=1)[:, None]
+            scores, distances = (np.take_along_axis(part, nearest, axis=1)[:, 0] for part in (scores_of_each, of_each))
         return scores, np.where(self.is_scored, distances, np.nan)
 
 
@@ -137,6 +142,7 @@ def prepare_inputs(
         draw,
         exemplars=exemplars.indices,
         given=given,
+        further_exemplars=exemplars.further,
     )
     inputs = RoundInputs(
         pool, exemplars, config, scorer.context, point, previous, earlier, None, scored_behind, is_scored=can_score
@@ -158,7 +164,11 @@ def _take_losses(inputs: RoundInputs, source: StoredRound) -> RoundInputs:
     """The inputs of a round whose losses another run has measured, as if that had been the round before."""
     measured = read_measured(source, inputs.earlier.draw)
     ages = np.where(np.isfinite(measured.zero_shot_loss), 0, NEVER_SCORED)
-    measured = replace(measured, given=inputs.earlier.given)
+    further = inputs.earlier.further_exemplars
+    kept = (
+        None if further is None or measured.further_losses is None else measured.further_losses[:, : further.shape[1]]
+    )
+    measured = replace(measured, given=inputs.earlier.given, further_exemplars=further, further_losses=kept)
     return replace(inputs, earlier=measured, ages=ages, is_scored=np.zeros(len(inputs.pool), dtype=bool))
 
 
@@ -190,7 +200,14 @@ def read_measured(current: StoredRound, draw: tuple[int, ...] = (0,)) -> Measure
         response_loss=current.column("response_loss"),
         exemplars=current.column("exemplar"),
         given=_find_given(current),
+        further_exemplars=_cut(current.ranked("exemplar")),
+        further_losses=_cut(current.ranked("one_shot_loss")),
     )
+
+
+def _cut(ranked: np.ndarray) -> np.ndarray | None:
+    """`(N, m - 1)` without the nearest; None if nothing is left."""
+    return ranked[:, 1:] if ranked.shape[1] > 1 else None
 
 
 def _find_given(current: StoredRound) -> np.ndarray | None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from miwv_trainer.config import MIWVConfig
-from miwv_trainer.data.pool import NO_EXEMPLAR, Pool
+from miwv_trainer.data.pool import NO_EXEMPLAR, Pool, rank_columns
 from miwv_trainer.rounds.statistics import count_epochs
 from miwv_trainer.scoring.rows import find_scorable
 from miwv_trainer.selection.budget import count_selected
@@ -145,6 +145,7 @@ def warn_of_unscorable(number: int, pool: Pool, exemplars: np.ndarray, context: 
     Logs how many samples are left out, and whose exemplars were cut.
 
     Args:
+        exemplars: `(N,)` index of each sample's exemplar, or `(N, m)` of its nearest ones.
         is_lost: `(N,)` bool, the samples whose loss is NaN or infinite.
     """
     reasons = dict(count_unscorable(pool, exemplars, context))
@@ -155,9 +156,10 @@ def warn_of_unscorable(number: int, pool: Pool, exemplars: np.ndarray, context: 
             "Round %d: %d of %d samples could not be scored and are left out: %s.",
             number, sum(found.values()), len(pool), "; ".join(f"{n} with {why}" for why, n in found.items()),
         )  # fmt: skip
-    # A score without exemplars gives each sample its own index.
-    has_exemplar = find_scorable(pool, exemplars, context) & (exemplars != np.arange(len(pool)))
-    is_cut = has_exemplar & (len(pool.preamble) + pool.lengths + pool.lengths[exemplars] > context)
+    # A score without exemplars gives each sample its own index. Where the nearest fits, all that a sample has fit.
+    nearest = rank_columns(exemplars)[:, 0]
+    has_exemplar = find_scorable(pool, exemplars, context) & (nearest != np.arange(len(pool)))
+    is_cut = has_exemplar & (len(pool.preamble) + pool.lengths + pool.lengths[nearest] > context)
     if is_cut.any():
         logger.warning(
             "Round %d: the exemplar of %d sample(s) was cut at its beginning, because none fits the %d tokens of the "
@@ -169,7 +171,7 @@ def count_unscorable(pool: Pool, exemplars: np.ndarray, context: int) -> Mapping
     """Counts unscorable samples by reason, each once, under the first reason that applies."""
     is_incomplete = ~pool.has_prompt_and_response
     is_too_long = ~is_incomplete & (len(pool.preamble) + pool.lengths >= context)
-    has_only_copies = ~is_incomplete & ~is_too_long & (exemplars == NO_EXEMPLAR)
+    has_only_copies = ~is_incomplete & ~is_too_long & (rank_columns(exemplars)[:, 0] == NO_EXEMPLAR)
     return {
         "no prompt or no response": int(is_incomplete.sum()),
         f"more tokens than the context of {context} leaves room for": int(is_too_long.sum()),

@@ -40,7 +40,7 @@ def check_proxy(scorer: Scorer, inputs: RoundInputs, losses: Losses, seconds: fl
     samples = choose_spread(inputs.score(inputs.merge(losses)), config.proxy_check)
     by_model, seconds_of_model = _score_with_model(trained, inputs, samples)
     # Both are ranked within the samples alone: a residual MIWV depends on which samples it is fitted to.
-    scores, others = (inputs.score(inputs.merge(_restrict(each, samples))) for each in (losses, by_model))
+    scores, others = (inputs.score(inputs.merge(each.restrict_to(samples))) for each in (losses, by_model))
     in_both = np.flatnonzero(np.isfinite(scores) & np.isfinite(others))
     count = count_selected(config.fraction, len(in_both)) if len(in_both) else 0
     best, best_of_model = (in_both[np.argsort(-each[in_both], kind="stable")[:count]] for each in (scores, others))
@@ -79,9 +79,3 @@ def _score_with_model(trained: Scorer, inputs: RoundInputs, samples: np.ndarray)
         seconds = time.perf_counter() - started
     tokens = count_planned_tokens(trained, whole, layout)
     return losses, trained.world.broadcast_from_main(seconds) * tokens / max(losses.tokens_forwarded, 1)
-
-
-def _restrict(losses: Losses, samples: np.ndarray) -> Losses:
-    """Losses of some samples, NaN for all others."""
-    nothing = np.full_like(losses.zero_shot, np.nan)
-    return Losses(nothing, nothing, 0).replace_samples(losses, samples)

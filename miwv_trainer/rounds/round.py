@@ -283,7 +283,21 @@ def _make_columns(inputs: RoundInputs, measured: Measured, choice: Choice) -> di
         "score": choice.scores,
         "age": update_ages(inputs.is_scored, inputs.ages),
         "response_loss": np.where(unscored, np.nan, _fill(measured.response_loss, len(unscored))),
+        **_list_further(inputs, measured, unscored),
         **_list_hashes(inputs.pool),
+    }
+
+
+def _list_further(inputs: RoundInputs, measured: Measured, unscored: np.ndarray) -> dict[str, np.ndarray]:
+    """The columns about each sample's further exemplars; none if each has one."""
+    further = inputs.exemplars.further
+    if further is None:
+        return {}
+    losses = np.full(further.shape, np.nan) if measured.further_losses is None else measured.further_losses
+    return {
+        "further_exemplars": further,
+        "further_similarities": inputs.exemplars.ranked_similarities[:, 1:],
+        "further_losses": np.where(unscored[:, None], np.nan, losses),
     }
 
 

@@ -25,6 +25,7 @@ from miwv_trainer.storage.stored_round import SUMMARY_FILE, ScoresOrigin, Stored
 # What decides the exemplars besides the pool. The context does too, but only of samples that are nearly as long: a
 # smaller model, whose context is another, could not score for a larger one.
 EXEMPLAR_SETTINGS = ("embedder", "allow_identical_exemplars")
+PER_SAMPLE = "exemplars_per_sample"
 
 
 def read_source(scorer: Scorer, store: Store) -> StoredRound | None:
@@ -96,6 +97,13 @@ def _check_exemplars(source: StoredRound, scorer: Scorer) -> None:
                 f"`scores_from` names scores whose exemplars were found otherwise: {source.folder} was made with "
                 f"{name} = {theirs.get(name)!r}, this run has {name} = {ours[name]!r}. Set `{name}` to the same value."
             )
+    # Rounds of earlier versions have one exemplar a sample. Of several, the nearest ones are taken.
+    if theirs.get(PER_SAMPLE, 1) < ours[PER_SAMPLE]:
+        raise ValueError(
+            f"`scores_from` names scores behind fewer exemplars: {source.folder} was made with {PER_SAMPLE} = "
+            f"{theirs.get(PER_SAMPLE, 1)}, this run has {PER_SAMPLE} = {ours[PER_SAMPLE]}. Set `{PER_SAMPLE}` to that "
+            "value or a lower one, or leave `scores_from` out."
+        )
 
 
 def _check_losses(source: StoredRound, config: MIWVConfig) -> None:
@@ -119,7 +127,7 @@ def copy_exemplars(source: StoredRound, store: Store, config: MIWVConfig, finger
         FileNotFoundError: the model in training would have to make other embeddings than those of the exemplars.
     """
     if needs_exemplars(config):
-        store.write_exemplars(source.column("exemplar"), source.column("similarity"), fingerprint)
+        store.write_exemplars(*take_exemplars(source, config.exemplars_per_sample), fingerprint)
     if not config.needs_embeddings:
         return
     # Not compared by fingerprint: they lie beside the round, and are moved aside with it.
@@ -133,10 +141,17 @@ def copy_exemplars(source: StoredRound, store: Store, config: MIWVConfig, finger
         )
 
 
+def take_exemplars(source: StoredRound, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """`(N, count)` indices and cosines of the nearest exemplars that a round of another run has scored behind."""
+    return source.ranked("exemplar")[:, :count], source.ranked("similarity")[:, :count]
+
+
 def hash_losses(source: StoredRound) -> str:
     """What a round whose losses come from another is known by, in place of its model."""
     columns = ("exemplar", "zero_shot_loss", "one_shot_loss", "response_loss")
-    return " ".join(hash_array(source.column(name)) for name in columns)
+    further = [source.ranked(name)[:, 1:] for name in ("exemplar", "one_shot_loss")]
+    arrays = [*(source.column(name) for name in columns), *(each for each in further if each.size)]
+    return " ".join(map(hash_array, arrays))
 
 
 def describe_origin(source: StoredRound) -> ScoresOrigin:

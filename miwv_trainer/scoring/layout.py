@@ -13,6 +13,7 @@ import numpy as np
 from torch import nn
 
 from miwv_trainer.config import MIWVConfig
+from miwv_trainer.data.pool import NO_EXEMPLAR, rank_columns
 from miwv_trainer.distributed.wrappers import get_inner_model
 from miwv_trainer.scoring.attention import choose_tree_attention, find_tree_obstacle, find_window
 from miwv_trainer.scoring.causality import check_causal
@@ -49,7 +50,8 @@ def score_pool(scorer: Scorer, exemplars: np.ndarray, layout: str, recording: Re
     `"zero_shot"`.
 
     Args:
-        exemplars: `(N,)` index of each sample's exemplar; samples without one are not scored.
+        exemplars: `(N,)` index of each sample's exemplar, or `(N, m)` of its nearest ones; samples without one are not
+            scored.
         layout: From [`choose_layout`].
     """
     pool, context, size = scorer.pool, scorer.context, scorer.size_batches(exemplars)
@@ -64,13 +66,22 @@ def score_pool(scorer: Scorer, exemplars: np.ndarray, layout: str, recording: Re
         losses = losses.with_responses(score_batches(scorer, batches, recording=stage))
     # One token that overflows makes the losses of a whole row of trees NaN, as a masked NaN times 0 is NaN. In padded
     # rows it makes only its own sample's.
-    is_nan = find_scorable(pool, exemplars, context) & np.isnan(losses.miwv)
+    is_nan = find_scorable(pool, exemplars, context) & _find_nan(losses, exemplars)
     if not is_nan.any():
         return losses
     their_exemplars = restrict_exemplars(is_nan, exemplars)
     batches = _plan_batches(scorer, their_exemplars, "padded", size)
     again = score_batches(scorer, batches, their_exemplars, recording.with_stage(f"{recording.stage}, alone"))
     return losses.replace_samples(again, is_nan)
+
+
+def _find_nan(losses: Losses, exemplars: np.ndarray) -> np.ndarray:
+    """`(N,)` bool, the samples that lack a loss behind one of their exemplars."""
+    is_nan = np.isnan(losses.miwv)
+    if losses.further is not None:
+        further = rank_columns(exemplars)[:, 1:]
+        is_nan |= (np.isnan(losses.further[:, : further.shape[1]]) & (further != NO_EXEMPLAR)).any(axis=1)
+    return is_nan
 
 
 def count_planned_tokens(scorer: Scorer, exemplars: np.ndarray, layout: str) -> int:
@@ -113,7 +124,7 @@ def choose_layout(scorer: Scorer, exemplars: np.ndarray) -> str:
     The model is in evaluation mode.
 
     Args:
-        exemplars: `(N,)`. At least one sample is scorable.
+        exemplars: `(N,)` or `(N, m)`. At least one sample is scorable.
 
     Raises:
         ValueError: `layout="tree"` was asked for and the model cannot take it.
@@ -156,11 +167,11 @@ def _check_forwards(scorer: Scorer, exemplars: np.ndarray) -> CheckedModel:
         return scorer.checked[key]
     check_causal(scorer)
     needs_exemplars = get_score(scorer.config).needs_exemplars
-    is_equal = settle_padding(scorer, exemplars if needs_exemplars else None).sharing.is_equal
+    # Behind its nearest exemplar each sample is laid out as behind any other.
+    nearest = rank_columns(exemplars)[:, 0]
+    is_equal = settle_padding(scorer, nearest if needs_exemplars else None).sharing.is_equal
     asks = needs_exemplars and scorer.config.layout != "padded"
-    obstacle = (
-        _find_known_obstacle(scorer, exemplars, is_equal) or _compare_layouts(scorer, exemplars) if asks else None
-    )
+    obstacle = _find_known_obstacle(scorer, exemplars, is_equal) or _compare_layouts(scorer, nearest) if asks else None
     scorer.checked[key] = CheckedModel(is_equal, obstacle)
     return scorer.checked[key]
 
@@ -196,8 +207,10 @@ def _find_rope_obstacle(scorer: Scorer, exemplars: np.ndarray) -> str | None:
     limit, pool = scorer.sharing.longest_unaffected, scorer.pool
     if limit is None:
         return None
-    samples = np.flatnonzero(find_scorable(pool, exemplars, scorer.context))
-    lengths = len(pool.preamble) + pool.lengths[samples] + pool.lengths[exemplars[samples]]
+    can_score = find_scorable(pool, exemplars, scorer.context)
+    ranked = rank_columns(exemplars)[can_score]
+    shown = np.where(ranked == NO_EXEMPLAR, 0, pool.lengths[ranked])
+    lengths = len(pool.preamble) + pool.lengths[can_score] + shown.max(axis=1, initial=0)
     longer = int((np.minimum(lengths, scorer.context) > limit).sum())
     if not longer:
         return None

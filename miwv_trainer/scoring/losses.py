@@ -19,7 +19,7 @@ from miwv_trainer.scoring.attention import choose_tree_attention, use_tree_atten
 from miwv_trainer.scoring.forwards import Batch, run_forwards
 from miwv_trainer.scoring.head import Head, choose_head
 from miwv_trainer.scoring.row_losses import ScoredLosses, compute_row_losses, compute_tree_losses
-from miwv_trainer.scoring.rows import KINDS, PaddedBatch, make_rows
+from miwv_trainer.scoring.rows import PaddedBatch, count_kinds, make_rows
 from miwv_trainer.scoring.scorer import Scorer
 from miwv_trainer.scoring.trees import Tree, TreeBatch, make_tree_batches, make_tree_row
 from miwv_trainer.selection.measured import compute_miwv
@@ -36,12 +36,14 @@ class Losses:
         one_shot: `(N,)` float32, NaN where a sample was not scored.
         tokens_forwarded: Tokens of all rows, padding included.
         response: `(N,)` float32 of responses alone, without their prompts. None if none was asked for.
+        further: `(N, m - 1)` float32 behind further exemplars, the second nearest first. None if each sample has one.
     """
 
     zero_shot: np.ndarray
     one_shot: np.ndarray
     tokens_forwarded: int
     response: np.ndarray | None = None
+    further: np.ndarray | None = None
 
     @property
     def miwv(self) -> np.ndarray:
@@ -50,18 +52,39 @@ class Losses:
 
     def replace_samples(self, others: "Losses", samples: np.ndarray) -> "Losses":
         """These losses with those of `samples` (indices or a mask) taken from `others`. Tokens are added up."""
-        zero_shot, one_shot = self.zero_shot.copy(), self.one_shot.copy()
-        zero_shot[samples], one_shot[samples] = others.zero_shot[samples], others.one_shot[samples]
-        response = self.response
-        if response is not None and others.response is not None:
-            response = response.copy()
-            response[samples] = others.response[samples]
-        return Losses(zero_shot, one_shot, self.tokens_forwarded + others.tokens_forwarded, response)
+        return Losses(
+            zero_shot=_put(self.zero_shot, others.zero_shot, samples),
+            one_shot=_put(self.one_shot, others.one_shot, samples),
+            tokens_forwarded=self.tokens_forwarded + others.tokens_forwarded,
+            response=_put_known(self.response, others.response, samples),
+            further=_put_known(self.further, others.further, samples),
+        )
+
+    def restrict_to(self, samples: np.ndarray) -> "Losses":
+        """These losses of `samples` (indices or a mask), NaN of all others. No tokens are counted."""
+        nothing = Losses(
+            zero_shot=np.full_like(self.zero_shot, np.nan),
+            one_shot=np.full_like(self.one_shot, np.nan),
+            tokens_forwarded=0,
+            response=None if self.response is None else np.full_like(self.response, np.nan),
+            further=None if self.further is None else np.full_like(self.further, np.nan),
+        )
+        return replace(nothing.replace_samples(self, samples), tokens_forwarded=0)
 
     def with_responses(self, responses: "Losses") -> "Losses":
         """These losses with those of responses alone, which another pass has computed. Tokens are added up."""
         tokens = self.tokens_forwarded + responses.tokens_forwarded
         return replace(self, response=responses.response, tokens_forwarded=tokens)
+
+
+def _put(values: np.ndarray, others: np.ndarray, samples: np.ndarray) -> np.ndarray:
+    merged = values.copy()
+    merged[samples] = others[samples]
+    return merged
+
+
+def _put_known(values: np.ndarray | None, others: np.ndarray | None, samples: np.ndarray) -> np.ndarray | None:
+    return values if values is None or others is None else _put(values, others, samples)
 
 
 @dataclass(frozen=True)
@@ -90,7 +113,7 @@ class ScoringBatch(Batch, Protocol):
 
     @property
     def kinds(self) -> np.ndarray:
-        """`(losses,)` `ZERO_SHOT`, `ONE_SHOT` or `RESPONSE`."""
+        """`(losses,)` `ZERO_SHOT`, `RESPONSE`, or the kind of the loss behind an exemplar."""
         ...
 
     @property
@@ -112,7 +135,8 @@ def score_batches(
 
     Args:
         batches: From [`~miwv_trainer.scoring.rows.plan_padded`] or [`~miwv_trainer.scoring.rows.plan_zero_shot`].
-        exemplars: `(N,)` index of each sample's exemplar; None where no row is one-shot.
+        exemplars: `(N,)` index of each sample's exemplar, or `(N, m)` of its nearest ones; None where no row is
+            one-shot.
     """
 
     def score(batch: PaddedBatch, head: Head) -> ScoredLosses:
@@ -155,14 +179,14 @@ def _sweep(
     Each rank fills its own slots of arrays of zeros, and one sum over ranks puts them together: exact, whatever the
     order.
     """
-    world, journal, size = scorer.world, recording.journal, len(scorer.pool)
+    world, journal = scorer.world, recording.journal
+    shape = count_kinds(scorer.config.exemplars_per_sample), len(scorer.pool)
     losses_in_all = sum(len(batch.samples) for batch in batches)
-    recorded = _read_recorded(recording, size, world)
+    recorded = _read_recorded(recording, shape, world)
     # Only whole batches are left out. Batches composed anew of what is missing would change the last bits of losses, so
     # scores would depend on where a round was interrupted.
     batches = [batch for batch in batches if not recorded.is_recorded[batch.kinds, batch.samples].all()]
-    losses = np.zeros((KINDS, size))
-    is_scored = np.zeros((KINDS, size))
+    losses, is_scored = np.zeros(shape), np.zeros(shape)
     tokens = np.zeros(1, dtype=np.int64)
     task = "scoring the pool"
     with world.run_turn(task):
@@ -181,8 +205,9 @@ def _sweep(
         tokens += batch.tokens
     losses, is_scored = world.all_reduce_sum(losses), world.all_reduce_sum(is_scored)
     losses = np.where(is_scored > 0, losses, np.where(recorded.is_recorded, recorded.losses, np.nan))
-    zero_shot, one_shot, response = losses.astype(np.float32)
-    return Losses(zero_shot, one_shot, int(world.all_reduce_sum(tokens)[0]) + recorded.tokens, response)
+    zero_shot, one_shot, response, *further = losses.astype(np.float32)
+    in_all = int(world.all_reduce_sum(tokens)[0]) + recorded.tokens
+    return Losses(zero_shot, one_shot, in_all, response, np.stack(further, axis=1) if further else None)
 
 
 @dataclass(frozen=True)
@@ -191,8 +216,8 @@ class _Recorded:
     What the journals of all ranks hold of a pass.
 
     Args:
-        losses: `(KINDS, N)` losses of each kind.
-        is_recorded: `(KINDS, N)` whether a loss is recorded.
+        losses: `(kinds, N)` losses of each kind.
+        is_recorded: `(kinds, N)` whether a loss is recorded.
         tokens: Tokens forwarded for them.
     """
 
@@ -201,9 +226,9 @@ class _Recorded:
     tokens: int
 
 
-def _read_recorded(recording: Recording, size: int, world: World) -> _Recorded:
+def _read_recorded(recording: Recording, shape: tuple[int, int], world: World) -> _Recorded:
     """Reads the journals, the same on every rank, although a rank may see only the files of its own machine."""
-    losses, readers = np.zeros((KINDS, size)), np.zeros((KINDS, size))
+    losses, readers = np.zeros(shape), np.zeros(shape)
     if recording.journal is None:
         return _Recorded(losses, readers > 0, 0)
     tokens = np.zeros(world.size, dtype=np.int64)

@@ -1,5 +1,6 @@
 """
-The padded layout: each sample is one row without its exemplar (zero-shot loss) and one behind it (one-shot loss).
+The padded layout: each sample is one row without its exemplar (zero-shot loss) and one behind it (one-shot loss), or
+one behind each of several exemplars.
 
 Rows are sorted by length, so that little is padded. The price is that an exemplar is forwarded again for each sample
 that retrieved it: about three times the pool's own tokens in all. Every causal model takes these rows.
@@ -13,12 +14,27 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from miwv_trainer.data.pool import NO_EXEMPLAR, Pool
+from miwv_trainer.data.pool import NO_EXEMPLAR, Pool, rank_columns
 from miwv_trainer.scoring.sharing import ALL_SHARE, Sharing
 
-# Which loss of a sample a row gives: behind its prompt, behind exemplar and prompt, or of its response alone.
+# Which loss of a sample a row gives: behind its prompt, behind exemplar and prompt, or of its response alone. The kinds
+# from 3 on are behind further exemplars: 3 behind the second nearest, 4 behind the third.
 ZERO_SHOT, ONE_SHOT, RESPONSE = 0, 1, 2
-KINDS = 3
+
+
+def get_one_shot_kind(rank: int) -> int:
+    """The kind of the loss behind the exemplar of a rank, 0 for the nearest."""
+    return ONE_SHOT if rank == 0 else RESPONSE + rank
+
+
+def get_rank(kind: int) -> int:
+    """The rank of the exemplar that a one-shot loss is behind, 0 for the nearest."""
+    return 0 if kind == ONE_SHOT else kind - RESPONSE
+
+
+def count_kinds(exemplars_per_sample: int) -> int:
+    """How many losses a sample may have: behind its prompt, alone, and behind each of its exemplars."""
+    return 2 + exemplars_per_sample
 
 
 @dataclass(frozen=True)
@@ -36,7 +52,7 @@ class PaddedBatch:
 
     Args:
         samples: `(rows,)` index of each row's sample.
-        kinds: `(rows,)` which of the sample's losses the row gives: `ZERO_SHOT`, `ONE_SHOT` or `RESPONSE`.
+        kinds: `(rows,)` which of the sample's losses the row gives: `ZERO_SHOT`, `RESPONSE`, or one behind an exemplar.
         lengths: `(rows,)` each row's tokens, without padding.
     """
 
@@ -68,11 +84,11 @@ class PaddedBatch:
 def find_scorable(pool: Pool, exemplars: np.ndarray, context: int) -> np.ndarray:
     """`(N,)` bool: the samples with prompt, response and exemplar that leave room for at least one exemplar token."""
     fits = len(pool.preamble) + pool.lengths < context
-    return pool.has_prompt_and_response & (exemplars != NO_EXEMPLAR) & fits
+    return pool.has_prompt_and_response & (rank_columns(exemplars)[:, 0] != NO_EXEMPLAR) & fits
 
 
 def restrict_exemplars(samples: np.ndarray, exemplars: np.ndarray) -> np.ndarray:
-    """`(N,)` the exemplars of `samples` (indices or a mask), and none for the others, which are then not scored."""
+    """The exemplars of `samples` (indices or a mask), and none for the others, which are then not scored."""
     chosen = np.full_like(exemplars, NO_EXEMPLAR)
     chosen[samples] = exemplars[samples]
     return chosen
@@ -134,28 +150,28 @@ def make_rows(batch: PaddedBatch, pool: Pool, exemplars: np.ndarray | None, cont
     The rows of a batch, in its order.
 
     Args:
-        exemplars: `(N,)` index of each sample's exemplar; None if no row is one-shot.
+        exemplars: `(N,)` index of each sample's exemplar, or `(N, m)` of its nearest ones; None if no row is one-shot.
 
     Raises:
         ValueError: a row is one-shot and there are no exemplars.
     """
-    rows = []
+    rows, ranked = [], None if exemplars is None else rank_columns(exemplars)
     for sample, kind in zip(batch.samples.tolist(), batch.kinds.tolist(), strict=True):
         if kind == ZERO_SHOT:
             rows.append(make_zero_shot_row(pool, sample))
         elif kind == RESPONSE:
             rows.append(make_response_row(pool, sample))
-        elif exemplars is None:
+        elif ranked is None:
             raise ValueError(f"Sample {sample} is to be scored behind its exemplar, but no exemplars were given.")
         else:
-            rows.append(make_one_shot_row(pool, sample, int(exemplars[sample]), context))
+            rows.append(make_one_shot_row(pool, sample, int(ranked[sample, get_rank(kind)]), context))
     return rows
 
 
 def plan_padded(
     pool: Pool, exemplars: np.ndarray, context: int, tokens_per_batch: int, sharing: Sharing = ALL_SHARE
 ) -> list[PaddedBatch]:
-    """Batches with each scorable sample once without and once behind its exemplar, longest first."""
+    """Batches with each scorable sample once without and once behind each of its exemplars, longest first."""
     return plan_losses(pool, exemplars, context, tokens_per_batch, sharing, kinds=(ZERO_SHOT, ONE_SHOT))
 
 
@@ -172,15 +188,20 @@ def plan_losses(
     Batches with a row of each kind for each scorable sample, longest first.
 
     Args:
-        exemplars: `(N,)` index of each sample's exemplar; where no row is one-shot, any index makes a sample scorable.
+        exemplars: `(N,)` index of each sample's exemplar, or `(N, m)` of its nearest ones, each of which gives a row of
+            the kind `ONE_SHOT`; where no row is one-shot, any index makes a sample scorable.
     """
     samples = np.flatnonzero(find_scorable(pool, exemplars, context))
     zero_shot = len(pool.preamble) + pool.lengths[samples]
-    lengths_of = {
-        ZERO_SHOT: zero_shot,
-        ONE_SHOT: np.minimum(zero_shot + pool.lengths[exemplars[samples]], context),
-        RESPONSE: count_response_row_tokens(pool)[samples],
-    }
+    lengths_of = {ZERO_SHOT: zero_shot, RESPONSE: count_response_row_tokens(pool)[samples]}
+    ranked = rank_columns(exemplars)[samples]
+    if ONE_SHOT in kinds:
+        at = kinds.index(ONE_SHOT)
+        one_shot = [get_one_shot_kind(rank) for rank in range(ranked.shape[1])]
+        kinds = [*kinds[:at], *one_shot, *kinds[at + 1 :]]
+        for kind, shown in zip(one_shot, ranked.T, strict=True):
+            behind = np.minimum(zero_shot + pool.lengths[shown], context)
+            lengths_of[kind] = np.where(shown == NO_EXEMPLAR, 0, behind)
     lengths = np.concatenate([lengths_of[kind] for kind in kinds])
     is_row = lengths > 0
     all_kinds, all_samples = np.repeat(kinds, len(samples)), np.tile(samples, len(kinds))

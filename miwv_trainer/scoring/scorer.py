@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from miwv_trainer.config import MIWVConfig
-from miwv_trainer.data.pool import Pool
+from miwv_trainer.data.pool import NO_EXEMPLAR, Pool, rank_columns
 from miwv_trainer.distributed.world import World
 from miwv_trainer.distributed.wrappers import get_inner_model, unwrap_model
 from miwv_trainer.scoring.context import find_context_length, get_text_config
@@ -100,9 +100,11 @@ class Scorer:
         return replace(self, world=World(0, 1, self.world.device, self.world.sharded, quiet=True))
 
     def size_batches(self, exemplars: np.ndarray) -> BatchSize:
-        """The size of the forwards that score the samples that have an exemplar in `exemplars`, `(N,)`."""
+        """The size of the forwards that score the samples with an exemplar in `exemplars`, `(N,)` or `(N, m)`."""
         can_score = find_scorable(self.pool, exemplars, self.context)
-        return size_batches(self.model, self.config, self.memory, 2 * int(self.pool.lengths[can_score].sum()))
+        rows_each = 1 + (rank_columns(exemplars)[can_score] != NO_EXEMPLAR).sum(axis=1)
+        work = int((rows_each * self.pool.lengths[can_score]).sum())
+        return size_batches(self.model, self.config, self.memory, work)
 
 
 def prepare_scorer(

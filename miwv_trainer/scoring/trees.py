@@ -17,8 +17,8 @@ from functools import cached_property
 
 import numpy as np
 
-from miwv_trainer.data.pool import Pool
-from miwv_trainer.scoring.rows import ONE_SHOT, ZERO_SHOT, find_scorable
+from miwv_trainer.data.pool import NO_EXEMPLAR, Pool, rank_columns
+from miwv_trainer.scoring.rows import ONE_SHOT, ZERO_SHOT, find_scorable, get_one_shot_kind
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,19 @@ class Tree:
         branches: Indices of the samples behind it, none of which sees another.
         scores_trunk: Whether the trunk's zero-shot loss is scored here. If not, it is context only.
         trunk_room: Most tokens of the trunk that are shown; its beginning is cut.
+        branch_kinds: Which one-shot loss each branch gives; None if the trunk is the nearest exemplar of each.
     """
 
     trunk: int
     branches: tuple[int, ...]
     scores_trunk: bool
     trunk_room: int
+    branch_kinds: tuple[int, ...] | None = None
+
+    @property
+    def kinds(self) -> tuple[int, ...]:
+        """Which one-shot loss each branch gives."""
+        return self.branch_kinds or (ONE_SHOT,) * len(self.branches)
 
     def count_tokens(self, pool: Pool) -> int:
         """Tokens of preamble, trunk and branches."""
@@ -48,8 +55,11 @@ class Tree:
         if len(self.branches) + self.scores_trunk < 2:
             return [self]
         middle = len(self.branches) // 2
-        first, second = self.branches[:middle], self.branches[middle:]
-        return [replace(self, branches=first), replace(self, branches=second, scores_trunk=False)]
+        first, second = (
+            replace(self, branches=self.branches[part], branch_kinds=self.kinds[part])
+            for part in (slice(middle), slice(middle, None))
+        )
+        return [first, replace(second, scores_trunk=False)]
 
 
 @dataclass(frozen=True)
@@ -74,7 +84,7 @@ class TreeBatch:
 
     @property
     def kinds(self) -> np.ndarray:
-        """`(losses,)` which loss of each of `samples` is scored, `ZERO_SHOT` or `ONE_SHOT`."""
+        """`(losses,)` which loss of each of `samples` is scored, `ZERO_SHOT` or that behind an exemplar."""
         return np.asarray([kind for kind, _ in self._losses()], dtype=np.int64)
 
     @property
@@ -85,7 +95,7 @@ class TreeBatch:
     def _losses(self) -> list[tuple[int, int]]:
         trees = [tree for row in self.rows for tree in row]
         zero_shot = [(ZERO_SHOT, tree.trunk) for tree in trees if tree.scores_trunk]
-        return zero_shot + [(ONE_SHOT, sample) for tree in trees for sample in tree.branches]
+        return zero_shot + [each for tree in trees for each in zip(tree.kinds, tree.branches, strict=True)]
 
     @property
     def tokens(self) -> int:
@@ -151,40 +161,55 @@ class TreeRow:
 
 def plan_trees(pool: Pool, exemplars: np.ndarray, context: int, tokens_per_row: int) -> list[list[Tree]]:
     """
-    Rows of trees, longest first, that hold each scorable sample once as a trunk and once as a branch.
+    Rows of trees, longest first, that hold each scorable sample once as a trunk and once as a branch behind each of its
+    exemplars.
 
     A row has at most `tokens_per_row` tokens, or as many as a single sample behind its exemplar if these are more. A
     trunk with many branches is repeated in further rows as context only. So is a trunk that must be cut to leave room
     for a long branch.
+
+    Args:
+        exemplars: `(N,)` index of each sample's exemplar, or `(N, m)` of its nearest ones.
     """
-    can_score = find_scorable(pool, exemplars, context)
-    samples = np.flatnonzero(can_score)
-    room = context - len(pool.preamble) - pool.lengths
-    cuts_trunk = pool.lengths[exemplars[samples]] > room[samples]
-    trees = [Tree(int(exemplars[i]), (int(i),), False, int(room[i])) for i in samples[cuts_trunk]]
-    others = samples[~cuts_trunk]
-    by_trunk = others[np.argsort(exemplars[others], kind="stable")]
-    starts = np.searchsorted(exemplars[by_trunk], np.arange(len(pool) + 1))
+    can_score, ranked = find_scorable(pool, exemplars, context), rank_columns(exemplars)
+    samples, ranks = np.nonzero((ranked != NO_EXEMPLAR) & can_score[:, None])
+    trunks = ranked[samples, ranks]
+    kinds = np.asarray([get_one_shot_kind(rank) for rank in range(ranked.shape[1])])[ranks]
+    room = context - len(pool.preamble) - pool.lengths[samples]
+    cuts_trunk = pool.lengths[trunks] > room
+    trees = [
+        Tree(int(trunks[i]), (int(samples[i]),), False, int(room[i]), (int(kinds[i]),))
+        for i in np.flatnonzero(cuts_trunk)
+    ]
+    others = np.flatnonzero(~cuts_trunk)
+    by_trunk = others[np.argsort(trunks[others], kind="stable")]
+    starts = np.searchsorted(trunks[by_trunk], np.arange(len(pool) + 1))
     for trunk in range(len(pool)):
-        branches = by_trunk[starts[trunk] : starts[trunk + 1]]
-        trees += _split_between_trees(trunk, branches, bool(can_score[trunk]), pool, context, tokens_per_row)
+        behind = by_trunk[starts[trunk] : starts[trunk + 1]]
+        whole = Tree(
+            trunk, tuple(samples[behind].tolist()), bool(can_score[trunk]), context, tuple(kinds[behind].tolist())
+        )
+        trees += _split_between_trees(whole, pool, tokens_per_row)
     sizes = [tree.count_tokens(pool) for tree in trees]
     rows = sorted(_fill_bins(sizes, tokens_per_row), key=lambda row: -sum(sizes[number] for number in row))
     return [[trees[number] for number in row] for row in rows]
 
 
-def _split_between_trees(
-    trunk: int, branches: np.ndarray, scores_trunk: bool, pool: Pool, context: int, tokens_per_row: int
-) -> list[Tree]:
-    """One tree, or several with the same trunk if its branches do not fit into one row."""
-    if not len(branches):
-        return [Tree(trunk, (), True, context)] if scores_trunk else []
-    left = tokens_per_row - len(pool.preamble) - int(pool.lengths[trunk])
+def _split_between_trees(whole: Tree, pool: Pool, tokens_per_row: int) -> list[Tree]:
+    """The tree, or several with the same trunk if its branches do not fit into one row."""
+    if not len(whole.branches):
+        return [whole] if whole.scores_trunk else []
+    left = tokens_per_row - len(pool.preamble) - int(pool.lengths[whole.trunk])
     # If the longest branch does not fit anyway, other rows of that length repeat a long trunk less often.
-    left = max(left, int(pool.lengths[branches].max()))
-    groups = _fill_bins(pool.lengths[branches].tolist(), left)
+    lengths = pool.lengths[list(whole.branches)]
+    groups = map(sorted, _fill_bins(lengths.tolist(), max(left, int(lengths.max()))))
     return [
-        Tree(trunk, tuple(int(branches[number]) for number in sorted(group)), scores_trunk and first == 0, context)
+        replace(
+            whole,
+            branches=tuple(whole.branches[number] for number in group),
+            branch_kinds=tuple(whole.kinds[number] for number in group),
+            scores_trunk=whole.scores_trunk and first == 0,
+        )
         for first, group in enumerate(groups)
     ]
 
@@ -232,13 +257,13 @@ def make_tree_row(trees: Sequence[Tree], pool: Pool) -> TreeRow:
             is_target[len(pool.preamble) :] = pool.response_mask(tree.trunk)
         scored.append(is_target)
         pieces.append((number, 0, 0, tree.trunk, ZERO_SHOT))
-        for branch, sample in enumerate(tree.branches, start=1):
+        for branch, (sample, kind) in enumerate(zip(tree.branches, tree.kinds, strict=True), start=1):
             ids.append(pool.sample(sample))
             scored.append(pool.response_mask(sample))
-            pieces.append((number, branch, len(trunk), sample, ONE_SHOT))
+            pieces.append((number, branch, len(trunk), sample, kind))
     lengths = np.asarray([len(piece) for piece in ids])
     piece = np.repeat(np.arange(len(pieces)), lengths)
-    tree_number, branch_number, first, sample_number, kind = np.asarray(pieces).T
+    tree_number, branch_number, first, sample_number, kind_number = np.asarray(pieces).T
     start = np.cumsum(lengths) - lengths
     targets = np.flatnonzero(np.concatenate(scored))
     return TreeRow(
@@ -248,5 +273,5 @@ def make_tree_row(trees: Sequence[Tree], pool: Pool) -> TreeRow:
         branch=branch_number[piece],
         targets=targets,
         samples=sample_number[piece[targets]],
-        kinds=kind[piece[targets]],
+        kinds=kind_number[piece[targets]],
     )

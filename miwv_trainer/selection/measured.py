@@ -20,6 +20,9 @@ class Measured:
         response_loss: The loss of the response alone, without its prompt; None if it was not measured.
         exemplars: Index of the sample that each sample was scored behind, -1 for none; None if none was looked for.
         given: Scores of the user's own, from an array or a column; None if there are none.
+        further_exemplars: `(N, m - 1)` the other samples that each was scored behind, the second nearest first, -1 for
+            none; None if each was scored behind one.
+        further_losses: `(N, m - 1)` one-shot losses behind these.
     """
 
     zero_shot_loss: np.ndarray
@@ -30,6 +33,8 @@ class Measured:
     response_loss: np.ndarray | None = None
     exemplars: np.ndarray | None = None
     given: np.ndarray | None = None
+    further_exemplars: np.ndarray | None = None
+    further_losses: np.ndarray | None = None
 
     @property
     def miwv(self) -> np.ndarray:
@@ -42,12 +47,22 @@ class Measured:
         zero_shot_loss: np.ndarray,
         one_shot_loss: np.ndarray,
         response_loss: np.ndarray | None = None,
+        further_losses: np.ndarray | None = None,
     ) -> "Measured":
-        """Returns a copy that takes the losses of the samples in the `(N,)` mask `is_new` from other `(N,)` arrays."""
+        """
+        Returns a copy that takes the losses of the samples in the `(N,)` mask `is_new` from other arrays.
+
+        Args:
+            further_losses: `(N, m - 1)`, as `further_exemplars`. The other arrays are `(N,)`.
+        """
         before = np.full(len(is_new), np.nan, np.float32) if self.response_loss is None else self.response_loss
+        further = self.further_losses
+        if further_losses is not None:
+            further = np.where(is_new[:, None], further_losses, np.nan if further is None else further)
         return replace(
             self,
             response_loss=before if response_loss is None else np.where(is_new, response_loss, before),
+            further_losses=further,
             zero_shot_loss=np.where(is_new, zero_shot_loss, self.zero_shot_loss),
             one_shot_loss=np.where(is_new, one_shot_loss, self.one_shot_loss),
         )
@@ -109,12 +124,15 @@ def compute_influence(measured: Measured) -> np.ndarray:
     count, influence = len(measured.response_tokens), np.full(len(measured.response_tokens), np.nan, dtype=np.float32)
     if measured.exemplars is None:
         return influence
-    miwv = measured.miwv.astype(np.float64)
-    counts_for = np.flatnonzero(np.isfinite(miwv) & (measured.exemplars >= 0))
-    behind = measured.exemplars[counts_for]
-    sums = np.bincount(behind, weights=-miwv[counts_for], minlength=count)
-    numbers = np.bincount(behind, minlength=count)
-    has_value = (numbers > 0) & np.isfinite(miwv)
+    exemplars, one_shot = measured.exemplars[:, None], measured.one_shot_loss[:, None]
+    if measured.further_exemplars is not None and measured.further_losses is not None:
+        exemplars = np.hstack([exemplars, measured.further_exemplars])
+        one_shot = np.hstack([one_shot, measured.further_losses])
+    gained = -compute_miwv(one_shot, measured.zero_shot_loss[:, None]).astype(np.float64)
+    counts = np.isfinite(gained) & (exemplars >= 0)
+    sums = np.bincount(exemplars[counts], weights=gained[counts], minlength=count)
+    numbers = np.bincount(exemplars[counts], minlength=count)
+    has_value = (numbers > 0) & np.isfinite(measured.miwv)
     influence[has_value] = sums[has_value] / numbers[has_value]
     return influence
 

@@ -9,21 +9,33 @@ import scipy.sparse
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from miwv_trainer.data.pool import rank_columns
 from miwv_trainer.embeddings.vectors import Embeddings
 from miwv_trainer.storage.atomic import atomic_path
 from miwv_trainer.storage.provenance import JsonObject, check_description, describe, explain_read_errors
 
 
 def write_exemplars(path: Path, exemplars: np.ndarray, similarities: np.ndarray, fingerprint: JsonObject) -> None:
-    """Writes a Parquet file: `(N,)` index of each sample's exemplar (-1: none), and `(N,)` cosine between the two."""
-    table = pa.table({"exemplar": exemplars, "similarity": similarities})
+    """
+    Writes a Parquet file: `(N,)` index of each sample's exemplar (-1: none) and `(N,)` cosine between the two, or
+    `(N, m)` of its nearest ones, a column for each rank.
+    """
+    columns: dict[str, np.ndarray] = {}
+    pairs = zip(rank_columns(exemplars).T, rank_columns(similarities).T, strict=True)
+    for rank, (indices, cosines) in enumerate(pairs):
+        columns |= {_name("exemplar", rank): indices, _name("similarity", rank): cosines}
+    table = pa.table(columns)
     with atomic_path(path) as temporary:
         pq.write_table(table.replace_schema_metadata(describe(fingerprint)), temporary)
 
 
+def _name(column: str, rank: int) -> str:
+    return column if rank == 0 else f"{column}_{rank + 1}"
+
+
 def read_exemplars(path: Path, fingerprint: JsonObject) -> tuple[np.ndarray, np.ndarray] | None:
     """
-    Reads exemplars and similarities, or returns None if there is no file.
+    Reads `(N, m)` exemplars and similarities, or returns None if there is no file.
 
     Raises:
         ValueError: it is damaged, has another format version, or was made from something else than `fingerprint`.
@@ -35,7 +47,12 @@ def read_exemplars(path: Path, fingerprint: JsonObject) -> tuple[np.ndarray, np.
         table = pq.read_table(path, partitioning=None)
     described = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
     check_description(path, described, fingerprint)
-    return table["exemplar"].to_numpy(), table["similarity"].to_numpy()
+    ranks = range(table.num_columns // 2)
+    exemplars, similarities = (
+        np.column_stack([table[_name(column, rank)].to_numpy() for rank in ranks])
+        for column in ("exemplar", "similarity")
+    )
+    return exemplars, similarities
 
 
 def write_embeddings(path: Path, embeddings: Embeddings, fingerprint: JsonObject) -> None:

@@ -97,12 +97,12 @@ class Store:
         return read_round_files(folder, number, fingerprint)
 
     def write_exemplars(self, exemplars: np.ndarray, similarities: np.ndarray, fingerprint: JsonObject) -> None:
-        """Writes `(N,)` index of each sample's exemplar (-1: none), and `(N,)` cosine between the two."""
+        """Writes the index of each sample's exemplar (-1: none) and the cosine between the two, `(N,)` or `(N, m)`."""
         exemplar_files.write_exemplars(self._exemplars_path, exemplars, similarities, fingerprint)
 
     def read_exemplars(self, fingerprint: JsonObject) -> tuple[np.ndarray, np.ndarray] | None:
         """
-        Reads exemplars and similarities, or returns None if there are none.
+        Reads `(N, m)` exemplars and similarities, or returns None if there are none.
 
         Raises:
             ValueError: they are damaged, have another format version, or were made from something else.

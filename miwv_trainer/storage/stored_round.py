@@ -25,6 +25,13 @@ MISSING_BELOW_ZERO = ("exemplar", "age")
 # By which a sample is found in a file, whatever place it has there; null stands for 0 ("not known").
 # Only scores that compare a response with itself alone measure it.
 RESPONSE_LOSS = "response_loss"
+# Where samples were scored behind several exemplars: the columns of what belongs to the nearest, and those of the lists
+# of what belongs to the others. A sample may have fewer than the round's `exemplars_per_sample`.
+FURTHER = {
+    "exemplar": "further_exemplars",
+    "similarity": "further_similarities",
+    "one_shot_loss": "further_losses",
+}
 HASHES = ("ids_hash", "text_hash", "words_hash", "answer_hash")
 # Other programs read these columns: new ones come at the end.
 SCORES = pa.schema(
@@ -42,6 +49,9 @@ SCORES = pa.schema(
         ("age", pa.int32()),
         *((name, pa.uint64()) for name in HASHES),
         (RESPONSE_LOSS, pa.float32()),
+        ("further_exemplars", pa.list_(pa.int64())),
+        ("further_similarities", pa.list_(pa.float32())),
+        ("further_losses", pa.list_(pa.float32())),
     ]
 )
 
@@ -210,6 +220,21 @@ class StoredRound:
             column = column.fill_null(-1)
         return (column.fill_null(0) if name in HASHES else column).to_numpy()
 
+    def ranked(self, name: str) -> np.ndarray:
+        """`(N, m)` `exemplar`, `similarity` or `one_shot_loss` of all of a sample's exemplars, the nearest first."""
+        first = self.column(name)
+        if self.scores[FURTHER[name]].null_count == len(first):
+            return first[:, None]
+        lists = self.scores[FURTHER[name]].to_pylist()
+        asked = self.summary.get("fingerprint", {}).get("exemplars_per_sample", 1)
+        ranked = np.full((len(first), asked), -1 if name in MISSING_BELOW_ZERO else np.nan, dtype=first.dtype)
+        ranked[:, 0] = first
+        for sample, further in enumerate(lists):
+            for rank, value in enumerate(further or (), start=1):
+                if value is not None:
+                    ranked[sample, rank] = value
+        return ranked
+
     @property
     def selection(self) -> np.ndarray:
         """`(k,)` ascending indices of the selected samples."""
@@ -254,12 +279,15 @@ def _make_table(columns: Mapping[str, np.ndarray]) -> pa.Table:
     """
     The table of scores; NaN (or -1 in `exemplar` and `age`, 0 in hashes) becomes null, which every reader knows.
 
-    Hashes and losses of responses alone that are not among the columns become nulls.
+    Hashes, losses of responses alone and further exemplars that are not among the columns become nulls.
     """
     arrays = []
     for entry in SCORES:
-        if entry.name in (*HASHES, RESPONSE_LOSS) and entry.name not in columns:
+        if entry.name in (*HASHES, RESPONSE_LOSS, *FURTHER.values()) and entry.name not in columns:
             arrays.append(pa.nulls(len(columns["index"]), entry.type))
+            continue
+        if pa.types.is_list(entry.type):
+            arrays.append(_make_lists(columns[entry.name], columns[FURTHER["exemplar"]] >= 0, entry.type))
             continue
         values = columns[entry.name]
         # Null rather than NaN: SQL engines sort NaN above every number, so a top-k would begin with unscored samples.
@@ -270,3 +298,11 @@ def _make_table(columns: Mapping[str, np.ndarray]) -> pa.Table:
             missing = values == 0
         arrays.append(pa.array(values, type=entry.type, mask=missing))
     return pa.Table.from_arrays(arrays, schema=SCORES)
+
+
+def _make_lists(values: np.ndarray, is_there: np.ndarray, kind: pa.DataType) -> pa.Array:
+    """Each sample's `values` where it has an exemplar, `(N, m - 1)` both; NaN becomes null."""
+    offsets = np.concatenate([[0], is_there.sum(axis=1).cumsum()]).astype(np.int32)
+    flat = values[is_there]
+    is_missing = np.isnan(flat) if flat.dtype.kind == "f" else np.zeros(len(flat), dtype=bool)
+    return pa.ListArray.from_arrays(offsets, pa.array(flat, type=kind.value_type, mask=is_missing))

@@ -93,4 +93,4 @@ def keep_exemplars(store: Store, scored: StoredRound, fingerprint: Mapping[str, 
     They cannot be searched for again: the model that may have embedded the prompts has been trained since.
     """
     if store.read_exemplars(fingerprint) is None:
-        store.write_exemplars(scored.column("exemplar"), scored.column("similarity"), fingerprint)
+        store.write_exemplars(scored.ranked("exemplar"), scored.ranked("similarity"), fingerprint)

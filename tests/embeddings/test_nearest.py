@@ -6,11 +6,12 @@ import sys
 import numpy as np
 import pytest
 
+from miwv_trainer.config import MIWVConfig
 from miwv_trainer.embeddings import faiss as faiss_search
 from miwv_trainer.embeddings import nearest
 from miwv_trainer.embeddings.embedders import embed_texts
-from miwv_trainer.embeddings.nearest import find_nearest_exemplars
-from tests.helpers.exemplars import FAR, brute_force, distinct, random_samples, tfidf_by_hand
+from miwv_trainer.embeddings.nearest import find_nearest_exemplars, find_ranked_exemplars
+from tests.helpers.exemplars import FAR, brute_force, brute_force_ranked, distinct, random_samples, tfidf_by_hand
 from tests.helpers.pools import clustered_pool, pool_of
 
 
@@ -25,6 +26,29 @@ def test_exemplars_of_dense_embeddings_equal_a_brute_force_search(context, allow
     assert found.tolist() == expected
     unit = vectors.astype(np.float64) / np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
     np.testing.assert_allclose(similarities, (unit * unit[expected]).sum(axis=1), atol=1e-6)
+
+
+@pytest.mark.parametrize("allow_identical", [False, True])
+@pytest.mark.parametrize("context", [FAR, 20, 12, 5])
+def test_several_exemplars_a_sample_equal_a_brute_force_search(context, allow_identical):
+    samples = random_samples(40)
+    vectors = np.random.default_rng(1).standard_normal((40, 6)).astype(np.float32)
+    vectors[5] = vectors[11] = vectors[2]
+    vectors[30] = vectors[31] * 2  # ties
+    pool = pool_of(samples, preamble=2)
+    for count in (2, 7, 60):
+        config = MIWVConfig(
+            score="influence", exemplars_per_sample=count, allow_identical_exemplars=allow_identical, embedder=vectors
+        )
+        found, similarities = find_ranked_exemplars(vectors, pool, context, config)
+        expected = brute_force_ranked(vectors.tolist(), samples, context, count, 2, allow_identical)
+        assert found.tolist() == expected
+        unit = vectors.astype(np.float64) / np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
+        cosines = np.einsum("nd,nmd->nm", unit, unit[np.asarray(expected)])
+        np.testing.assert_allclose(similarities, np.where(found < 0, np.nan, cosines), atol=1e-6)
+        nearest, _ = find_nearest_exemplars(vectors, pool, context, allow_identical)
+        assert found[:, 0].tolist() == nearest.tolist()
+    assert (found == -1).any(axis=1).all()  # no sample has 60 others
 
 
 def test_the_rules_of_the_brute_force_comparison_each_change_its_outcome():

@@ -25,6 +25,13 @@ def random_samples(count: int, seed: int = 0) -> list[tuple[list[int], list[int]
 
 def brute_force(vectors, samples, context, preamble: int = 0, allow_identical: bool = False) -> list[int]:
     """Equation 1 and its exclusions, one pair at a time in float64."""
+    return [ranked[0] for ranked in brute_force_ranked(vectors, samples, context, 1, preamble, allow_identical)]
+
+
+def brute_force_ranked(
+    vectors, samples, context, count: int, preamble: int = 0, allow_identical: bool = False
+) -> list[list[int]]:
+    """The nearest `count` samples of each, -1 where there are fewer."""
 
     def length(index: int) -> int:
         return len(samples[index][0]) + len(samples[index][1])
@@ -41,7 +48,8 @@ def brute_force(vectors, samples, context, preamble: int = 0, allow_identical: b
             if j != i and prompt and response and (allow_identical or samples[j] != samples[i])
         ]
         fitting = [j for j in allowed if preamble + length(i) + length(j) <= context]
-        found.append(max(fitting or allowed, key=lambda j: (round(cosine(i, j), 6), -j), default=-1))
+        ranked = sorted(fitting or allowed, key=lambda j: (-round(cosine(i, j), 6), j))[:count]
+        found.append(ranked + [-1] * (count - len(ranked)))
     return found
 
 

@@ -28,6 +28,9 @@ COLUMNS = {
     "words_hash": "uint64",
     "answer_hash": "uint64",
     "response_loss": "float",
+    "further_exemplars": "list<element: int64>",
+    "further_similarities": "list<element: float>",
+    "further_losses": "list<element: float>",
 }
 
 

@@ -38,6 +38,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "array": {"score": np.sin(np.arange(COUNT)), "extra_losses": "zero_shot", "loss_band": [0.2, 0.9]},
     "ifd": {"score": "ifd"},
     "influence": {"score": "influence"},
+    "influence on three": {"score": "influence", "exemplars_per_sample": 3, "rescore_budget": 0.4},
     "sample": {"selection": "sample", "temperature": 2.0},
     "function": {"score": middle_miwv, "extra_losses": "both"},
     "budget, guards": {"rescore_budget": 0.4, "min_response_tokens": 12, "diversity": "mmr"},

@@ -107,6 +107,10 @@ def test_exemplars_of_another_pool_are_refused_by_both_fingerprints(model, pool,
             {"allow_identical_exemplars": True},
             "made with allow_identical_exemplars = False, but this run has allow_identical_exemplars = True",
         ),
+        (
+            {"score": "influence", "exemplars_per_sample": 2},
+            "made with exemplars_per_sample = 1, but this run has exemplars_per_sample = 2",
+        ),
     ],
 )
 def test_exemplars_found_under_another_configuration_are_refused(model, pool, store, changes, words):

@@ -35,6 +35,23 @@ def test_a_worked_example() -> None:
     assert np.isnan(compute_influence(dataclasses.replace(unknown, exemplars=None))).all()
 
 
+def test_a_worked_example_with_two_exemplars_a_sample() -> None:
+    """
+    Of a zero-shot loss of 2 everywhere. Behind 0 stand 1 (loss 1) and 3 (2.5): mean gain (1 - 0.5) / 2 = 0.25. Behind 1
+    stand 0 (2.25) and 2 (1.5): (-0.25 + 0.5) / 2 = 0.125. Behind 2 stands 0 (1): 1.
+    Behind 3 stands 1 without a finite loss, and nobody else.
+    """
+    table = dataclasses.replace(
+        measured([0.25, -1.0, -0.5, 0.5]),
+        exemplars=np.array([1, 0, 1, 0]),
+        further_exemplars=np.array([[2], [3], [-1], [-1]]),
+        further_losses=np.float32([[1.0], [NAN], [NAN], [NAN]]),
+    )
+    np.testing.assert_array_equal(compute_influence(table), np.float32([0.25, 0.125, 1.0, NAN]))
+    nearest = dataclasses.replace(table, further_exemplars=None, further_losses=None)
+    np.testing.assert_array_equal(compute_influence(nearest), np.float32([0.25, 0.125, NAN, NAN]))
+
+
 @pytest.mark.parametrize("layout", ["tree", "padded"])
 def test_influence_costs_what_miwv_costs_and_is_the_mean_over_those_behind(
     layout: str, pool: Pool, tmp_path: Path

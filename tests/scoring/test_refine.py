@@ -233,7 +233,10 @@ def test_a_round_writes_and_logs_what_it_cost(case: tuple[Pool, np.ndarray], tmp
     def finished(folder: str, model: Any) -> Any:
         store = Store(tmp_path / folder)
         return run_round(
-            prepare_scorer(model, pool, CONFIG, WORLD), Exemplars(exemplars, similarities), store, TrainingPoint()
+            prepare_scorer(model, pool, CONFIG, WORLD),
+            Exemplars(exemplars[:, None], similarities[:, None]),
+            store,
+            TrainingPoint(),
         )
 
     model = bfloat16_model(seed=FLIPPING_SEED)

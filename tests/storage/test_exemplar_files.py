@@ -13,9 +13,11 @@ def store(tmp_path) -> Store:
     return Store(tmp_path)
 
 
-def test_exemplars_are_read_as_they_were_written(store):
+@pytest.mark.parametrize("per_sample", [1, 3])
+def test_exemplars_are_read_as_they_were_written(store, per_sample):
     assert store.read_exemplars(FINGERPRINT) is None
-    exemplars, similarities = np.array([2, 0, -1]), np.array([0.25, 0.5, np.nan], dtype=np.float32)
+    exemplars = np.array([[2, 1, -1], [0, 2, -1], [-1, -1, -1]])[:, :per_sample]
+    similarities = np.where(exemplars < 0, np.nan, 1 / (2 + exemplars)).astype(np.float32)
     store.write_exemplars(exemplars, similarities, FINGERPRINT)
     read_exemplars, read_similarities = store.read_exemplars(FINGERPRINT)
     assert read_exemplars.dtype == np.int64

@@ -8,6 +8,7 @@ import pytest
 
 from miwv_trainer.storage import provenance, stored_round
 from miwv_trainer.storage.store import Store
+from tests.helpers.measured import NAN
 from tests.helpers.stored import COLUMNS, FINGERPRINT, SUMMARY, columns, files_under
 
 
@@ -53,7 +54,35 @@ def test_what_was_not_scored_is_null_on_disk_and_not_nan(store):
         "words_hash": None,
         "answer_hash": None,
         "response_loss": None,
+        "further_exemplars": None,
+        "further_similarities": None,
+        "further_losses": None,
     }
+
+
+def test_further_exemplars_are_lists_of_as_many_as_a_sample_has(store):
+    further = {
+        "further_exemplars": np.array([[2, 0], [0, -1], [-1, -1]]),
+        "further_similarities": np.array([[0.5, 0.25], [0.125, NAN], [NAN, NAN]], dtype=np.float32),
+        "further_losses": np.array([[1.5, NAN], [2.5, NAN], [NAN, NAN]], dtype=np.float32),
+    }
+    summary = {**SUMMARY, "fingerprint": {**FINGERPRINT, "exemplars_per_sample": 3}}
+    store.write_round(0, {**columns(), **further}, summary)
+    lines = pq.read_table(store.round_folder(0) / "scores.parquet").to_pylist()
+    assert [line["further_exemplars"] for line in lines] == [[2, 0], [0], []]
+    assert [line["further_similarities"] for line in lines] == [[0.5, 0.25], [0.125], []]
+    assert [line["further_losses"] for line in lines] == [[1.5, None], [2.5], []]
+    read = store.read_round(0)
+    for name, values in zip(("exemplar", "similarity", "one_shot_loss"), further.values(), strict=True):
+        assert np.array_equal(
+            read.ranked(name), np.column_stack([columns()[name], values]), equal_nan=name != "exemplar"
+        )
+
+
+def test_a_round_of_one_exemplar_a_sample_has_no_lists(store):
+    read = store.write_round(0, columns(), SUMMARY)
+    assert read.ranked("exemplar").tolist() == [[index] for index in columns()["exemplar"].tolist()]
+    assert read.scores["further_losses"].null_count == 3
 
 
 def test_hashes_that_an_older_version_did_not_write_are_read_as_not_known(store):

@@ -179,7 +179,10 @@ function renderFull(width, place) {
     blocks.push([`Exemplar's prompt (${named})`, getText("prompt", exemplar)]);
     blocks.push([`Exemplar's response (${named})`, getText("response", exemplar)]);
   }
-  for (const [head, text] of texts ? blocks : [["Exemplar", shared.exemplar[place] < 0 ? "none" : named]]) {
+  const shown = texts ? blocks : [["Exemplar", shared.exemplar[place] < 0 ? "none" : named]];
+  const further = shared.furtherExemplars ? shared.furtherExemplars[place] : [];
+  if (further.length) shown.push(["Further exemplars, nearest first", further.map((each) => `sample ${each}`).join(", ")]);
+  for (const [head, text] of shown) {
     const block = makeElement("div");
     block.append(makeElement("h4", "", head), makeElement("pre", "", text));
     pair.append(block);
