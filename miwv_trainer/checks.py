@@ -26,6 +26,30 @@ def refuse_unknown_keys(given: Iterable[str], allowed: Sequence[str]) -> None:
     )
 
 
+def check_argument(call: str, name: str, value: object, kinds: type | tuple[type, ...], what: str) -> None:
+    """
+    Raises `TypeError` unless an argument of a public function is of its kind: two of them are easily exchanged.
+
+    Args:
+        call: How the function is called, such as `"tokenize(dataset, tokenizer)"`.
+        what: What the argument must be, in words.
+    """
+    if not isinstance(value, kinds):
+        raise TypeError(explain_argument(call, name, value, what))
+
+
+def explain_argument(call: str, name: str, value: object, what: str) -> str:
+    """The error if an argument of a public function is of another kind than it must be."""
+    return f"`{name}` in `{call}` must be {what}, but got {describe_given(value)}."
+
+
+def describe_given(value: object) -> str:
+    """A value in an error: names and numbers as they are, of others the kind: the text of a model fills a screen."""
+    if value is None or isinstance(value, str | int | float):
+        return repr(value)
+    return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
+
+
 def check_share(name: str, value: object, example: str) -> None:
     """Raises `ValueError` unless the value is a number in (0, 1]."""
     if not _is_number(value) or not 0 < value <= 1:

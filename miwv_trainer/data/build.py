@@ -1,6 +1,7 @@
 """A pool from what people bring: rows of text, or the tokenised dataset of a Trainer."""
 
 import logging
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
@@ -10,6 +11,7 @@ import numpy as np
 from tqdm.auto import tqdm
 from transformers import PretrainedConfig, PreTrainedTokenizerBase, ProcessorMixin
 
+from miwv_trainer.checks import check_argument, explain_argument
 from miwv_trainer.data.alpaca import render_alpaca
 from miwv_trainer.data.assistant_turns import mark_assistant_turns
 from miwv_trainer.data.chat_template import find_turn_markers, render_chat
@@ -28,12 +30,14 @@ from miwv_trainer.data.opening import add_opening
 from miwv_trainer.data.plain_text import render_plain
 from miwv_trainer.data.pool import IGNORED_LABEL, Pool, TokenizedSample
 from miwv_trainer.data.preamble import build_pool, split_preamble
-from miwv_trainer.data.rows import JsonRows, to_dataset
+from miwv_trainer.data.rows import DATASET_KINDS, JsonRows, to_dataset
 from miwv_trainer.data.token_masks import RenderedText, encode
 from miwv_trainer.data.tokenized import read_tokenized
 from miwv_trainer.data.turn_markers import TurnMarkers, make_blank_test
 
 logger = logging.getLogger(__name__)
+
+A_TOKENIZER = "a loaded tokenizer (`AutoTokenizer.from_pretrained(...)`)"
 
 
 def pool_from_rows(
@@ -52,9 +56,10 @@ def pool_from_rows(
         columns: The rows' own names of what is read, such as `{"prompt": "question", "response": "answer"}`.
 
     Raises:
-        TypeError: `rows` is not map-style.
+        TypeError: `rows` is not map-style, or the tokenizer is none.
         ValueError: columns that are none of these; an empty or one-sample pool; no response or no prompt.
     """
+    check_argument("pool_from_rows(rows, tokenizer)", "tokenizer", tokenizer, PreTrainedTokenizerBase, A_TOKENIZER)
     check_map_style(rows)
     _check_names(rows, columns)
     markers = find_turn_markers(tokenizer)
@@ -92,9 +97,13 @@ def pool_from_tokenized(
         with_hashes: Whether the samples are to be found in a file by `miwv select` and `miwv report`.
 
     Raises:
-        TypeError: the dataset is not map-style.
+        TypeError: the dataset is not map-style, or the tokenizer is a name or a dataset.
         ValueError: it lacks a column, is empty, has one sample, or no response or no prompt.
     """
+    # A Trainer may have anything else that processes, such as an image processor.
+    if isinstance(processing_class, str | os.PathLike | datasets.Dataset):
+        call = "pool_from_tokenized(dataset, processing_class)"
+        raise TypeError(explain_argument(call, "processing_class", processing_class, A_TOKENIZER))
     tokenizer = processing_class.tokenizer if isinstance(processing_class, ProcessorMixin) else processing_class
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         tokenizer = None  # An image processor or a feature extractor, which knows nothing of tokens.
@@ -136,8 +145,12 @@ def tokenize(
         columns: The dataset's own names of what is read, such as `{"prompt": "question", "response": "answer"}`.
 
     Raises:
+        TypeError: the dataset is none of these, or the tokenizer is none.
         ValueError: a sample cannot be read or rendered; the message names it.
     """
+    call = "tokenize(dataset, tokenizer)"
+    check_argument(call, "dataset", dataset, (datasets.Dataset, JsonRows), DATASET_KINDS)
+    check_argument(call, "tokenizer", tokenizer, PreTrainedTokenizerBase, A_TOKENIZER)
     _check_names(dataset, columns)
     _tell_plain_text(dataset, tokenizer, columns)
     markers = find_turn_markers(tokenizer)

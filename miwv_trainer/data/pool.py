@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 IGNORED_LABEL = -100
+A_POOL = "a pool (`pool_from_rows(rows, tokenizer)`)"
 # Stands in an array of exemplars for "this sample has none".
 NO_EXEMPLAR = -1
 

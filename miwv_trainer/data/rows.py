@@ -9,7 +9,11 @@ from typing import Any
 import datasets
 import numpy as np
 
+from miwv_trainer.checks import check_argument
+
 logger = logging.getLogger(__name__)
+
+DATASET_KINDS = "one `datasets.Dataset` (a split, `Dataset.from_list(rows)`), or what `load_rows(name)` reads"
 
 
 class JsonRows:
@@ -64,6 +68,7 @@ def to_dataset(rows: datasets.Dataset | JsonRows) -> datasets.Dataset:
     """
     if isinstance(rows, datasets.Dataset):
         return rows
+    check_argument("to_dataset(rows)", "rows", rows, JsonRows, DATASET_KINDS)
     parsed = list(rows)
     return datasets.concatenate_datasets(
         [_make_column(name, [row.get(name) for row in parsed]) for name in rows.column_names], axis=1

@@ -2,15 +2,18 @@
 
 import os
 from dataclasses import replace
+from types import NoneType
 
 import numpy as np
+from torch import nn
 from transformers import PreTrainedModel
 
+from miwv_trainer.checks import check_argument
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.groups import number_groups
 from miwv_trainer.data.map_style import MapStyleDataset
 from miwv_trainer.data.own_columns import read_scores
-from miwv_trainer.data.pool import Pool, find_complete_samples
+from miwv_trainer.data.pool import A_POOL, Pool, find_complete_samples
 from miwv_trainer.distributed.agreement import check_same_pool
 from miwv_trainer.distributed.world import World
 from miwv_trainer.embeddings.vectors import Embeddings
@@ -19,7 +22,7 @@ from miwv_trainer.rounds.inputs import read_measured
 from miwv_trainer.rounds.messages import explain_no_candidate
 from miwv_trainer.rounds.round import run_round
 from miwv_trainer.scoring.layout import check_layout
-from miwv_trainer.scoring.model_checks import check_model
+from miwv_trainer.scoring.model_checks import A_MODEL, check_model
 from miwv_trainer.scoring.scorer import prepare_scorer
 from miwv_trainer.selection.choose import Choice, choose
 from miwv_trainer.selection.measured import Measured
@@ -43,10 +46,16 @@ def score_and_select(
         output: Folder that receives `miwv/round-000`.
 
     Raises:
+        TypeError: an argument is of another kind.
         ValueError: MIWV is not defined for the model or the pool; not one sample could be scored; the guards leave
             none; or a `group_column` or a `score_column` is given, which only the pool's dataset has.
         RuntimeError: another process writes to the folder.
     """
+    call = "score_and_select(model, pool, config, output)"
+    check_argument(call, "model", model, nn.Module, A_MODEL)
+    check_argument(call, "pool", pool, Pool, A_POOL)
+    check_argument(call, "config", config, (MIWVConfig, NoneType), "a MIWVConfig")
+    check_argument(call, "output", output, (str, os.PathLike), "the name of a folder")
     config = config or MIWVConfig()
     # A pool holds token ids and no columns. Without this check, all samples would count as one group.
     if config.group_column is not None and pool.groups is None:
@@ -81,9 +90,13 @@ def select_again(scored: StoredRound, config: MIWVConfig, rows: MapStyleDataset 
         rows: The pool's dataset, which `group_column` and `score_column` name columns of.
 
     Raises:
+        TypeError: an argument is of another kind.
         ValueError: a column is named without `rows` or with others, or no sample may be selected.
         FileNotFoundError: the configuration needs embeddings, and the run has left none.
     """
+    call = "select_again(scored, config)"
+    check_argument(call, "scored", scored, StoredRound, "a round (one of `read_rounds(folder)`)")
+    check_argument(call, "config", config, MIWVConfig, "a MIWVConfig")
     # Random scores are drawn again: the stored ones are of the round's own seed.
     measured = _read_measured(scored, config, rows)
     groups = None

@@ -9,6 +9,7 @@ from miwv_trainer.distributed.wrappers import get_inner_model, is_prompt_tuned, 
 from miwv_trainer.scoring.context import get_text_config
 from miwv_trainer.scoring.memory import read_sizes
 
+A_MODEL = "a loaded model (`AutoModelForCausalLM.from_pretrained(...)`)"
 # Endings of the names of transformers' classes, and what such a model does.
 OTHER_TASKS = {
     "ForSequenceClassification": "classifies sequences (or predicts a number for them)",

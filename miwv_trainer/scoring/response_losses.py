@@ -1,15 +1,17 @@
 """The losses of a model on a pool's responses, without exemplars: of held-out samples, say."""
 
 import numpy as np
+from torch import nn
 from transformers import PreTrainedModel
 
+from miwv_trainer.checks import check_argument
 from miwv_trainer.config import MIWVConfig
-from miwv_trainer.data.pool import Pool
+from miwv_trainer.data.pool import A_POOL, Pool
 from miwv_trainer.distributed.world import World
 from miwv_trainer.scoring.causality import check_causal
 from miwv_trainer.scoring.isolation import leave_no_trace
 from miwv_trainer.scoring.losses import score_batches
-from miwv_trainer.scoring.model_checks import check_model
+from miwv_trainer.scoring.model_checks import A_MODEL, check_model
 from miwv_trainer.scoring.padding import settle_padding
 from miwv_trainer.scoring.rows import plan_zero_shot
 from miwv_trainer.scoring.scorer import prepare_scorer
@@ -34,8 +36,12 @@ def compute_response_losses(
         finite.
 
     Raises:
+        TypeError: the model is none, or the pool.
         ValueError: the model is no causal language model, is prompt-tuned, or has another vocabulary than the pool.
     """
+    call = "compute_response_losses(model, pool)"
+    check_argument(call, "model", model, nn.Module, A_MODEL)
+    check_argument(call, "pool", pool, Pool, A_POOL)
     check_model(model, pool)
     scorer = prepare_scorer(model, pool, MIWVConfig(), World(0, 1, model.device, quiet=not show_progress))
     with leave_no_trace(scorer.model):

@@ -8,6 +8,7 @@ import datasets
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
+from miwv_trainer.checks import describe_given
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.map_style import MapStyleDataset
 from miwv_trainer.data.tokenized import RESPONSE_COLUMNS
@@ -61,6 +62,7 @@ def attach(
             has inputs that scoring does not pass on, the Trainer has a MIWVCallback of its own or is training, one of
             its dataloader options does not go with a selection, or the scorer has another vocabulary.
     """
+    check_trainer_kind(trainer)
     config = _read_config(config)
     _check_trainer(trainer)
     trainer.train_dataset = _add_labels(trainer)
@@ -153,14 +155,13 @@ def _read_config(config: MIWVConfig | Mapping[str, object] | None) -> MIWVConfig
         return config
     if config is not None and not isinstance(config, Mapping):
         raise TypeError(
-            f"`config` must be a MIWVConfig or a mapping of its values, but got {config!r}. For a fraction: "
-            f"`attach(trainer, MIWVConfig(fraction=0.05))`."
+            f"`config` must be a MIWVConfig or a mapping of its values, but got {describe_given(config)}. For a "
+            "fraction: `attach(trainer, MIWVConfig(fraction=0.05))`."
         )
     return MIWVConfig.from_dict(config or {})
 
 
 def _check_trainer(trainer: Trainer) -> None:
-    check_trainer_kind(trainer)
     check_model_kind(trainer.model)
     if trainer.is_in_train:
         raise ValueError("The Trainer is training: its pool is read before the first step. Attach before `train()`.")

@@ -8,6 +8,7 @@ and only a round that is due at that very step is scored.
 
 from collections.abc import Callable
 from dataclasses import replace
+from types import NoneType
 from typing import cast
 
 from torch.optim.lr_scheduler import LRScheduler
@@ -24,9 +25,10 @@ from transformers import (
 from transformers.trainer_callback import ExportableState
 from typing_extensions import TypedDict, Unpack
 
+from miwv_trainer.checks import check_argument
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.map_style import MapStyleDataset
-from miwv_trainer.data.pool import Pool
+from miwv_trainer.data.pool import A_POOL, Pool
 from miwv_trainer.distributed.world import World
 from miwv_trainer.distributed.wrappers import WrappedOptimizer, check_parallelism, use_evaluation_weights
 from miwv_trainer.scoring.isolation import preserve_rng
@@ -84,7 +86,9 @@ class MIWVCallback(TrainerCallback, ExportableState):
         log: Gets the statistics of each round; `attach` sets it to the `log` of [`~transformers.Trainer`].
 
     Raises:
-        TypeError: configuration or sampler is None, as the Trainer gives them where it builds callbacks anew.
+        TypeError:
+            configuration or sampler is None, as the Trainer gives them where it builds callbacks anew, or an argument
+            is of another kind.
         ValueError: sampler and configuration differ in `fraction` or `epoch_order`.
     """
 
@@ -97,6 +101,10 @@ class MIWVCallback(TrainerCallback, ExportableState):
     ) -> None:
         if config is None or sampler is None:
             raise TypeError(f"A MIWVCallback needs a configuration and a sampler. {NOT_REBUILT}")
+        call = "MIWVCallback(config, sampler, pool)"
+        check_argument(call, "config", config, MIWVConfig, "a MIWVConfig")
+        check_argument(call, "sampler", sampler, MIWVDataSampler, "a MIWVDataSampler")
+        check_argument(call, "pool", pool, (Pool, NoneType), A_POOL)
         for name in ("fraction", "epoch_order"):
             if getattr(sampler, name) != getattr(config, name):
                 raise ValueError(

@@ -69,9 +69,9 @@ def explain_failure(collate: Collator, lengths: np.ndarray, error: Exception) ->
     reason = " ".join(str(error).split())
     return (
         f"The data collator ({name_collator(collate)}) makes no batch of {what}, so that the first training step would "
-        f"fail: {type(error).__name__}: {reason[:200]}. Give the Trainer a collator that pads token ids and labels, "
-        "such as `data_collator=DataCollatorForSeq2Seq(tokenizer)`. If it needs what exists only in training, set "
-        "`check_batches=False`."
+        f"fail: {type(error).__name__}: {reason[:200]}. Give the Trainer a collator that takes such rows and pads "
+        "token ids and labels, such as `data_collator=DataCollatorForSeq2Seq(tokenizer)`. If it needs what exists only "
+        "in training, set `check_batches=False`."
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from transformers import PreTrainedModel
 
+from miwv_trainer.checks import describe_given
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.models import load_tokenizer
 from miwv_trainer.data.pool import Pool
@@ -31,7 +32,8 @@ def check_scorer(proxy: PreTrainedModel, processing_class: object, pool: Pool, c
     given: object = proxy  # a path is easily given instead
     if not isinstance(given, torch.nn.Module):
         raise TypeError(
-            f"`scorer` must be a loaded model (`AutoModelForCausalLM.from_pretrained(...)`), but got {given!r}."
+            "`scorer` must be a loaded model (`AutoModelForCausalLM.from_pretrained(...)`), but got "
+            f"{describe_given(given)}."
         )
     check_model(proxy, pool)
     if config.rescore_strategy != "no":

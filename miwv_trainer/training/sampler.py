@@ -1,10 +1,12 @@
 """The sampler that a Trainer draws from: the selections in force, and what has been drawn of them."""
 
 from collections.abc import Iterator
+from numbers import Integral
 
 import numpy as np
 from torch.utils.data import Sampler
 
+from miwv_trainer.checks import check_argument
 from miwv_trainer.choices import EpochOrder
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.selection.budget import count_selected
@@ -48,6 +50,7 @@ class MIWVDataSampler(Sampler[int]):
             in the epoch. `"sequential"` is an order itself and takes `"shuffled"` only.
 
     Raises:
+        TypeError: the pool's size is no whole number.
         ValueError:
             a pool of fewer than two samples, a fraction that is not in (0, 1], an unknown strategy or epoch order,
             `"group_by_length"` without lengths and batch size of the pool, or `"sequential"` with an order by
@@ -67,6 +70,7 @@ class MIWVDataSampler(Sampler[int]):
         MIWVConfig(fraction=fraction)  # the configuration's own check of the fraction
         if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
             raise ValueError(f"`seed` must be a whole number of at least 0, but got {seed!r}.")
+        check_argument("MIWVDataSampler(pool_size, fraction)", "pool_size", pool_size, Integral, "a number of samples")
         if pool_size < 2:
             raise ValueError(f"`pool_size` must be at least 2, but got {pool_size}.")
         check_strategy(strategy, pool_size, lengths, batch_size)

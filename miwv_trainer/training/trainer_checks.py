@@ -7,6 +7,7 @@ import numpy as np
 from torch import nn
 from transformers import Trainer
 
+from miwv_trainer.checks import describe_given
 from miwv_trainer.data.map_style import MapStyleDataset, check_map_style, has_values, list_columns
 from miwv_trainer.distributed.wrappers import get_inner_model
 
@@ -63,8 +64,9 @@ def check_trainer_kind(trainer: Trainer) -> None:
         ValueError: it trains something else; the message says what it is and what to do.
     """
     if not isinstance(trainer, Trainer):
-        given = f"the class {trainer.__name__}" if inspect.isclass(trainer) else f"a {type(trainer).__name__}"
-        raise TypeError(f"`attach` takes a Trainer that has been made, but got {given}.")
+        raise TypeError(
+            f"`attach(trainer, config)` takes a Trainer that has been made, but got {describe_given(trainer)}."
+        )
     for kind in type(trainer).__mro__:
         package, encoder = ENCODERS
         found = encoder if kind.__module__.partition(".")[0] == package else OTHER_TRAINERS.get(_find_name(kind))

@@ -120,7 +120,7 @@ def train(folder: Path, output: Path, count: int, fraction: float) -> dict:
         "world_size": world.size,
         "sharded": world.sharded,
         "wrapper": type(trainer.model_wrapped).__name__,
-        "seen": seen,
+        "seen": seen[2:],  # without the two of the trial before scoring
         "selections": [current.selection.tolist() for current in callback.rounds],
         "zero_shot": [current.column("zero_shot_loss").tolist() for current in callback.rounds],
         "one_shot": [current.column("one_shot_loss").tolist() for current in callback.rounds],

@@ -314,7 +314,8 @@ def test_another_template_is_another_pool(run_folder: Path) -> None:
 
     trainer = noting_trainer(run_folder, per_device_train_batch_size=2)
     other = tiny_tokenizer(chat_template=CHATML.replace("You help.", "You help well."))
-    trainer.train_dataset = tokenize(tiny_dataset(32), other).remove_columns(["instruction", "input", "output"])
+    rendered = tokenize(tiny_dataset(32), other).remove_columns(["instruction", "input", "output"])
+    trainer.train_dataset = rendered.add_column("position", range(32))
     attach(trainer, config_of("no"))
     with pytest.raises(ValueError, match=r"with pool = .*chat template.*Resume with the pool of the run that wrote it"):
         trainer.train(resume_from_checkpoint=str(run_folder / "checkpoint-2"))
