@@ -1,7 +1,6 @@
 """A pool from what people bring: rows of text, or the tokenised dataset of a Trainer."""
 
 import logging
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
@@ -101,7 +100,7 @@ def pool_from_tokenized(
         ValueError: it lacks a column, is empty, has one sample, or no response or no prompt.
     """
     # A Trainer may have anything else that processes, such as an image processor.
-    if isinstance(processing_class, str | os.PathLike | datasets.Dataset):
+    if isinstance(processing_class, str | datasets.Dataset):
         call = "pool_from_tokenized(dataset, processing_class)"
         raise TypeError(explain_argument(call, "processing_class", processing_class, A_TOKENIZER))
     tokenizer = processing_class.tokenizer if isinstance(processing_class, ProcessorMixin) else processing_class

@@ -1,6 +1,5 @@
 """Datasets with a length and an index, as a Trainer and the command line hold them, and their rows."""
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
@@ -32,8 +31,8 @@ def check_map_style(dataset: object) -> None:
             f"The pool is a dictionary of splits ({', '.join(map(str, dataset))}); pass one of them, such as "
             f"dataset[{next(iter(dataset), 'train')!r}]."
         )
-    if isinstance(dataset, str | os.PathLike):
-        raise TypeError(f"The pool must be a dataset, but got the name {str(dataset)!r}: load it first.")
+    if isinstance(dataset, str):
+        raise TypeError(f"The pool must be a dataset, but got the name {dataset!r}: load it first.")
     # Looked up on the type, as `len` does: a wrapper may answer for any attribute of its instances. torch's own
     # IterableDataset inherits `__getitem__`, which only raises.
     is_iterable_only = isinstance(dataset, torch.utils.data.IterableDataset)
