@@ -21,7 +21,7 @@ SELECTING = (
     *("selection", "temperature", "resample_each_epoch", "group_column", "score_column"),
 )
 # Scores that are made of the same two losses of every sample.
-OF_BOTH_LOSSES = ("miwv", "low_miwv", "residual_miwv", "one_shot_loss")
+OF_BOTH_LOSSES = ("miwv", "low_miwv", "residual_miwv", "one_shot_loss", "influence")
 
 
 @dataclass(frozen=True)

@@ -230,6 +230,8 @@ def test_rounds_are_shared_by_arms_of_the_same_forwards() -> None:
     configs = {
         "MIWV": base,
         "low": replace(base, score="low_miwv", fraction=0.2, selection_budget="tokens"),
+        "influence": replace(base, score="influence", fraction=0.3),
+        "influence of 4": replace(base, score="influence", exemplars_per_sample=4),
         "loss": replace(base, score="zero_shot_loss"),
         "other": replace(base, embedder="model"),
         "rescored": replace(base, rescore_strategy="epoch"),
@@ -243,10 +245,12 @@ def test_rounds_are_shared_by_arms_of_the_same_forwards() -> None:
     found = {name: scoring.slug for name, scoring in share_rounds(configs).items()}
     assert list(found) == list(configs)
     # An arm with rounds begins with a round of its own selection; the others take any with the same losses.
-    assert found["MIWV"] == found["low"] == found["soft"] == found["rescored"] == "rescored"
+    assert found["MIWV"] == found["low"] == found["soft"] == found["influence"] == found["rescored"] == "rescored"
     assert found["quality"] == "random" and found["drawn anew"] == "drawn-anew"
-    alone = {name: found[name] for name in ("loss", "other", "rescored by tokens", "random", "diverse")}
-    assert list(alone.values()) == ["loss", "other", "rescored-by-tokens", "random", "diverse"]
+    alone = {
+        name: found[name] for name in ("influence of 4", "loss", "other", "rescored by tokens", "random", "diverse")
+    }
+    assert list(alone.values()) == ["influence-of-4", "loss", "other", "rescored-by-tokens", "random", "diverse"]
 
 
 def test_later_rounds_are_counted() -> None:

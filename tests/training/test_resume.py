@@ -280,6 +280,11 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"embedder": "model"}, {}, "with embedder = 'tfidf', but this run has embedder = 'model'"),
     ({"scoring_max_length": 256}, {}, "with context = 512, but this run has context = 256"),
     ({"allow_identical_exemplars": True}, {}, "allow_identical_exemplars = False, but .* = True"),
+    (
+        {"score": "influence", "exemplars_per_sample": 2},
+        {},
+        "with exemplars_per_sample = 1, but this run has exemplars_per_sample = 2",
+    ),
     ({}, {"count": 33}, r"with pool = '\w+', but this run has pool = '\w+' \(the pool's token ids \(dataset, token"),
     pytest.param(
         {},
