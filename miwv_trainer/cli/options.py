@@ -8,6 +8,7 @@ that the user did not type.
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields
+from difflib import get_close_matches
 from typing import Any, get_args, get_origin, get_type_hints
 
 from miwv_trainer.choices import CHOICES, DTYPES, SELECTION_FIELDS
@@ -17,6 +18,7 @@ from miwv_trainer.export.destination import FORMATS, Format
 from miwv_trainer.version import __version__
 
 DEFAULT_OUTPUT = "miwv-output"
+ARRAY_FILE = "An array is the name of a `.npy` file."
 FIELDS = {field.name: field for field in fields(MIWVConfig)}
 
 
@@ -31,6 +33,7 @@ def name_option(name: str) -> str:
 
 # What errors of the library call by the names of fields, and how it is typed. Some options are shorter than the field.
 OPTIONS = {
+    "embedder": "--embedder",
     "scoring_max_length": "--max-length",
     "refine_near_threshold=False": "--no-refine",
     "sampler_seed": "--seed",
@@ -45,7 +48,8 @@ class ScoreOptions:
 
     Args:
         columns: The dataset's own names of what is read, such as `{"prompt": "question", "response": "answer"}`.
-        settings: The fields of `MIWVConfig` that were typed, by name. An embedder may be the name of a `.npy` file.
+        settings: The fields of `MIWVConfig` that were typed, by name. A score may be the name of a function, and a
+            score or an embedder that of a `.npy` file.
     """
 
     model: str
@@ -159,7 +163,7 @@ def add_score_options(parser: argparse.ArgumentParser) -> None:
     )
     for name in ("fraction", "scoring_max_length", *SCORING_FIELDS, "layout"):
         add_setting(parser.add_argument, name, shows_default=True)
-    add_setting(parser.add_argument, "embedder", shows_default=True, more="Here an array is the name of a `.npy` file.")
+    add_setting(parser.add_argument, "embedder", shows_default=True, more=ARRAY_FILE)
     add_setting(parser.add_argument, "sampler_seed")
     add_setting(parser.add_argument, "scores_from")
     group = parser.add_argument_group("what is selected, and how it is guarded")
@@ -229,19 +233,22 @@ def add_setting(
     hint, default = get_type_hints(MIWVConfig)[name], FIELDS[name].default
     is_pair = get_origin(hint) is list  # the only lists are bands: two quantiles
     kind: Callable[[str], object] = next((kind for kind in (int, float) if kind in (hint, *get_args(hint))), str)
+    if name == "score":
+        kind, more = parse_score, f"One of {', '.join(CHOICES[name])}; or a function, package.module:name. {ARRAY_FILE}"
+    choices = CHOICES.get(name) if kind is str else None
     parts = [describe(name), more]
     if shows_default and default is not None and default is not MISSING:
         parts.append(f"(default: {default})")
     option = OPTIONS.get(name, name_option(name))
     # `dest` is the field's name, and argparse would show that where the option is called otherwise.
-    shown = None if name in CHOICES else option.lstrip("-").replace("-", "_").upper()
+    shown = None if choices else option.lstrip("-").replace("-", "_").upper()
     add_argument(
         option,
         dest=name,
         default=argparse.SUPPRESS,
         required=is_required,
         type=kind,
-        choices=CHOICES.get(name),
+        choices=choices,
         nargs=2 if is_pair else None,
         metavar=("LOW", "HIGH") if is_pair else shown,
         help=" ".join(filter(None, parts)).replace("%", "%%"),  # argparse formats help with %
@@ -251,6 +258,18 @@ def add_setting(
 def describe(name: str) -> str:
     """The first sentence of a field's description; empty under `python -OO`, which removes docstrings."""
     return FIELDS[name].metadata.get("help", "")
+
+
+def parse_score(text: str) -> str:
+    """The name of a score, of a function or of a file. Raises `argparse.ArgumentTypeError` for anything else."""
+    names = CHOICES["score"]
+    if text in names or ":" in text or text.endswith(".npy"):
+        return text
+    guess = next((f" (did you mean {each}?)" for each in get_close_matches(text, names, n=1)), "")
+    raise argparse.ArgumentTypeError(
+        f"must be one of {', '.join(names)}, a function as package.module:name, or the name of a .npy file, but got "
+        f"{text!r}{guess}"
+    )
 
 
 def parse_columns(text: str) -> dict[str, str]:

@@ -3,14 +3,13 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import datasets
-import numpy as np
 import transformers
 
 from miwv_trainer.cli.options import ScoreOptions
+from miwv_trainer.cli.own_values import load_settings
 from miwv_trainer.cli.shared import fingerprint_rows, fingerprint_template
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.build import pool_from_rows
@@ -52,7 +51,7 @@ def _score_together(options: ScoreOptions, world: World) -> None:
     with tell_errors_once(world, "reading the model and the pool"):
         check_output(Path(options.output))
         check_outside(Path(options.output), options.dataset, "--output")
-        config = make_config(options)
+        config = MIWVConfig.from_dict(load_settings(options.settings))
         rows = load_rows(options.dataset, options.max_samples)
         model, tokenizer = load_model(options.model, options.dtype)
         model.to(world.device)
@@ -96,21 +95,6 @@ def check_output(output: Path) -> None:
     for path in (output, *output.parents):
         if path.exists() and not path.is_dir():
             raise ValueError(f"`--output` must be a folder, but {path} is a file.")
-
-
-def make_config(options: ScoreOptions) -> MIWVConfig:
-    """The configuration that was typed, with the array that the name of a `.npy` file stands for."""
-    config = MIWVConfig.from_dict(options.settings)
-    if not config.embedder.endswith(".npy"):
-        return config
-    try:
-        # An array of Python objects would run code of whoever wrote the file.
-        array = np.load(config.embedder, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{config.embedder} could not be read as an array of numbers: give a file that `numpy.save` wrote."
-        ) from error
-    return replace(config, embedder=array)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from miwv_trainer.cli.options import SelectOptions, name_option
+from miwv_trainer.cli.own_values import load_settings
 from miwv_trainer.cli.shared import find_scored_rows
 from miwv_trainer.data.rows import to_dataset
 from miwv_trainer.export.dataset_card import Origin
@@ -20,7 +21,7 @@ def select(options: SelectOptions) -> None:
     """Selects from the last round of a run and writes the selection, or prints its indices where no pool is given."""
     kind, target = choose_destination(options)
     latest = read_rounds(options.scores)[-1]
-    config = restore_config(latest, **options.settings)
+    config = restore_config(latest, **load_settings(options.settings))
     if config.group_column is not None and options.dataset is None:
         raise ValueError(
             f"Samples are selected by groups, as `group_column` {config.group_column!r} says, which is a column of the "

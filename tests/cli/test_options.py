@@ -192,7 +192,8 @@ def test_a_value_that_no_field_takes_is_refused_with_the_option_named(capsys: py
     for typed, words in (
         ("--seed one", "argument --seed: invalid int value: 'one'"),
         ("--loss-band 0", "argument --loss-band: expected 2 arguments"),
-        ("--score best", "argument --score: invalid choice: 'best'"),
+        ("--score best", "argument --score: must be one of miwv, low_miwv, residual_miwv, "),
+        ("--score longes", "or the name of a .npy file, but got 'longes' (did you mean longest?)"),
         ("--max-samples 0", "argument --max-samples: must be at least 1, but got 0"),
         ("--max-samples all", "argument --max-samples: must be at least 1, but got all"),
     ):

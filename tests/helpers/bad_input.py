@@ -339,7 +339,7 @@ OPTIONS: dict[str, tuple[Prepare, str]] = {
     ),
     "an array file that does not exist": (
         with_options("--embedder", "{folder}/none.npy"),
-        "could not be read as an array",
+        "`--embedder` is '.*none.npy', but there is no such file",
     ),
     "an array file that `numpy.save` did not write": (no_array, "garbage.npy could not be read as an array of numbers"),
     "an array with too few lines": (short_array, "8 samples|has 3"),
