@@ -20,6 +20,7 @@ from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from miwv_trainer.data.pool import Pool
+from miwv_trainer.distributed.world import World
 from miwv_trainer.embeddings.embedders import embed_texts
 from miwv_trainer.embeddings.exact import search_exactly
 from miwv_trainer.embeddings.faiss import search_with_faiss
@@ -78,7 +79,7 @@ def load_vectors(arguments: argparse.Namespace) -> tuple[np.ndarray, str]:
     texts = list(rows[column][: arguments.samples])
     name = Path(arguments.dataset).name
     if arguments.vectors != "tfidf-svd":
-        return embed_texts(arguments.vectors, texts), f"{name}, {Path(arguments.vectors).name}"
+        return np.asarray(embed_texts(arguments.vectors, texts)), f"{name}, {Path(arguments.vectors).name}"
     reduced = TruncatedSVD(SVD_DIM, random_state=0).fit_transform(
         TfidfVectorizer(dtype=np.float32).fit_transform(texts)
     )
@@ -119,7 +120,8 @@ def search(vectors: np.ndarray, by_faiss: bool, device: str) -> Searched:
     started = time.perf_counter()
     rules = Rules.from_pool(pool, context=4, may_be_exemplar=np.ones(count, dtype=bool), allow_identical=False)
     run_search = search_with_faiss if by_faiss else search_exactly
-    _, cosines = run_search(normalise_rows(vectors), rules, torch.arange(count), torch.device(device))
+    world = World(0, 1, torch.device(device), quiet=True)
+    _, cosines = run_search(normalise_rows(vectors), rules, torch.arange(count), world)
     seconds = time.perf_counter() - started
     on_device = torch.cuda.max_memory_allocated() if torch.device(device).type == "cuda" else 0
     return Searched(cosines.numpy(), seconds, read_memory("VmHWM") - before + on_device)

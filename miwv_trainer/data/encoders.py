@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 
-def load_encoder(name: str, alternatives: str, smaller: str) -> SentenceTransformer:
+def load_encoder(name: str, alternatives: str, smaller: str, device: str | None = None) -> SentenceTransformer:
     """
     Loads a model of sentence-transformers.
 
@@ -18,6 +18,7 @@ def load_encoder(name: str, alternatives: str, smaller: str) -> SentenceTransfor
         name: A hub name, or a folder.
         alternatives: What works without sentence-transformers, for messages.
         smaller: Smaller encoders, for messages.
+        device: Where it computes; None for a GPU if there is one.
 
     Raises:
         ImportError: sentence-transformers is not installed.
@@ -31,7 +32,7 @@ def load_encoder(name: str, alternatives: str, smaller: str) -> SentenceTransfor
             f"{alternatives}."
         ) from error
     try:
-        return SentenceTransformer(name)
+        return SentenceTransformer(name, device=device)
     # The hub, the network, transformers and torch each fail with exceptions of their own.
     except Exception as error:
         reason = "is a folder without a model" if is_folder(name) else "is no folder here, and the hub did not give it"

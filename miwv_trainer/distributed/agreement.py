@@ -5,6 +5,7 @@ would share slots, and every selection would be wrong without a sign of it.
 """
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -31,6 +32,26 @@ def check_same_pool(pool: Pool, world: World) -> None:
         "and map the dataset alike on all ranks: give `shuffle` and `train_test_split` a seed, and keep random values "
         "and the rank out of `map`."
     )
+
+
+def check_same_texts(texts: Sequence[str] | None, world: World) -> None:
+    """
+    Compares the instructions of each rank with those of rank 0. All ranks call this together, before each embeds a
+    share: the columns of text may differ although the token ids are the same.
+
+    Raises:
+        ValueError: on all ranks, naming a rank whose texts differ.
+    """
+    digest = hashlib.sha256()
+    for text in texts or ():
+        digest.update(f"{len(text)} {text}".encode("utf-8", "surrogatepass"))
+    found = world.all_gather((None if texts is None else len(texts), digest.hexdigest()))
+    if len(set(found)) > 1:
+        rank = next(rank for rank, each in enumerate(found) if each != found[0])
+        raise ValueError(
+            f"The ranks hold different instructions: the texts of rank {rank} are not those of rank 0, although their "
+            "token ids are the same. Load and map the dataset's text columns alike on all ranks."
+        )
 
 
 def check_same_scores(scores: np.ndarray, name: str, world: World) -> None:

@@ -5,14 +5,19 @@ Each forward of such a model gathers parameters from all ranks. A rank that runs
 them waiting until the timeout of the process group, 30 minutes by default (DeepSpeed#4367).
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from accelerate.utils import disable_fsdp_ram_efficient_loading
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 from transformers.integrations import deepspeed, is_deepspeed_zero3_enabled
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
+
+# By which accelerate tells transformers that FSDP will hand the weights of one rank to the others.
+LOADS_ONCE = "FSDP_CPU_RAM_EFFICIENT_LOADING"
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -24,8 +29,9 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def is_whole(model: nn.Module) -> bool:
-    """Whether this rank holds all of a model's parameters, by themselves: ZeRO-3 leaves split ones empty."""
-    return all(parameter.numel() and not isinstance(parameter, DTensor) for parameter in model.parameters())
+    """Whether this rank holds all of a model's parameters: ZeRO-3 leaves split ones empty, FSDP some without values."""
+    parameters = list(model.parameters())
+    return not any(isinstance(each, DTensor) or each.is_meta or each.numel() == 0 for each in parameters)
 
 
 def unwrap_fsdp1(model: nn.Module) -> nn.Module:
@@ -38,16 +44,21 @@ def load_models_whole() -> Iterator[None]:
     """
     Inside, `from_pretrained` loads whole models.
 
-    Under ZeRO-3 it would split every model over the ranks. An embedder that only rank 0 loads would then wait for the
-    other ranks for ever.
+    Under ZeRO-3 it would split every model over the ranks, which would then run forwards in step. Under
+    FSDP with `cpu_ram_efficient_loading`, some versions of transformers give weights to the first rank of a machine
+    only: FSDP hands them on, but only to the model that it wraps.
     """
-    running = _find_running_config()
+    running, loads_once = _find_running_config(), os.environ.get(LOADS_ONCE)
     deepspeed.unset_hf_deepspeed_config()
+    if loads_once is not None:
+        disable_fsdp_ram_efficient_loading()
     try:
         yield
     finally:
         if running is not None:
             deepspeed.set_hf_deepspeed_config(running)
+        if loads_once is not None:
+            os.environ[LOADS_ONCE] = loads_once
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import NoReturn, TypeVar
+from typing import NoReturn, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -134,6 +134,10 @@ class World:
     def shows_progress(self) -> bool:
         return self.is_main and not self.quiet
 
+    def restrict_to_this_rank(self) -> "World":
+        """A world for work that a rank does by itself."""
+        return World(0, 1, self.device, self.sharded, quiet=not self.shows_progress)
+
     def split_between_ranks(self, work: Sequence[T]) -> list[T]:
         """
         This rank's part of the work. Pieces go to ranks 0, 1, 2, 2, 1, 0, 0, 1, ...
@@ -156,6 +160,19 @@ class World:
         with _explain_lost_contact():
             dist.broadcast_object_list(values, src=0, group=self.group, device=torch.device("cpu"))
         return values[0]
+
+    def broadcast_array(self, array: np.ndarray | None) -> np.ndarray:
+        """Returns rank 0's array on every rank, without the copies that `broadcast_from_main` makes to pickle it."""
+        kind = self.broadcast_from_main(None if array is None else (array.shape, array.dtype.str))
+        if self.is_main and array is not None:
+            tensor = torch.from_numpy(np.ascontiguousarray(array))
+        else:
+            shape, dtype = cast(tuple[tuple[int, ...], str], kind)
+            tensor = torch.from_numpy(np.empty(shape, dtype))
+        if self.size > 1:
+            with _explain_lost_contact():
+                dist.broadcast(tensor, src=0, group=self.group)
+        return tensor.numpy()
 
     def all_gather(self, value: T) -> list[T]:
         """Returns the values of all ranks, in their order, on every rank."""

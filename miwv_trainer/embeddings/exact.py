@@ -11,9 +11,10 @@ from typing import Protocol, TypeAlias, cast
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from miwv_trainer.data.pool import NO_EXEMPLAR
+from miwv_trainer.distributed.turns import gather_rows, run_in_turns
+from miwv_trainer.distributed.world import World
 from miwv_trainer.embeddings.rules import Rules
 from miwv_trainer.embeddings.vectors import Embeddings, prepare_products
 
@@ -28,34 +29,45 @@ class _MatmulSettings(Protocol):
     fp32_precision: str
 
 
-def search_exactly(
-    unit: Embeddings, rules: Rules, queries: Tensor, device: torch.device, show_progress: bool = False
-) -> tuple[Tensor, Tensor]:
+def search_exactly(unit: Embeddings, rules: Rules, queries: Tensor, world: World) -> tuple[Tensor, Tensor]:
     """
-    Finds the exemplars of each query among all candidates.
+    Finds the exemplars of each query among all candidates. All ranks call this together, with the same arguments.
+
+    The chunks are those of one process, and one rank searches each, so that the cosines are the same on any number of
+    ranks.
 
     Args:
         unit: `(N, d)` rows of length 1.
         queries: `(Q,)` int64 indices.
-        device: Where dense rows are compared. Sparse rows are always compared on the CPU.
+        world: The ranks, on whose devices dense rows are compared. Sparse rows are always compared on the CPU.
 
     Returns:
         `(Q, count)` indices and `(Q, count)` cosines as of `Rules.pick_nearest`, on the CPU.
     """
-    if len(rules.candidates) == 0:
+    if len(rules.candidates) == 0 or len(queries) == 0:
         shape = len(queries), rules.count
         return torch.full(shape, NO_EXEMPLAR), torch.full(shape, torch.nan)
-    if not isinstance(unit, np.ndarray):
-        device = torch.device("cpu")
-    multiply = _prepare_products_on(unit, rules.candidates.numpy(), device)
-    rules = rules.to(device)
-    chunks = queries.split(max(1, _count_cosines_at_once(device) // len(rules.candidates)))
-    found = []
-    for chunk in tqdm(chunks, desc="Finding exemplars", disable=not show_progress):
+    device = world.device if isinstance(unit, np.ndarray) else torch.device("cpu")
+    with world.run_together("preparing the search for exemplars"):
+        multiply = _prepare_products_on(unit, rules.candidates.numpy(), device)
+        rules_there = rules.to(device)
+
+    def search(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        chunk = queries[torch.from_numpy(positions)]
         cosines, chunk = multiply(chunk), chunk.to(device)
-        rules.exclude_own_group(cosines, chunk)
-        found.append(rules.pick_nearest(cosines, chunk, rules.candidates))
-    return torch.cat([indices for indices, _ in found]).cpu(), torch.cat([cosines for _, cosines in found]).cpu()
+        rules_there.exclude_own_group(cosines, chunk)
+        indices, similarities = rules_there.pick_nearest(cosines, chunk, rules_there.candidates)
+        return indices.cpu().numpy(), similarities.cpu().numpy()
+
+    # One number for all: ranks may have more or less memory free.
+    at_once = min(world.all_gather(_count_cosines_at_once(device)))
+    size = max(1, at_once // len(rules.candidates))
+    chunks = [np.arange(start, min(start + size, len(queries))) for start in range(0, len(queries), size)]
+    found = run_in_turns(world, chunks, search, "finding exemplars")
+    indices, similarities = (
+        gather_rows(world, [(chunk, result[part]) for chunk, result in found], len(queries)) for part in (0, 1)
+    )
+    return torch.from_numpy(indices), torch.from_numpy(similarities)
 
 
 @contextmanager

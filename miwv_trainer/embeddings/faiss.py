@@ -1,6 +1,7 @@
 """Approximate search with FAISS, for pools of more than a million samples."""
 
 import logging
+from dataclasses import replace
 from typing import Protocol, cast
 
 import numpy as np
@@ -9,6 +10,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from miwv_trainer.data.pool import NO_EXEMPLAR
+from miwv_trainer.distributed.world import World
 from miwv_trainer.embeddings.exact import search_exactly
 from miwv_trainer.embeddings.rules import Rules
 from miwv_trainer.embeddings.vectors import TIE
@@ -38,22 +40,23 @@ class _Index(Protocol):
     def search(self, queries: np.ndarray, neighbours: int) -> tuple[np.ndarray, np.ndarray]: ...
 
 
-def search_with_faiss(
-    unit: np.ndarray, rules: Rules, queries: Tensor, device: torch.device, show_progress: bool = False
-) -> tuple[Tensor, Tensor]:
+def search_with_faiss(unit: np.ndarray, rules: Rules, queries: Tensor, world: World) -> tuple[Tensor, Tensor]:
     """
     Finds the exemplars of each query among its 32 nearest neighbours in a FAISS index on the CPU.
 
     The index clusters the candidates into lists and looks only into the lists nearest to a query. Their number is
     doubled until, for 99 % of 1,000 queries, each exemplar is as near as the exact one. Queries with too few allowed
-    candidates among the 32 are searched exactly, on `device`. Arguments and return value are those of `search_exactly`.
+    candidates among the 32 are searched exactly. Arguments and return value are those of `search_exactly`, but one rank
+    calls it alone.
 
     Raises:
         ImportError: FAISS is not installed.
     """
+    if len(rules.candidates) == 0:
+        return search_exactly(unit, rules, queries, world)
     index = _build_index(unit, rules.candidates.numpy())
-    _choose_probes(index, unit, rules, queries, device)
-    chunks = tqdm(queries.split(QUERIES_AT_ONCE), desc="Finding exemplars", disable=not show_progress)
+    _choose_probes(index, unit, rules, queries, world)
+    chunks = tqdm(queries.split(QUERIES_AT_ONCE), desc="Finding exemplars", disable=not world.shows_progress)
     found = [_search_index(index, unit, rules, chunk) for chunk in chunks]
     indices, cosines = (torch.cat(parts) for parts in zip(*found, strict=True))
     is_missing = (indices == NO_EXEMPLAR).any(dim=1)
@@ -62,9 +65,7 @@ def search_with_faiss(
             "%d samples have no exemplar among %d neighbours: searched exactly.",
             is_missing.sum(), _count_neighbours(rules),
         )  # fmt: skip
-        indices[is_missing], cosines[is_missing] = search_exactly(
-            unit, rules, queries[is_missing], device, show_progress
-        )
+        indices[is_missing], cosines[is_missing] = search_exactly(unit, rules, queries[is_missing], world)
     return indices, cosines
 
 
@@ -98,11 +99,11 @@ def _build_index(unit: np.ndarray, candidates: np.ndarray) -> _Index:
     return index
 
 
-def _choose_probes(index: _Index, unit: np.ndarray, rules: Rules, queries: Tensor, device: torch.device) -> None:
+def _choose_probes(index: _Index, unit: np.ndarray, rules: Rules, queries: Tensor, world: World) -> None:
     """Doubles the number of lists that are searched until the recall on a sample of the queries suffices."""
     spread = np.linspace(0, len(queries) - 1, min(len(queries), RECALL_SAMPLE)).astype(np.int64)
     sample = queries[torch.from_numpy(spread)]
-    _, exact_cosines = search_exactly(unit, rules, sample, device)
+    _, exact_cosines = search_exactly(unit, rules, sample, replace(world, quiet=True))
     index.nprobe = min(FIRST_PROBES, index.nlist)
     while True:
         _, cosines = _search_index(index, unit, rules, sample)

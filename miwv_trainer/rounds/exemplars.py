@@ -5,12 +5,12 @@ A model that has been trained would find other exemplars, and two rounds could n
 """
 
 import logging
-from typing import cast
 
 import numpy as np
 
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.pool import NO_EXEMPLAR
+from miwv_trainer.distributed.agreement import check_same_texts
 from miwv_trainer.distributed.wrappers import disable_compilation
 from miwv_trainer.embeddings.embedders import embed_texts, get_embedder, validate_embeddings
 from miwv_trainer.embeddings.nearest import find_ranked_exemplars
@@ -100,16 +100,11 @@ def _find_or_read(
             logger.info("Exemplars: read from %s.", store.folder)
         return Exemplars(*stored)
     embeddings = find_embeddings(scorer, store, may_embed=True)
-    found: Exemplars | None = None
-    # Only rank 0 searches, minutes on a large pool. `run_together` keeps the waiting ranks from timing out.
-    with world.run_together("finding the exemplars"):
-        if embeddings is not None:
-            ranked, similarities = find_ranked_exemplars(
-                embeddings, pool, scorer.context, config, world.shows_progress, world.device
-            )
+    ranked, similarities = find_ranked_exemplars(embeddings, pool, scorer.context, config, world)
+    with world.run_together("writing the exemplars"):
+        if world.is_main:
             store.write_exemplars(ranked, similarities, fingerprint)
-            found = Exemplars(ranked, similarities)
-    return cast(Exemplars, world.broadcast_from_main(found))
+    return Exemplars(ranked, similarities)
 
 
 def find_embeddings(scorer: Scorer, store: Store, may_embed: bool) -> Embeddings | None:
@@ -157,7 +152,6 @@ def _embed(scorer: Scorer) -> Embeddings | None:
             batches = plan_prompts(pool, scorer.context, size.tokens_per_batch, scorer.sharing)
             embeddings = embed_prompts(scorer, batches)
     else:
-        with world.run_together("embedding the instructions"):
-            if world.is_main:
-                embeddings = embed_texts(config.embedder, pool.texts, show_progress=world.shows_progress)
+        check_same_texts(pool.texts, world)
+        embeddings = embed_texts(config.embedder, pool.texts, world)
     return embeddings if world.is_main else None

@@ -97,7 +97,7 @@ class Scorer:
 
     def restrict_to_this_rank(self) -> "Scorer":
         """A scorer for forwards that each rank makes by itself, without a progress bar."""
-        return replace(self, world=World(0, 1, self.world.device, self.world.sharded, quiet=True))
+        return replace(self, world=replace(self.world.restrict_to_this_rank(), quiet=True))
 
     def size_batches(self, exemplars: np.ndarray) -> BatchSize:
         """The size of the forwards that score the samples with an exemplar in `exemplars`, `(N,)` or `(N, m)`."""

@@ -45,8 +45,8 @@ def check_scorer(proxy: PreTrainedModel, processing_class: object, pool: Pool, c
         raise ValueError("Both a `scorer` and `scores_from` are given: leave one of the two out.")
     if not is_whole(proxy):
         raise ValueError(
-            "The `scorer` is split over the ranks: under ZeRO-3, `from_pretrained` splits every model that is loaded "
-            "after `TrainingArguments` was made. Load it before."
+            "The `scorer` is split over the ranks, or has no weights on this one: under ZeRO-3 and FSDP, "
+            "`from_pretrained` loads whole models on all ranks only before `TrainingArguments` is made. Load it before."
         )
     own, other = find_tokenizer(processing_class), load_tokenizer(proxy.config.name_or_path)
     if own is None or other is None:

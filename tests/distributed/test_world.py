@@ -2,6 +2,7 @@
 
 import gc
 import json
+import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -12,15 +13,19 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from sentence_transformers import SentenceTransformer
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from miwv_trainer.distributed.sharding import is_sharded
+from miwv_trainer.distributed.sharding import is_sharded, load_models_whole
 from miwv_trainer.distributed.world import World
+from tests.helpers.encoders import save_encoder
+from tests.helpers.exemplars import brute_force_ranked, tfidf_by_hand
 from tests.helpers.forks import fork_python
 from tests.helpers.launch import ROOT, accelerate_launch, launch
 from tests.helpers.losses import losses_by_hand, random_samples
+from tests.helpers.shared_search import distinct_pool, found_by, tied_pool
 from tests.helpers.tiny import save_tiny, tiny_model
 
 CHECKS = ROOT / "tests" / "launched" / "checks.py"
@@ -90,9 +95,14 @@ def check_trained_indices(results: list[dict]) -> None:
 
 
 @pytest.fixture(scope="module")
-def messages(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_encoder(tmp_path_factory.mktemp("encoder"))
+
+
+@pytest.fixture(scope="module")
+def messages(encoder: str, tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     output = tmp_path_factory.mktemp("messages")
-    done = launch("ddp", 2, ROOT / "tests" / "launched" / "messages.py", str(output))
+    done = launch("ddp", 2, ROOT / "tests" / "launched" / "messages.py", str(output), encoder)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     ranks = [json.loads((output / f"rank-{rank}.json").read_text()) for rank in range(2)]
     assert [(each["rank"], each["world_size"]) for each in ranks] == [(0, 2), (1, 2)]
@@ -146,6 +156,39 @@ def test_a_rank_that_halves_its_forwards_keeps_the_others_waiting_and_all_losses
     by_hand = losses_by_hand(tiny_model(), samples, np.roll(np.arange(40), 1))
     for rank in (first, last):
         np.testing.assert_allclose(rank["losses"], by_hand, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["tied", "distinct"])
+@pytest.mark.parametrize("kind", ["tfidf", "encoder"])
+def test_shared_embedding_and_search_give_what_one_process_finds_to_the_bit(
+    name: str, kind: str, encoder: str, messages: list[dict], tmp_path: Path
+) -> None:
+    pool = tied_pool() if name == "tied" else distinct_pool()
+    alone = found_by(World(0, 1, torch.device("cpu")), pool, {"tfidf": "tfidf", "encoder": encoder}[kind], tmp_path)
+    first, last = (rank["shared"][f"{name}-{kind}"] for rank in messages)
+    assert first == alone
+    assert last == {**alone, "vectors": None}
+    lengths = zip(pool.prompt_tokens.tolist(), pool.response_tokens.tolist(), strict=True)
+    # What the tokens are is another matter: all of these samples differ.
+    samples = [([place] * prompt, [place] * response) for place, (prompt, response) in enumerate(lengths)]
+    texts = list(pool.texts or [])
+    vectors = tfidf_by_hand(texts) if kind == "tfidf" else SentenceTransformer(encoder).encode(texts).tolist()
+    assert alone["exemplars"] == brute_force_ranked(vectors, samples, 512, 2, len(pool.preamble))
+
+
+def test_a_rank_that_fails_while_it_embeds_or_searches_ends_the_others_within_a_turn(messages: list[dict]) -> None:
+    first, last = (rank["failures"] for rank in messages)
+    assert last["encoding"] == last["searching"] == "OSError: no tea"
+    assert first["encoding"] == "RuntimeError: Rank 1 failed while embedding the instructions: OSError: no tea"
+    assert first["searching"] == "RuntimeError: Rank 1 failed while finding exemplars: OSError: no tea"
+    assert first["encoded"] == last["encoded"] == 1  # of three batches each
+    could_not = "OSError: The embedder 'nobody/nothing' could not be loaded"
+    assert last["loading"].startswith(could_not)
+    assert first["loading"].startswith("RuntimeError: Rank 1 failed while loading the embedder: " + could_not)
+    for rank in (first, last):
+        assert rank["texts"].startswith(
+            "ValueError: The ranks hold different instructions: the texts of rank 1 are not"
+        )
 
 
 # How a rank fails, and what is then on the screen.
@@ -225,6 +268,20 @@ def test_the_dealing_order_turns_back_at_each_end() -> None:
 def test_an_error_on_one_process_alone_is_raised_as_it_is(block: Callable[[World, str], Any]) -> None:
     with pytest.raises(KeyError, match="lost"), block(World(0, 1, torch.device("cpu"), sharded=True), "testing"):
         raise KeyError("lost")
+
+
+def test_an_encoder_is_loaded_whole_where_fsdp_would_give_weights_to_one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "FSDP_CPU_RAM_EFFICIENT_LOADING"
+    for value in ("true", "True", "1"):
+        monkeypatch.setenv(name, value)
+        with pytest.raises(KeyError), load_models_whole():
+            assert os.environ[name] == "False"
+            raise KeyError
+        assert os.environ[name] == value
+    monkeypatch.delenv(name)
+    with load_models_whole():
+        assert name not in os.environ
+    assert name not in os.environ
 
 
 @pytest.fixture

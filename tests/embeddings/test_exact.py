@@ -11,6 +11,7 @@ import pytest
 import scipy.sparse
 import torch
 
+from miwv_trainer.distributed.world import World
 from miwv_trainer.embeddings import exact, rules
 from miwv_trainer.embeddings.nearest import find_nearest_exemplars
 from miwv_trainer.embeddings.vectors import normalise_rows
@@ -175,6 +176,8 @@ def test_a_search_on_a_gpu_finds_what_a_search_on_the_cpu_finds(untouched_precis
     torch.backends.fp32_precision = "tf32"
     for context in (FAR, 20, 12):
         on_cpu = find_nearest_exemplars(vectors, pool_of(samples, preamble=2), context)
-        on_gpu = find_nearest_exemplars(vectors, pool_of(samples, preamble=2), context, device="cuda")
+        on_gpu = find_nearest_exemplars(
+            vectors, pool_of(samples, preamble=2), context, world=World(0, 1, torch.device("cuda"))
+        )
         assert (on_gpu[0] == on_cpu[0]).mean() > 0.999  # two cosines within 1e-6 of each other may change places
         np.testing.assert_allclose(on_gpu[1], on_cpu[1], atol=2e-6)

@@ -1,6 +1,8 @@
 """Run on each rank by test_world.py: ranks that wait for one another, and hear of each other's errors.
 
-messages.py OUTPUT
+messages.py OUTPUT ENCODER
+
+ENCODER is the folder of a sentence encoder.
 """
 
 import json
@@ -10,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -21,23 +24,25 @@ from miwv_trainer.data.pool import Pool
 from miwv_trainer.distributed import world as distributed
 from miwv_trainer.distributed.agreement import check_same_pool
 from miwv_trainer.distributed.world import Messages, World
-from miwv_trainer.rounds import exemplars
+from miwv_trainer.embeddings import embedders
+from miwv_trainer.rounds.exemplars import find_exemplars
 from miwv_trainer.scoring.losses import score_batches
 from miwv_trainer.scoring.rows import plan_padded
 from miwv_trainer.scoring.scorer import prepare_scorer
 from miwv_trainer.storage.store import Store
 from tests.helpers.losses import CONTEXT, pool_of, random_samples
+from tests.helpers.shared_search import distinct_pool, failures, found_by, tied_pool
 from tests.helpers.tiny import tiny_model
 
 TIMEOUT = 3.0
 SAMPLES = random_samples(40)
-POOL = pool_of(SAMPLES)
+POOL = replace(pool_of(SAMPLES), texts=["apples"] * len(SAMPLES))
 EXEMPLARS = np.roll(np.arange(len(POOL)), 1)
 FORWARDS_BEFORE = 4
 
 
 def main() -> None:
-    output = Path(sys.argv[1])
+    output, encoder = Path(sys.argv[1]), sys.argv[2]
     state = PartialState(cpu=True)
     running = World.current(state.device)
     again = World.current(state.device)
@@ -51,6 +56,12 @@ def main() -> None:
     results["halved"] = scored(running, out_of_memory_above(120))
     pools = (SAMPLES, other_order(running), relabelled(running))
     results["pools"] = [compared(running, pool_of(each)) for each in pools]
+    results["shared"] = {
+        f"{name}-{kind}": found_by(running, pool, embedder, output / f"{name}-{kind}")
+        for name, pool in {"tied": tied_pool(), "distinct": distinct_pool()}.items()
+        for kind, embedder in (("tfidf", "tfidf"), ("encoder", encoder))
+    }
+    results["failures"] = failures(running, encoder, output)
     (output / f"rank-{running.rank}.json").write_text(json.dumps(results))
     state.destroy_process_group()
 
@@ -86,17 +97,19 @@ def impatient(world: World) -> World:
 def after_a_slow_embedder(world: World, heartbeat: float, output: Path) -> str:
     """What comes of a search for exemplars whose embedder takes three times as long as ranks may be silent."""
 
-    def embed_texts(embedder: str, texts: object, show_progress: bool) -> np.ndarray:
-        time.sleep(3 * TIMEOUT)
-        return np.random.default_rng(0).standard_normal((len(POOL), 4)).astype(np.float32)
+    class SlowVectorizer:
+        def __init__(self, **options: object) -> None: ...
 
-    exemplars.embed_texts = embed_texts
+        def fit_transform(self, texts: object) -> np.ndarray:
+            time.sleep(3 * TIMEOUT)
+            return np.random.default_rng(0).standard_normal((len(POOL), 4)).astype(np.float32)
+
     distributed.HEARTBEAT_SECONDS = heartbeat
     config = MIWVConfig(embedder="tfidf", scoring_max_length=CONTEXT)
     try:
-        found = exemplars.find_exemplars(
-            prepare_scorer(tiny_model(), POOL, config, impatient(world)), Store(output), reuse=False
-        )
+        with patch.object(embedders, "TfidfVectorizer", SlowVectorizer):
+            scorer = prepare_scorer(tiny_model(), POOL, config, impatient(world))
+            found = find_exemplars(scorer, Store(output), reuse=False)
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return str(found.indices.tolist())

@@ -116,5 +116,7 @@ def test_what_a_scorer_cannot_do_is_refused(tmp_path: Path) -> None:
     split.lm_head.weight = torch.nn.Parameter(torch.empty(0))  # as ZeRO-3 leaves it
     with pytest.raises(ValueError, match="split over the ranks.*Load it before"):
         attach(trainer, MIWVConfig(**VALUES), scorer=split)
+    with pytest.raises(ValueError, match="or has no weights on this one.*Load it before"):
+        attach(trainer, MIWVConfig(**VALUES), scorer=small_model().to("meta"))
     with pytest.raises(ValueError, match="`proxy_check` must be a whole number of at least 0"):
         MIWVConfig(proxy_check=-1)
