@@ -5,19 +5,15 @@ Each forward of such a model gathers parameters from all ranks. A rank that runs
 them waiting until the timeout of the process group, 30 minutes by default (DeepSpeed#4367).
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from accelerate.utils import disable_fsdp_ram_efficient_loading
+from accelerate.utils import disable_fsdp_ram_efficient_loading, enable_fsdp_ram_efficient_loading
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
-from transformers.integrations import deepspeed, is_deepspeed_zero3_enabled
+from transformers.integrations import deepspeed, is_deepspeed_zero3_enabled, is_fsdp_enabled
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
-
-# By which accelerate tells transformers that FSDP will hand the weights of one rank to the others.
-LOADS_ONCE = "FSDP_CPU_RAM_EFFICIENT_LOADING"
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -48,17 +44,17 @@ def load_models_whole() -> Iterator[None]:
     FSDP with `cpu_ram_efficient_loading`, some versions of transformers give weights to the first rank of a machine
     only: FSDP hands them on, but only to the model that it wraps.
     """
-    running, loads_once = _find_running_config(), os.environ.get(LOADS_ONCE)
+    running, loads_once = _find_running_config(), is_fsdp_enabled()
     deepspeed.unset_hf_deepspeed_config()
-    if loads_once is not None:
+    if loads_once:
         disable_fsdp_ram_efficient_loading()
     try:
         yield
     finally:
         if running is not None:
             deepspeed.set_hf_deepspeed_config(running)
-        if loads_once is not None:
-            os.environ[LOADS_ONCE] = loads_once
+        if loads_once:
+            enable_fsdp_ram_efficient_loading()
 
 
 @contextmanager

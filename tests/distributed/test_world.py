@@ -2,7 +2,6 @@
 
 import gc
 import json
-import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from sentence_transformers import SentenceTransformer
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.parallel import DistributedDataParallel
+from transformers.integrations import is_fsdp_enabled
 
 from miwv_trainer.distributed.sharding import is_sharded, load_models_whole
 from miwv_trainer.distributed.world import World
@@ -270,20 +270,6 @@ def test_an_error_on_one_process_alone_is_raised_as_it_is(block: Callable[[World
         raise KeyError("lost")
 
 
-def test_an_encoder_is_loaded_whole_where_fsdp_would_give_weights_to_one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
-    name = "FSDP_CPU_RAM_EFFICIENT_LOADING"
-    for value in ("true", "True", "1"):
-        monkeypatch.setenv(name, value)
-        with pytest.raises(KeyError), load_models_whole():
-            assert os.environ[name] == "False"
-            raise KeyError
-        assert os.environ[name] == value
-    monkeypatch.delenv(name)
-    with load_models_whole():
-        assert name not in os.environ
-    assert name not in os.environ
-
-
 @pytest.fixture
 def process_group() -> Iterator[None]:
     """A process group of one."""
@@ -349,3 +335,17 @@ def test_a_world_of_one_exchanges_nothing() -> None:
         with world.run_turn("testing") as turn:
             turn.has_more = has_more
         assert turn.has_more == has_more
+
+
+def test_a_model_is_loaded_whole_where_fsdp_would_give_weights_to_one_rank(
+    process_group: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for value in ("true", "1", "false"):
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+        monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", value)
+        before = is_fsdp_enabled()
+        assert before == (value != "false")
+        with pytest.raises(KeyError), load_models_whole():
+            assert not is_fsdp_enabled()
+            raise KeyError
+        assert is_fsdp_enabled() == before
