@@ -14,7 +14,7 @@ from accelerate.commands.launch import (
 )
 
 from miwv_trainer.compat import is_at_least
-from tests.helpers.forks import PYTHON, base_environment, fork_python
+from tests.helpers.forks import PYTHON, base_environment, build_operators, fork_python
 from tests.helpers.forks import ROOT as ROOT
 
 Completed = subprocess.CompletedProcess[str]
@@ -118,5 +118,6 @@ def launch_machines(file: str, machines: int, script: Path, *arguments: str, tim
 
 
 def run(command: list[str], timeout: float = 300, threads: int = 1) -> Completed:
+    build_operators()
     environment = {**base_environment(), "OMP_NUM_THREADS": str(threads)}
     return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=timeout)
