@@ -281,8 +281,9 @@ def test_the_lower_bounds_are_the_versions_of_the_lowest_set() -> None:
         # Of its lowest version there is no CPU build; docs/versions.md tells of the run with it.
         if name != "torch":
             assert name in lowest and same_version(bound, lowest[name]), name
-    # The others are what these versions need beside them.
-    assert set(lowest) - set(bounds) == {"pandas", "pydantic", "tokenizers"}
+    # The others are what these versions need beside them, and tools that take these versions.
+    tools = {"ipykernel", "ipython", "jupyter-client", "virtualenv"}
+    assert set(lowest) - set(bounds) == {"pandas", "pydantic", "tokenizers", *tools}
 
 
 def test_the_readme_states_the_minimum_versions() -> None:
