@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields
 from difflib import get_close_matches
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 from miwv_trainer.choices import CHOICES, DTYPES, SELECTION_FIELDS
 from miwv_trainer.config import MIWVConfig
@@ -99,6 +99,17 @@ class ReportOptions:
     columns: dict[str, str] | None
 
 
+class OptionParser(argparse.ArgumentParser):
+    """
+    Tells what is wrong with the options in one line, as every other error of `miwv` is told.
+
+    argparse prints the usage before it: 40 lines for `miwv score`, after which the line was overlooked.
+    """
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"miwv: {message}. `{self.prog} --help` lists the options.\n")
+
+
 def parse_options(typed: Sequence[str]) -> ScoreOptions | SelectOptions | ReportOptions:
     """
     Parses the words after `miwv`.
@@ -119,7 +130,7 @@ def parse_options(typed: Sequence[str]) -> ScoreOptions | SelectOptions | Report
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all three subcommands; what it parses has the subcommand's name as `command`."""
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         prog="miwv", description="Score instruction samples by Model Instruction Weakness Value, and select."
     )
     parser.add_argument("--version", action="version", version=f"miwv_trainer {__version__}")
@@ -173,7 +184,9 @@ def add_score_options(parser: argparse.ArgumentParser) -> None:
 
 def add_select_options(parser: argparse.ArgumentParser) -> None:
     """The options of `miwv select`."""
-    parser.add_argument("--scores", required=True, metavar="FOLDER", help="the folder `miwv score` wrote to")
+    parser.add_argument(
+        "--scores", required=True, metavar="FOLDER", help="the folder that `miwv score` or a Trainer wrote to"
+    )
     add_setting(parser.add_argument, "fraction", is_required=True)
     parser.add_argument("--dataset", help="the pool that was scored; without it, indices are printed")
     add_columns(parser.add_argument, "how the columns of a Trainer's dataset are named, as in `miwv score`")
@@ -181,8 +194,8 @@ def add_select_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--format",
         choices=FORMATS,
-        help="JSON Lines, Parquet, or a folder with a dataset card that `load_dataset` reads (default: jsonl; dataset "
-        "with --push-to-hub)",
+        help="JSON Lines, Parquet, or a folder with a dataset card that `load_dataset` reads (default: dataset with "
+        "--push-to-hub, parquet if PATH ends in .parquet, else jsonl)",
     )
     group.add_argument(
         "--to",
@@ -195,7 +208,8 @@ def add_select_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--private", action="store_true", help="a dataset that --push-to-hub makes is private")
     group = parser.add_argument_group("what is selected, and how it is guarded")
     for name in list_selection_fields():
-        add_setting(group.add_argument, name)
+        if name != "extra_losses":  # `miwv score` measures them; a selection from stored scores cannot.
+            add_setting(group.add_argument, name)
 
 
 def add_report_options(parser: argparse.ArgumentParser) -> None:

@@ -30,7 +30,6 @@ from miwv_trainer.scoring.model_checks import check_model
 from miwv_trainer.scoring.scorer import prepare_scorer
 from miwv_trainer.storage.store import Store
 from miwv_trainer.storage.stored_round import RoundNotes
-from miwv_trainer.version import __version__
 
 
 def score(options: ScoreOptions) -> None:
@@ -70,7 +69,6 @@ def _score_together(options: ScoreOptions, world: World) -> None:
     notes: RoundNotes = {
         "rows": fingerprint_rows(rows, len(rows)),
         "chat_template": fingerprint_template(tokenizer.chat_template),
-        "library": __version__,
         "dataset": options.dataset,
         "columns": options.columns,
     }

@@ -1,6 +1,7 @@
 """`miwv select`: another fraction of scores that exist, or with other guards."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from miwv_trainer.cli.options import SelectOptions, name_option
@@ -72,10 +73,10 @@ def choose_destination(options: SelectOptions) -> tuple[Format, Path]:
         ValueError: options that exclude each other, or a place that must not be written to.
     """
     pushed = options.push_to_hub
-    kind: Format = options.format or ("jsonl" if pushed is None else "dataset")
+    kind, place = choose_format(options), name_place(options.typed)
     if options.dataset is None:
         about_samples = {
-            "format": options.format, "to": options.to, "with_scores": options.with_scores, "push_to_hub": pushed,
+            "format": options.format, place: options.to, "with_scores": options.with_scores, "push_to_hub": pushed,
             "columns": options.columns,
         }  # fmt: skip
         for name, value in about_samples.items():
@@ -87,7 +88,21 @@ def choose_destination(options: SelectOptions) -> tuple[Format, Path]:
         raise ValueError(f"`--push-to-hub` uploads a folder: give `--format dataset`, or none, not {kind}.")
     target = Path(options.to or Path(options.scores) / f"selected{ENDINGS[kind]}")
     if options.dataset is not None:
-        check_destination(kind, target, options.dataset)
+        check_destination(kind, target, options.dataset, name_option(place))
     if pushed is not None:
         check_hub_name(pushed)
     return kind, target
+
+
+def choose_format(options: SelectOptions) -> Format:
+    """The format that was typed, or the one that fits what else was typed."""
+    if options.format is not None:
+        return options.format
+    if options.push_to_hub is not None:
+        return "dataset"
+    return "parquet" if options.to is not None and Path(options.to).suffix == ENDINGS["parquet"] else "jsonl"
+
+
+def name_place(typed: Sequence[str]) -> str:
+    """By which of its two names the place was typed, for messages: `--output` may be shortened to `--o`."""
+    return "output" if any(word.startswith("--o") for word in typed) else "to"

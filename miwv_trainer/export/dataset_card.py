@@ -137,7 +137,7 @@ def _describe_origin(origin: Origin) -> dict[str, str]:
         "guards": _list_guards(config),
         "left out": ", ".join(f"{count} by {guard}" for guard, count in choice.left_out.items()) or "none",
         "seed": str(config.sampler_seed or 0),
-        "miwv_trainer": f"{__version__}; scored with {summary.get('library', NOT_RECORDED)}",
+        "miwv_trainer": f"{__version__}; {_describe_version(origin.scored)}",
         "date": datetime.now(timezone.utc).date().isoformat(),
     }
 
@@ -148,6 +148,11 @@ def _describe_model(scored: StoredRound) -> str:
     if forwarded is None:
         return f"{name}; nothing was forwarded"
     return f"{name}, {forwarded['dtype']}, configuration `{forwarded['config']}`"
+
+
+def _describe_version(scored: StoredRound) -> str:
+    version = scored.summary.get("library")
+    return f"scored with {version}" if version is not None else "the version that scored is not recorded"
 
 
 def _describe_chat_template(scored: StoredRound) -> str:

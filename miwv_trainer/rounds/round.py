@@ -51,6 +51,7 @@ from miwv_trainer.selection.scores import get_score, has_losses
 from miwv_trainer.storage.journal import Journal
 from miwv_trainer.storage.store import Store
 from miwv_trainer.storage.stored_round import HASHES, RoundIdentity, RoundNotes, RoundSummary, StoredRound
+from miwv_trainer.version import __version__
 
 logger = logging.getLogger(__name__)
 
@@ -316,6 +317,7 @@ def _summarise(inputs: RoundInputs, choice: Choice) -> dict[str, object]:
     pool = inputs.pool
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "library": __version__,
         "epoch": inputs.point.epoch,
         "fraction": inputs.config.fraction,
         "number_selected": len(choice.selection),

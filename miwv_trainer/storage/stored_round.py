@@ -127,7 +127,6 @@ class RoundNotes(TypedDict, total=False):
     Args:
         rows: Hash of the raw rows; only `miwv score` knows them.
         chat_template: Hash of the chat template; only `miwv score` knows it.
-        library: Version of this library.
         dataset: The file, the folder or the name on the hub.
         columns: The dataset's own names of what was read of it, or None where its columns are a known format's.
         takes_effect: Only in a training.
@@ -135,7 +134,6 @@ class RoundNotes(TypedDict, total=False):
 
     rows: str
     chat_template: str | None
-    library: str
     dataset: str
     columns: dict[str, str] | None
     takes_effect: TakesEffect
@@ -160,6 +158,7 @@ class RoundSummary(RoundIdentity, RoundNotes, total=False):
         texts_from: What the hashes of texts in scores.parquet were made of: `"columns"` of the dataset, or `"tokens"`.
         model: The name or folder that the model was loaded from.
         date: When the round was written, in UTC.
+        library: Version of this library.
         pool_content: Hash of the samples, the same for a Trainer's pool and the same pool of `miwv score`.
         scores_from: Only where the losses are of another run.
         proxy: Only where a smaller model has scored.
@@ -192,6 +191,7 @@ class RoundSummary(RoundIdentity, RoundNotes, total=False):
     texts_from: Literal["columns", "tokens"]
     model: str
     date: str
+    library: str
     pool_content: str
     scores_from: ScoresOrigin
     proxy: ProxyCheck

@@ -143,6 +143,8 @@ ONLY_SCORING: dict[str, tuple[str, Any]] = {
     "refine_near_threshold": ("--no-refine", False),
 }
 
+ON_BOTH = TYPED.keys() - {"extra_losses"}
+
 
 def settings_of(command: str, typed: str) -> dict[str, Any]:
     options = parse_options([command, *REQUIRED[command], *typed.split()])
@@ -154,7 +156,11 @@ def test_every_field_that_decides_the_selection_is_an_option_of_both_commands() 
     assert set(TYPED) == {"preset", *SELECTION_FIELDS}
     for name, (typed, value) in TYPED.items():
         assert settings_of("score", typed) == {name: value}
-        assert settings_of("select", typed) == {"fraction": 0.1, name: value}
+        if name == "extra_losses":  # measured by forwards
+            with pytest.raises(SystemExit):
+                settings_of("select", typed)
+        else:
+            assert settings_of("select", typed) == {"fraction": 0.1, name: value}
         assert type(settings_of("score", typed)[name]) is type(value)
 
 
@@ -181,7 +187,8 @@ def test_help_describes_a_field_by_its_first_sentence_and_gives_the_default_wher
         parse_options([command, "--help"])
     shown = re.sub(r"\s+", " ", capsys.readouterr().out)
     described = {name: text.summary for text in MIWVConfig.describe() for name in [text.name]}
-    for name, (typed, _) in {**TYPED, **(ONLY_SCORING if command == "score" else {})}.items():
+    shown_here = {**TYPED, **ONLY_SCORING} if command == "score" else {n: t for n, t in TYPED.items() if n in ON_BOTH}
+    for name, (typed, _) in shown_here.items():
         option = typed.split()[0]
         assert re.search(rf"{option} [^.]*{re.escape(described[name])}", shown), option
     assert ("(default: miwv)" in shown) == (command == "score")
@@ -200,7 +207,47 @@ def test_a_value_that_no_field_takes_is_refused_with_the_option_named(capsys: py
         with pytest.raises(SystemExit) as stopped:
             settings_of("score", typed)
         assert stopped.value.code == 2
-        assert words in capsys.readouterr().err
+        assert words in (said := capsys.readouterr().err)
+        # In one line, as every other error of the command.
+        assert said.startswith("miwv: ") and said.endswith("`miwv score --help` lists the options.\n")
+        assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        ("", r"the following arguments are required: \{score,select,report\}\. `miwv --help`"),
+        ("scor", r"argument \{score,select,report\}: invalid choice: 'scor'.*`miwv --help`"),
+        ("select --scores O", r"the following arguments are required: --fraction\. `miwv select --help`"),
+        ("report", r"the following arguments are required: --run\. `miwv report --help`"),
+        ("report --run O --html", r"unrecognized arguments: --html\. `miwv --help`"),
+    ],
+)
+def test_what_no_command_takes_is_told_in_one_line(typed: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="^2$"):
+        main(typed.split())
+    said = capsys.readouterr()
+    assert re.fullmatch(rf"miwv: {words} lists the options\.\n", said.err) and not said.out
+
+
+def test_the_place_is_called_as_it_was_typed_and_its_ending_is_a_format(
+    inputs: Path, scored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["select", "--scores", str(scored), "--fraction", "0.1", "--dataset", str(inputs / "pool.jsonl")]
+    for option, name in (("--to", "--to"), ("--output", "--output"), ("--out", "--output")):
+        for typed in ([option, str(tmp_path / "chosen.csv")], [f"{option}={tmp_path / 'chosen.csv'}"]):
+            assert main([*command, *typed]) == 2
+            assert f"miwv: `{name}` must end in .jsonl with `--format jsonl`" in capsys.readouterr().err
+    assert main([*command, "--output", str(tmp_path), "--format", "jsonl"]) == 2
+    assert "`--output` must end in .jsonl" in capsys.readouterr().err
+    assert main([*command, "--output", str(inputs / "pool.jsonl")]) == 2
+    assert "is the pool itself: give another file as `--output`" in capsys.readouterr().err
+    assert main(["select", "--scores", str(scored), "--fraction", "0.1", "--output", "x.jsonl"]) == 2
+    assert "`--output` is about samples: give the pool as `--dataset`" in capsys.readouterr().err
+    assert main([*command, "--output", str(tmp_path / "chosen.parquet")]) == 0
+    assert main([*command, "--to", str(tmp_path / "chosen.jsonl")]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "chosen.jsonl").read_text().splitlines()]
+    assert pq.read_table(tmp_path / "chosen.parquet").to_pylist() == rows and len(rows) == 3
 
 
 def test_a_preset_is_blamed_in_the_words_that_were_typed(

@@ -60,6 +60,7 @@ def test_a_card_of_scores_that_a_trainer_or_an_older_version_wrote(output: Path,
     text = (tmp_path / "old" / "selected" / "README.md").read_text()
     assert "| model | not recorded, float32, configuration `" in text
     assert "| chat template | not recorded: the pool was tokenised before |" in text
+    assert f"| miwv_trainer | {__version__}; the version that scored is not recorded |" in text
 
 
 def test_a_path_behind_an_equals_sign_is_not_published_either(output: Path, pool: Path, tmp_path: Path) -> None:

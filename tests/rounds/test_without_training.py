@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 from filelock import FileLock, Timeout
 
-from miwv_trainer import MIWVConfig, StoredRound, pool_from_rows, read_rounds, score_and_select, select_again
+from miwv_trainer import (
+    MIWVConfig,
+    StoredRound,
+    __version__,
+    pool_from_rows,
+    read_rounds,
+    score_and_select,
+    select_again,
+)
 from miwv_trainer.cli.main import main
 from miwv_trainer.storage.stored_round import HASHES
 from tests.helpers.tiny import instruction_rows, save_tiny, tiny_model, tiny_tokenizer
@@ -47,6 +55,7 @@ def test_a_pool_is_scored_as_the_command_line_scores_it(scored: StoredRound, out
     (other,) = read_rounds(tmp_path / "out")
     assert other.scores.equals(scored.scores)
     assert other.summary["fingerprint"] == scored.summary["fingerprint"]
+    assert other.summary["library"] == scored.summary["library"] == __version__
     assert [each.scores for each in read_rounds(output)] == [scored.scores]
     assert is_free(output)
 
