@@ -143,6 +143,14 @@ def explain_more_exemplars(count: int, score: str) -> str:
     )
 
 
+def explain_match_without_source(match: str) -> str:
+    """The error if samples of another run are to be matched and none is named."""
+    return (
+        f"`match` is {match!r}, but it says how the samples of another run are found, and `scores_from` names none. "
+        "Leave it out, or name the run's folder."
+    )
+
+
 def explain_source_without_losses(folder: str, score: str) -> str:
     """The error if losses are to be read from another run and the score needs none."""
     return (

@@ -17,6 +17,7 @@ SelectionKind = Literal["top", "sample"]
 Diversity = Literal["none", "facility_location", "mmr"]
 EpochOrder = Literal["shuffled", "easy_to_hard", "hard_to_easy"]
 Preset = Literal["none", "paper", "guarded"]
+Match = Literal["tokens", "rows"]
 # In which a model may be loaded, by torch's names; `miwv score --dtype`, which is no setting of a Trainer's run.
 DTYPES = ("float32", "bfloat16")
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -29,6 +30,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "diversity": get_args(Diversity),
     "epoch_order": get_args(EpochOrder),
     "layout": get_args(Layout),
+    "match": get_args(Match),
 }
 # The descriptions of `preset` list these values for people; a test compares the two.
 PRESETS: dict[str, dict[str, object]] = {

@@ -21,6 +21,7 @@ from miwv_trainer.checks import (
     check_text,
     check_whole_number,
     explain_band_without_losses,
+    explain_match_without_source,
     explain_more_exemplars,
     explain_source_without_losses,
     refuse_unknown_keys,
@@ -34,6 +35,7 @@ from miwv_trainer.choices import (
     ExtraLosses,
     ForwardFreeScore,
     Layout,
+    Match,
     Preset,
     RescoreStrategy,
     ScoreName,
@@ -156,6 +158,8 @@ class MIWVConfig:
         scores_from: Folder of another run (of a Trainer or of `miwv score`) whose round 0 is read instead of scored, if
             it is of the same pool. Nothing is forwarded, and exemplars come along. Fraction, score and guards may
             differ; later rounds are scored as configured.
+        match: What makes the pool of `scores_from` the same. `"tokens"` compares token ids, labels and order; `"rows"`
+            finds each sample by its text, so that a model with another tokenizer may have scored.
 
     Raises:
         TypeError: an unknown key.
@@ -201,6 +205,7 @@ class MIWVConfig:
     proxy_warn_below: float = 0.5
     scores_dir: str | None = None
     scores_from: str | None = None
+    match: Match = "tokens"
     # `dataclasses.replace` calls the class with every value of the old object, as HfArgumentParser does with every
     # default. Only what `replace` hands on here tells the two apart, so that a preset is not applied a second time.
     applied_preset: InitVar[AppliedPreset | None] = None
@@ -306,6 +311,8 @@ class MIWVConfig:
             check_resampling(self.selection, self.rescore_strategy)
         if self.scores_from is not None and not self._measures_losses():
             raise ValueError(explain_source_without_losses(self.scores_from, describe_score(self.score)))
+        if self.match != "tokens" and self.scores_from is None:
+            raise ValueError(explain_match_without_source(self.match))
         if self.rescore_strategy == "no" and self.rescore_budget < 1:
             raise ValueError(
                 f"`rescore_budget` is {self.rescore_budget}, but nothing is scored again with "

@@ -206,6 +206,7 @@ TYPED = {
     "proxy_warn_below": ("0.25", 0.25),
     "scores_dir": ("runs/b", "runs/b"),
     "scores_from": ("runs/a", "runs/a"),
+    "match": ("rows", "rows"),
 }
 
 

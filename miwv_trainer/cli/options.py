@@ -37,7 +37,7 @@ OPTIONS = {
     "scoring_max_length": "--max-length",
     "refine_near_threshold=False": "--no-refine",
     "sampler_seed": "--seed",
-    **{name: name_option(name) for name in (*SCORING_FIELDS, "scores_from", "preset", *SELECTION_FIELDS)},
+    **{name: name_option(name) for name in (*SCORING_FIELDS, "scores_from", "match", "preset", *SELECTION_FIELDS)},
 }
 
 
@@ -177,6 +177,7 @@ def add_score_options(parser: argparse.ArgumentParser) -> None:
     add_setting(parser.add_argument, "embedder", shows_default=True, more=ARRAY_FILE)
     add_setting(parser.add_argument, "sampler_seed")
     add_setting(parser.add_argument, "scores_from")
+    add_setting(parser.add_argument, "match", shows_default=True)
     group = parser.add_argument_group("what is selected, and how it is guarded")
     for name in list_selection_fields():
         add_setting(group.add_argument, name, shows_default=True)

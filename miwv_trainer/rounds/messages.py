@@ -84,9 +84,11 @@ def describe_round(current: StoredRound, previous: StoredRound | None = None) ->
 def describe_source(current: StoredRound) -> str:
     """Where the losses of a round come from that took those of another run."""
     origin = current.summary["scores_from"]
+    # Releases before `match` wrote no such entry.
+    matched = ", matched by the texts of the rows" if origin.get("match") == "rows" else ""
     return (
         f"losses read from {origin['folder']}, where {origin['model'] or 'a model without a name'} "
-        f"({origin['dtype']}) made them on {origin['date']}"
+        f"({origin['dtype']}) made them on {origin['date']}{matched}"
     )
 
 

@@ -139,7 +139,7 @@ def run_round(
 def _describe_model(scorer: Scorer, source: StoredRound | None) -> dict[str, object]:
     """Entries of round.json about what made the losses, and when."""
     if source is not None:
-        origin = describe_origin(source)
+        origin = describe_origin(source, scorer.config.match)
         return {"model": origin["model"], "scores_from": origin}
     # The name is empty if the model was not loaded but made in this process.
     return {"model": get_inner_model(scorer.model).config.name_or_path}

@@ -16,6 +16,7 @@ from miwv_trainer.data.sample_hashes import hash_pool_content
 from miwv_trainer.embeddings.embedders import get_embedder
 from miwv_trainer.own_scores import describe_score
 from miwv_trainer.rounds.identity import fingerprint_exemplars, hash_array
+from miwv_trainer.rounds.row_matching import match_rows
 from miwv_trainer.scoring.scorer import Scorer
 from miwv_trainer.selection.scores import get_score, needs_exemplars
 from miwv_trainer.storage.provenance import JsonObject
@@ -45,7 +46,7 @@ def read_source(scorer: Scorer, store: Store) -> StoredRound | None:
     with scorer.world.run_together("reading the scores of another run"):
         if scorer.world.is_main:
             found = _read_round(config.scores_from, store)
-            _check_pool(found, scorer.pool)
+            found = _match_samples(found, scorer.pool, config.match)
             _check_exemplars(found, scorer)
             _check_losses(found, config)
     return cast(StoredRound, scorer.world.broadcast_from_main(found))
@@ -66,16 +67,19 @@ def _read_round(folder: str, store: Store) -> StoredRound:
     return source.read_round(0)
 
 
-def _check_pool(source: StoredRound, pool: Pool) -> None:
-    """Raises `ValueError` if a round is of other samples. A Trainer and `miwv score` keep the same pool differently."""
+def _match_samples(source: StoredRound, pool: Pool, match: str) -> StoredRound:
+    """A round, of the samples of the pool. Raises `ValueError` if it is of others."""
+    # A Trainer and `miwv score` keep the same pool differently, so that the fingerprint alone says little.
     theirs, ours = source.summary.get("pool_content"), hash_pool_content(pool)
     if theirs == ours or source.summary["fingerprint"]["pool"] == pool.fingerprint:
-        return
+        return source
+    if match == "rows":
+        return match_rows(source, pool)
     raise ValueError(
         f"`scores_from` names scores of another pool: {source.folder} is of {len(source.scores)} samples with the "
         f"fingerprint {theirs or source.summary['fingerprint']['pool'][:16]}, this run's are {len(pool)} with "
         f"{ours if theirs else pool.fingerprint[:16]}. Both need the same rows in the same order, with the same "
-        "tokenizer, chat template and labels."
+        'tokenizer, chat template and labels; with `match="rows"`, the same texts suffice.'
     )
 
 
@@ -133,7 +137,10 @@ def copy_exemplars(source: StoredRound, store: Store, config: MIWVConfig, finger
     # Not compared by fingerprint: they lie beside the round, and are moved aside with it.
     embeddings = Store(source.folder.parent.parent).read_embeddings({})
     if embeddings is not None:
-        store.write_embeddings(embeddings, fingerprint)
+        # The numbers of the lines in that run, whose order may be another.
+        order = source.column("index")
+        is_moved = not np.array_equal(order, np.arange(len(order)))
+        store.write_embeddings(embeddings[order] if is_moved else embeddings, fingerprint)
     elif get_embedder(config.embedder).is_model_in_training:
         raise FileNotFoundError(
             f"There are no embeddings in {source.folder.parent}, by which the selection is to be diverse. Score that "
@@ -154,14 +161,17 @@ def hash_losses(source: StoredRound) -> str:
     return " ".join(map(hash_array, arrays))
 
 
-def describe_origin(source: StoredRound) -> ScoresOrigin:
+def describe_origin(source: StoredRound, match: str) -> ScoresOrigin:
     """
     Which model scored the round, and when; of the first run, where runs read from each other. Rank 0 calls it, which
     has the disk.
+
+    Args:
+        match: How its samples were matched with this run's.
     """
     folder, summary = str(source.folder.parent.parent), source.summary
     if "scores_from" in summary:
-        return cast(ScoresOrigin, {**summary["scores_from"], "folder": folder})
+        return cast(ScoresOrigin, {**summary["scores_from"], "folder": folder, "match": match})
     fingerprint = summary["fingerprint"]
     return ScoresOrigin(
         folder=folder,
@@ -169,6 +179,7 @@ def describe_origin(source: StoredRound) -> ScoresOrigin:
         dtype=fingerprint.get("model", {}).get("dtype", ""),
         context=fingerprint["context"],
         # Releases that wrote no date left the time of the file.
+        match=match,
         date=summary["date"] if "date" in summary else _read_time(source.folder / SUMMARY_FILE),
     )
 

@@ -89,6 +89,7 @@ class ScoresOrigin(TypedDict):
         model: The name or folder of the model that made them.
         dtype: Of that model's parameters.
         context: Most tokens of a sequence that it forwarded.
+        match: How its samples were matched with this run's, `"tokens"` or `"rows"`.
         date: When they were written.
     """
 
@@ -96,6 +97,7 @@ class ScoresOrigin(TypedDict):
     model: str
     dtype: str
     context: int
+    match: str
     date: str
 
 

@@ -14,10 +14,15 @@ from miwv_trainer.data.models import load_tokenizer
 from miwv_trainer.data.pool import Pool
 from miwv_trainer.data.vocabulary import describe_vocabulary_difference, find_tokenizer
 from miwv_trainer.distributed.sharding import is_whole
-from miwv_trainer.scoring.model_checks import check_model
+from miwv_trainer.scoring.memory import read_sizes
+from miwv_trainer.scoring.model_checks import check_model_kind
 from miwv_trainer.scoring.scorer import Scorer, prepare_scorer
 
 logger = logging.getLogger(__name__)
+OTHER_TOKENIZER = (
+    "Give a model with the same tokenizer, or score the rows by its own tokenizer (`miwv score --model SMALL --dataset "
+    'ROWS --output FOLDER`) and take these scores: `MIWVConfig(scores_from="FOLDER", match="rows")`.'
+)
 
 
 def check_scorer(proxy: PreTrainedModel, processing_class: object, pool: Pool, config: MIWVConfig) -> None:
@@ -35,7 +40,12 @@ def check_scorer(proxy: PreTrainedModel, processing_class: object, pool: Pool, c
             "`scorer` must be a loaded model (`AutoModelForCausalLM.from_pretrained(...)`), but got "
             f"{describe_given(given)}."
         )
-    check_model(proxy, pool)
+    check_model_kind(proxy)
+    most, vocabulary = int(pool.tokens.max()), read_sizes(proxy).vocabulary
+    if most >= vocabulary:
+        raise ValueError(
+            f"The `scorer`'s vocabulary has {vocabulary} entries, but the pool holds token id {most}. {OTHER_TOKENIZER}"
+        )
     if config.rescore_strategy != "no":
         raise ValueError(
             f"`rescore_strategy` is {config.rescore_strategy!r}, but a `scorer` is not trained: it would give the same "
@@ -58,8 +68,8 @@ def check_scorer(proxy: PreTrainedModel, processing_class: object, pool: Pool, c
     difference = describe_vocabulary_difference(pool, own, other)
     if difference is not None:
         raise ValueError(
-            f"The `scorer` has another vocabulary than the Trainer's tokenizer: they differ in {difference}. Give a "
-            "model with the same tokenizer."
+            f"The `scorer` has another vocabulary than the Trainer's tokenizer: they differ in {difference}. "
+            f"{OTHER_TOKENIZER}"
         )
 
 
