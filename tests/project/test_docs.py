@@ -107,6 +107,7 @@ RUN_BY = {
     r"pip install ": "tests/project/test_wheel.py",
     r"make compare|python examples/compare\.py": "tests/project/test_compare.py",
     r"(OMP_NUM_THREADS=2 )?python -m benchmarks": "tests/project/test_benchmarks.py",
+    r"torchrun .* -m benchmarks\.shared_embedding": "tests/project/test_shared_embedding.py",
     r"accelerate launch .* examples/|torchrun .* examples/": "tests/project/test_examples.py",
     r"(accelerate launch|torchrun) .* -m miwv_trainer score": "tests/cli/test_main.py",
 }
