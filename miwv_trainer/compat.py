@@ -13,6 +13,7 @@ from packaging.version import Version
 
 if TYPE_CHECKING:  # seconds to import, and the command line shows its help without it
     import torch
+    from accelerate.parallelism_config import ParallelismConfig
 
 FIRST_TORCH_WITH_VARLEN = "2.12"
 
@@ -20,6 +21,16 @@ FIRST_TORCH_WITH_VARLEN = "2.12"
 def is_at_least(library: str, lowest: str) -> bool:
     """Whether the installed version of a library is this one or a later one."""
     return Version(version(library)) >= Version(lowest)
+
+
+def read_parallelism(config: "ParallelismConfig") -> dict[str, int]:
+    """
+    The number of ranks in a group of each kind of parallelism, by the name of accelerate's field.
+
+    accelerate has sequence parallelism (`sp_size`) from 1.12 on (accelerate#3817).
+    """
+    names = ["tp_size", "cp_size", *(["sp_size"] if is_at_least("accelerate", "1.12") else [])]
+    return {name: getattr(config, name) or 1 for name in names}
 
 
 class SamplingArguments(Protocol):

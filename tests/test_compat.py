@@ -9,7 +9,13 @@ from types import SimpleNamespace
 import pytest
 
 from miwv_trainer import compat
-from miwv_trainer.compat import is_at_least, load_varlen_attention, make_gguf_options, read_sampling_strategy
+from miwv_trainer.compat import (
+    is_at_least,
+    load_varlen_attention,
+    make_gguf_options,
+    read_parallelism,
+    read_sampling_strategy,
+)
 from tests.helpers.launch import ROOT
 from tests.helpers.trainers import arguments
 
@@ -32,6 +38,16 @@ def test_versions_are_compared_by_their_numbers(found: str, lowest: str, expecte
 def test_the_version_that_is_installed_is_asked_for() -> None:
     found = metadata.version("torch").partition("+")[0]
     assert is_at_least("torch", found) and not is_at_least("torch", f"{int(found.partition('.')[0]) + 1}.0")
+
+
+def test_before_1_12_accelerate_has_no_sequence_parallelism(pretend) -> None:
+    config = SimpleNamespace(tp_size=2, cp_size=None)
+    pretend("1.11.0")
+    assert read_parallelism(config) == {"tp_size": 2, "cp_size": 1}  # type: ignore[arg-type]
+    pretend("1.12.0")
+    assert read_parallelism(SimpleNamespace(tp_size=1, cp_size=1, sp_size=4)) == {  # type: ignore[arg-type]
+        "tp_size": 1, "cp_size": 1, "sp_size": 4,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(("grouped", "expected"), [(True, "group_by_length"), (False, "random")])

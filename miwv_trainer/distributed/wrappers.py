@@ -18,6 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import is_peft_available
 
+from miwv_trainer.compat import read_parallelism
 from miwv_trainer.distributed.sharding import unwrap_fsdp1
 
 if TYPE_CHECKING:
@@ -81,8 +82,8 @@ def _read_degrees(requested: ParallelismConfig | None, state: AcceleratorState, 
     degrees = dict.fromkeys(PARALLELISMS, 1)
     for config in (requested, state.parallelism_config):
         if config is not None:
-            for name in degrees:
-                degrees[name] = max(degrees[name], getattr(config, name) or 1)
+            for name, degree in read_parallelism(config).items():
+                degrees[name] = max(degrees[name], degree)
     inner = get_inner_model(model)
     degrees["tp_size"] = max(degrees["tp_size"], inner.tp_size or 1)
     if state.distributed_type == DistributedType.DEEPSPEED:

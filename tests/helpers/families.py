@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
+import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -129,6 +131,12 @@ def make_samples() -> list[list[tuple[int, bool]]]:
         ]
         for p, r in LENGTHS
     ]
+
+
+def find_config(family: str) -> Any:
+    """The configuration class of a family, by the beginning of its name. Skips where transformers is too old for it."""
+    found = getattr(transformers, f"{family}Config", None)
+    return found or pytest.skip(f"transformers {transformers.__version__} has no {family}")
 
 
 def build_family(family: str, **changed: Any) -> PreTrainedModel:

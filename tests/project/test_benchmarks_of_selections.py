@@ -64,12 +64,14 @@ def test_the_diversity_benchmark_has_a_line_for_each_method_and_embedding(
 def test_faults_are_planted_where_they_are_said_to_be() -> None:
     rows = datasets.Dataset.from_list(instruction_rows(60))
     changed, faults = plant_faults(rows)
-    swapped, copies, short = (faults.by_kind[kind] for kind in ("swapped", "copies", "one word"))
-    touched = [*swapped.tolist(), *copies.tolist(), *short.tolist(), *faults.originals.tolist()]
+    # Python's integers: datasets before 5 takes no others.
+    swapped, copies, short = (faults.by_kind[kind].tolist() for kind in ("swapped", "copies", "one word"))
+    originals = faults.originals.tolist()
+    touched = [*swapped, *copies, *short, *originals]
     assert len(touched) == len(set(touched)) == 4 * 3
     assert sorted(changed[i]["output"] for i in swapped) == sorted(rows[i]["output"] for i in swapped)
     assert all(changed[i]["output"] != rows[i]["output"] for i in swapped)
-    assert [changed[i] for i in copies] == [rows[i] for i in faults.originals]
+    assert [changed[i] for i in copies] == [rows[i] for i in originals]
     assert all(len(changed[i]["output"].split()) == 1 for i in short)
     for index in set(range(60)) - {*swapped, *copies, *short}:
         assert changed[index] == rows[index]

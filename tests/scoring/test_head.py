@@ -18,6 +18,7 @@ from miwv_trainer.scoring.head import Head, Targets, choose_head, compute_answer
 from miwv_trainer.scoring.root_forward import forward_one_position
 from miwv_trainer.scoring.tree_masks import make_mask
 from miwv_trainer.scoring.trees import Tree, make_tree_row
+from tests.helpers.families import find_config
 from tests.helpers.fused import add_fused_head
 from tests.helpers.tiny import tiny_config, tiny_model
 
@@ -82,7 +83,7 @@ def without_gradients() -> Iterator[None]:
 
 
 def family_model(family: str) -> Any:
-    model = tiny_model(getattr(transformers, f"{family}Config")(**FAMILIES[family]))
+    model = tiny_model(find_config(family)(**FAMILIES[family]))
     head = model.get_output_embeddings()
     if head.bias is not None:
         head.bias.copy_(torch.linspace(-2, 2, len(head.bias)))  # it starts as zero, and would not be missed
