@@ -13,7 +13,6 @@ from packaging.version import Version
 
 if TYPE_CHECKING:  # seconds to import, and the command line shows its help without it
     import torch
-    from accelerate.parallelism_config import ParallelismConfig
 
 FIRST_TORCH_WITH_VARLEN = "2.12"
 
@@ -23,7 +22,15 @@ def is_at_least(library: str, lowest: str) -> bool:
     return Version(version(library)) >= Version(lowest)
 
 
-def read_parallelism(config: "ParallelismConfig") -> dict[str, int]:
+class Parallelism(Protocol):
+    """The part of accelerate's ParallelismConfig that says how many ranks share rows."""
+
+    tp_size: int
+    cp_size: int
+    sp_size: int
+
+
+def read_parallelism(config: Parallelism) -> dict[str, int]:
     """
     The number of ranks in a group of each kind of parallelism, by the name of accelerate's field.
 
