@@ -20,6 +20,7 @@ from transformers.integrations import is_fsdp_enabled
 
 from miwv_trainer.distributed.sharding import is_sharded, load_models_whole
 from miwv_trainer.distributed.world import World
+from miwv_trainer.storage.stored_round import HASHES
 from tests.helpers.encoders import save_encoder
 from tests.helpers.exemplars import brute_force_ranked, tfidf_by_hand
 from tests.helpers.forks import fork_python
@@ -38,9 +39,9 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def one_process(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+def one_process(model_folder: Path, encoder: str, tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     output = tmp_path_factory.mktemp("one")
-    done = fork_python(CHECKS, model_folder, output)
+    done = fork_python(CHECKS, model_folder, output, encoder)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads((output / "rank-0.json").read_text())
 
@@ -57,9 +58,11 @@ def one_process(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
     ],
 )
 def test_several_processes_score_and_select_as_one_does(
-    backend: str, processes: int, model_folder: Path, one_process: list[dict], tmp_path: Path
+    backend: str, processes: int, model_folder: Path, encoder: str, one_process: list[dict], tmp_path: Path
 ) -> None:
-    done = launch(backend, processes, CHECKS, str(model_folder), str(tmp_path))
+    # A smaller model scores too, where the model in training is whole on each rank and where it is split.
+    more = [encoder] if (backend, processes) in (("ddp", 2), ("zero3", 2)) else []
+    done = launch(backend, processes, CHECKS, str(model_folder), str(tmp_path), *more)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert "is scored by the logits" not in done.stderr  # the head is run by chunks wherever its weight lies
     ranks = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(processes)]
@@ -80,6 +83,8 @@ def test_several_processes_score_and_select_as_one_does(
             if backend == "ddp":  # DeepSpeed makes groups of its own
                 assert result["gloo_threads"][1] == ranks[0][0]["gloo_threads"][0]
         check_trained_indices(results)
+    for rank in ranks if more else ():
+        check_scores_of_others(rank[0]["by_others"], one_process[0]["by_others"])
     *others, last = [rank[0]["failure"] for rank in ranks]
     assert set(others) == {f"RuntimeError: Rank {processes - 1} failed while reading tea leaves: OSError: no tea"}
     assert last == "OSError: no tea"
@@ -92,6 +97,30 @@ def check_trained_indices(results: list[dict]) -> None:
         trained = [i for result in results for i in result["seen"][epoch * per_epoch : (epoch + 1) * per_epoch]]
         assert set(trained) == set(selection)
         assert len(trained) == -(-len(selection) // batch) * batch
+
+
+def check_scores_of_others(found: dict, alone: dict) -> None:
+    """A smaller model scores on several ranks as on one, and trainings that take its scores forward nothing."""
+    assert found["is_whole"]
+    for name, here in alone.items():
+        if name == "is_whole":
+            continue
+        there = found[name]
+        for column in ("exemplar", "similarity", *HASHES, "selection"):
+            assert there[column] == here[column], (name, column)
+        assert set(there["seen"]) <= set(there["selection"])
+        assert (there["scoring_forwards"] > 0) == (here["scoring_forwards"] > 0) == (name == "proxy")
+        np.testing.assert_allclose(there["losses"], here["losses"], atol=1e-5, rtol=0)
+    proxy, expected = found["proxy"]["proxy"], alone["proxy"]["proxy"]
+    assert proxy["samples"] == expected["samples"] == 8
+    assert proxy["rank_correlation"] == pytest.approx(expected["rank_correlation"], abs=1e-6)
+    assert proxy["overlap"] == expected["overlap"]
+    for name in ("source", "rows"):
+        assert found[name]["proxy"] is None
+        for column in ("exemplar", "similarity", *HASHES, "losses"):
+            assert found[name][column] == found["proxy"][column]
+    assert found["source"]["selection"] == found["proxy"]["selection"]
+    assert not set(found["rows"]["selection"]) & set(found["proxy"]["selection"])
 
 
 @pytest.fixture(scope="module")

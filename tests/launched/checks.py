@@ -1,6 +1,8 @@
 """Run on each rank by test_world.py: trains with the sampler attached and writes what it saw as JSON.
 
-    checks.py FOLDER OUTPUT
+    checks.py FOLDER OUTPUT [ENCODER]
+
+With the folder of a sentence encoder, a smaller model scores too.
 
 One launch makes all checks of a backend, because importing torch and DeepSpeed takes 15 s a process.
 """
@@ -12,14 +14,23 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    AutoModelForCausalLM,
+    DataCollatorForSeq2Seq,
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from miwv_trainer import MIWVConfig, attach, tokenize
+from miwv_trainer.distributed.sharding import is_whole
 from miwv_trainer.distributed.world import World
 from miwv_trainer.scoring.isolation import leave_no_trace
 from miwv_trainer.scoring.row_losses import compute_row_losses
 from miwv_trainer.scoring.rows import Row
-from tests.helpers.tiny import tiny_dataset, tiny_tokenizer
+from miwv_trainer.storage.stored_round import HASHES
+from tests.helpers.tiny import tiny_config, tiny_dataset, tiny_model, tiny_tokenizer
 
 
 class PositionCollator(DataCollatorForSeq2Seq):
@@ -32,6 +43,17 @@ class PositionCollator(DataCollatorForSeq2Seq):
     def __call__(self, features, return_tensors=None):
         self.seen.extend(feature.pop("position") for feature in features)
         return super().__call__(features, return_tensors)
+
+
+class ForgetTried(TrainerCallback):
+    """Drops what was collated before the first epoch: two samples, on which the library tries the collator."""
+
+    def __init__(self, seen: list[int]) -> None:
+        self.seen = seen
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        if state.global_step == 0:
+            self.seen.clear()
 
 
 class EngineLosses(TrainerCallback):
@@ -58,10 +80,14 @@ class EngineLosses(TrainerCallback):
 def main() -> None:
     folder, output = Path(sys.argv[1]), Path(sys.argv[2])
     results = []
+    # Before any TrainingArguments are made: under ZeRO-3, models that are loaded later are split.
+    small = tiny_model(tiny_config(num_hidden_layers=1, hidden_size=16, intermediate_size=32), seed=5)
     # 17 samples over the ranks leave some of them without a batch at the end; 2 and 3 leave one without any.
     for count, fraction in ((17, 0.5), (7, 0.6), (3, 0.7), (2, 0.5)):
         results.append(train(folder, output / f"pool-{count}", count, fraction))
     rank = dist.get_rank() if dist.is_initialized() else 0
+    if len(sys.argv) > 3:
+        results[0]["by_others"] = train_by_others(folder, output, small, sys.argv[3])
     results[0]["failure"] = failure_of_the_last_rank(rank)
     (output / f"rank-{rank}.json").write_text(json.dumps(results))
     if dist.is_initialized():
@@ -85,11 +111,11 @@ def failure_of_the_last_rank(rank: int) -> str:
     return "nothing"
 
 
-def train(folder: Path, output: Path, count: int, fraction: float) -> dict:
+def make_trainer(folder: Path, output: Path, count: int) -> tuple[Trainer, list[int]]:
+    """A Trainer, and the positions of the samples that it trains on."""
     tokenizer = tiny_tokenizer()
     pool = tokenize(tiny_dataset(count), tokenizer).add_column("position", list(range(count)))
     seen: list[int] = []
-    losses = EngineLosses()
     trainer = Trainer(
         model=AutoModelForCausalLM.from_pretrained(folder),
         args=TrainingArguments(
@@ -106,9 +132,16 @@ def train(folder: Path, output: Path, count: int, fraction: float) -> dict:
         train_dataset=pool.remove_columns(["instruction", "input", "output"]),
         data_collator=PositionCollator(tokenizer, seen),
         processing_class=tokenizer,
-        callbacks=[losses],
+        callbacks=[ForgetTried(seen)],
     )
+    return trainer, seen
+
+
+def train(folder: Path, output: Path, count: int, fraction: float) -> dict:
+    trainer, seen = make_trainer(folder, output, count)
+    losses = EngineLosses()
     losses.trainer = trainer
+    trainer.add_callback(losses)
     config = MIWVConfig(fraction=fraction, embedder="tfidf", rescore_strategy="epoch", tokens_per_batch=128)
     callback = attach(trainer, config)
     threads_before = count_gloo_threads()
@@ -120,7 +153,7 @@ def train(folder: Path, output: Path, count: int, fraction: float) -> dict:
         "world_size": world.size,
         "sharded": world.sharded,
         "wrapper": type(trainer.model_wrapped).__name__,
-        "seen": seen[2:],  # without the two of the trial before scoring
+        "seen": seen,
         "selections": [current.selection.tolist() for current in callback.rounds],
         "zero_shot": [current.column("zero_shot_loss").tolist() for current in callback.rounds],
         "one_shot": [current.column("one_shot_loss").tolist() for current in callback.rounds],
@@ -130,6 +163,33 @@ def train(folder: Path, output: Path, count: int, fraction: float) -> dict:
         "steps": trainer.state.global_step,
         "max_steps": trainer.state.max_steps,
     }
+
+
+def train_by_others(folder: Path, output: Path, small: PreTrainedModel, encoder: str) -> dict:
+    """A smaller model scores for one training, and the next two take its scores."""
+    values = {"fraction": 0.25, "embedder": encoder, "tokens_per_batch": 128, "proxy_check": 8}
+    first, found = str(output / "proxy"), {}
+    for name, more in (
+        ("proxy", {}),
+        ("source", {"scores_from": first}),
+        ("rows", {"scores_from": first, "match": "rows", "score": "low_miwv"}),
+    ):
+        trainer, seen = make_trainer(folder, output / name, 17)
+        forwards = []
+        trainer.model.register_forward_pre_hook(lambda module, _, to=forwards: to.append(module.training))
+        callback = attach(trainer, MIWVConfig(**values, **more), scorer=None if more else small)
+        trainer.train()
+        (scored,) = callback.rounds
+        found[name] = {
+            **{each: scored.column(each).tolist() for each in ("exemplar", "similarity", *HASHES)},
+            "losses": [scored.column(f"{each}_shot_loss").tolist() for each in ("zero", "one")],
+            "selection": scored.selection.tolist(),
+            "seen": sorted(set(seen)),
+            "scoring_forwards": forwards.count(False),
+            "proxy": scored.summary.get("proxy"),
+        }
+    found["is_whole"] = is_whole(small)
+    return found
 
 
 if __name__ == "__main__":
