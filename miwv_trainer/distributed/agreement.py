@@ -8,6 +8,8 @@ import hashlib
 from collections.abc import Sequence
 
 import numpy as np
+import torch
+from torch import nn
 
 from miwv_trainer.data.pool import Pool
 from miwv_trainer.data.sample_hashes import describe_difference, hash_sample_ids, hash_sample_masks
@@ -52,6 +54,31 @@ def check_same_texts(texts: Sequence[str] | None, world: World) -> None:
             f"The ranks hold different instructions: the texts of rank {rank} are not those of rank 0, although their "
             "token ids are the same. Load and map the dataset's text columns alike on all ranks."
         )
+
+
+def check_same_weights(model: nn.Module, name: str, world: World) -> None:
+    """
+    Compares the weights of a model with those that rank 0 holds, by the sum of each parameter. All ranks call this
+    together.
+
+    Args:
+        name: What the model is, for the error.
+
+    Raises:
+        ValueError: on all ranks, naming a rank whose weights differ.
+    """
+    if world.size == 1:
+        return
+    sums = [parameter.detach().sum(dtype=torch.float64).item() for parameter in model.parameters()]
+    found = world.all_gather(sums)
+    for rank, each in enumerate(found):
+        # Another processor adds in another order. Weights of another seed or checkpoint differ by far more.
+        if len(each) != len(found[0]) or not np.allclose(each, found[0], rtol=1e-6, equal_nan=True):
+            raise ValueError(
+                f"The ranks hold different weights of the {name}: those of rank {rank} are not those of rank 0. Load "
+                "the same checkpoint on all ranks, before `TrainingArguments` is made: under FSDP, `from_pretrained` may "
+                "give weights to one rank only afterwards."
+            )
 
 
 def check_same_scores(scores: np.ndarray, name: str, world: World) -> None:

@@ -21,7 +21,7 @@ from miwv_trainer.data.map_style import MapStyleDataset, find_name
 from miwv_trainer.data.own_columns import add_scores_of_column
 from miwv_trainer.data.pool import Pool
 from miwv_trainer.data.sample_hashes import describe_difference, hash_sample_ids, hash_sample_masks
-from miwv_trainer.distributed.agreement import check_same_pool
+from miwv_trainer.distributed.agreement import check_same_pool, check_same_weights
 from miwv_trainer.distributed.world import World
 from miwv_trainer.rounds.exemplars import embeds_text, find_exemplars
 from miwv_trainer.rounds.identity import fingerprint_exemplars, fingerprint_run
@@ -120,6 +120,8 @@ def check_training(start: TrainingStart, config: MIWVConfig, sampler: MIWVDataSa
     """
     check_pool_size(len(pool), sampler, start.dataloader)
     check_same_pool(pool, start.world)
+    if start.proxy is not None:
+        check_same_weights(start.proxy, "`scorer`", start.world)
     check_model(start.model, pool)
     check_layout(start.scoring_model, config)
     check_batches(start.args, sampler)

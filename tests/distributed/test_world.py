@@ -187,6 +187,13 @@ def test_a_rank_that_halves_its_forwards_keeps_the_others_waiting_and_all_losses
         np.testing.assert_allclose(rank["losses"], by_hand, rtol=0, atol=1e-5)
 
 
+def test_ranks_that_hold_different_weights_of_a_smaller_model_are_told_so(messages: list[dict]) -> None:
+    for rank in messages:
+        same, other = rank["weights"]
+        assert same == "nothing"
+        assert other.startswith("ValueError: The ranks hold different weights of the `scorer`: those of rank 1 are not")
+
+
 @pytest.mark.parametrize("name", ["tied", "distinct"])
 @pytest.mark.parametrize("kind", ["tfidf", "encoder"])
 def test_shared_embedding_and_search_give_what_one_process_finds_to_the_bit(

@@ -22,7 +22,7 @@ from accelerate import PartialState
 from miwv_trainer import MIWVConfig
 from miwv_trainer.data.pool import Pool
 from miwv_trainer.distributed import world as distributed
-from miwv_trainer.distributed.agreement import check_same_pool
+from miwv_trainer.distributed.agreement import check_same_pool, check_same_weights
 from miwv_trainer.distributed.world import Messages, World
 from miwv_trainer.embeddings import embedders
 from miwv_trainer.rounds.exemplars import find_exemplars
@@ -31,7 +31,7 @@ from miwv_trainer.scoring.rows import plan_padded
 from miwv_trainer.scoring.scorer import prepare_scorer
 from miwv_trainer.storage.store import Store
 from tests.helpers.losses import CONTEXT, pool_of, random_samples
-from tests.helpers.shared_search import distinct_pool, failures, found_by, tied_pool
+from tests.helpers.shared_search import distinct_pool, failures, found_by, raised, tied_pool
 from tests.helpers.tiny import tiny_model
 
 TIMEOUT = 3.0
@@ -61,6 +61,10 @@ def main() -> None:
         for name, pool in {"tied": tied_pool(), "distinct": distinct_pool()}.items()
         for kind, embedder in (("tfidf", "tfidf"), ("encoder", encoder))
     }
+    results["weights"] = [
+        raised(lambda seed=seed: check_same_weights(tiny_model(seed=seed), "`scorer`", running))
+        for seed in (0, running.rank)
+    ]
     results["failures"] = failures(running, encoder, output)
     (output / f"rank-{running.rank}.json").write_text(json.dumps(results))
     state.destroy_process_group()
