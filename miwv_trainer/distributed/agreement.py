@@ -76,8 +76,8 @@ def check_same_weights(model: nn.Module, name: str, world: World) -> None:
         if len(each) != len(found[0]) or not np.allclose(each, found[0], rtol=1e-6, equal_nan=True):
             raise ValueError(
                 f"The ranks hold different weights of the {name}: those of rank {rank} are not those of rank 0. Load "
-                "the same checkpoint on all ranks, before `TrainingArguments` is made: under FSDP, `from_pretrained` may "
-                "give weights to one rank only afterwards."
+                "the same checkpoint on all ranks, before `TrainingArguments` is made: under FSDP, `from_pretrained` "
+                "may give weights to one rank only afterwards."
             )
 
 
