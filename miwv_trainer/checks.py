@@ -121,6 +121,15 @@ def check_rescore_steps(strategy: str, steps: object) -> None:
         check_whole_number("rescore_steps", steps)
 
 
+def check_attention(attention: str, layout: str) -> None:
+    """Raises `ValueError` if a way to attend in rows of trees is chosen and there are to be none."""
+    if attention != "auto" and layout == "padded":
+        raise ValueError(
+            f'`attention` is {attention!r}, but it has a meaning in rows of trees only, and `layout` is "padded". '
+            "Leave one of the two out."
+        )
+
+
 def check_resampling(selection: str, strategy: str) -> None:
     """Raises `ValueError` unless epochs between two rounds can draw anew from the scores of the first."""
     if selection != "sample":

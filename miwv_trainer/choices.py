@@ -4,6 +4,8 @@ from typing import Literal, get_args
 
 RescoreStrategy = Literal["no", "epoch", "steps"]
 Layout = Literal["auto", "tree", "padded"]
+Attention = Literal["segments", "blocks", "mask", "varlen"]
+AttentionChoice = Literal["auto", Attention]
 # The records of the scores are in selection/scores.py, which imports the configuration. So that its checks need name
 # no score, the properties they depend on are types here; a test holds the records to them.
 UnorderedScore = Literal["random"]  # says nothing about how hard a sample is
@@ -31,6 +33,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "epoch_order": get_args(EpochOrder),
     "layout": get_args(Layout),
     "match": get_args(Match),
+    "attention": get_args(AttentionChoice),
 }
 # The descriptions of `preset` list these values for people; a test compares the two.
 PRESETS: dict[str, dict[str, object]] = {

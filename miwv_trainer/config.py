@@ -10,6 +10,7 @@ from dataclasses import MISSING, Field, InitVar, dataclass, field, fields, repla
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from miwv_trainer.checks import (
+    check_attention,
     check_band,
     check_choice,
     check_embedder,
@@ -29,6 +30,7 @@ from miwv_trainer.checks import (
 from miwv_trainer.choices import (
     CHOICES,
     PRESETS,
+    AttentionChoice,
     Diversity,
     EpochOrder,
     ExemplarScore,
@@ -145,6 +147,10 @@ class MIWVConfig:
         layout: How samples share a forward. `"padded"` has one sequence a row, sorted by length; `"tree"` puts the
             samples with the same exemplar behind one copy of it, which takes two thirds of the tokens and needs
             attention in every layer; `"auto"` takes trees where the model can, after scoring a few samples both ways.
+        attention: How layers attend in rows of trees. `"varlen"` is one call of torch's variable-length attention, on a
+            CUDA device in half precision; `"segments"` are calls of scaled dot product attention for each trunk and
+            its branches; `"blocks"` are those of flex attention; `"mask"` is a mask for each row. `"auto"` takes the
+            first of `"varlen"`, `"blocks"`, `"segments"` (on a CPU) and `"mask"` that the model can take.
         refine_near_threshold: Whether the samples near the selection's threshold are scored again in float32, where
             the model computes in lower precision. round.json says how many they were and what they cost.
         allow_identical_exemplars: Whether a copy of a sample may be its exemplar, as in the paper. Behind its own copy
@@ -198,6 +204,7 @@ class MIWVConfig:
     tokens_per_row: int | None = None
     logits_chunk: int = 256
     layout: Layout = "auto"
+    attention: AttentionChoice = "auto"
     refine_near_threshold: bool = True
     allow_identical_exemplars: bool = False
     check_batches: bool = True
@@ -313,6 +320,7 @@ class MIWVConfig:
             raise ValueError(explain_source_without_losses(self.scores_from, describe_score(self.score)))
         if self.match != "tokens" and self.scores_from is None:
             raise ValueError(explain_match_without_source(self.match))
+        check_attention(self.attention, self.layout)
         if self.rescore_strategy == "no" and self.rescore_budget < 1:
             raise ValueError(
                 f"`rescore_budget` is {self.rescore_budget}, but nothing is scored again with "

@@ -40,6 +40,11 @@ def test_any_other_fraction_is_refused_with_what_was_given(fraction):
     [
         ({"rescore_strategy": "step"}, "`rescore_strategy` must be one of 'no', 'epoch', 'steps', but got 'step'"),
         ({"rescore_strategy": None}, "`rescore_strategy` must be one of 'no', 'epoch', 'steps', but got None"),
+        ({"attention": "flash"}, "`attention` must be one of 'auto', 'segments', 'blocks', 'mask', 'varlen', but got"),
+        (
+            {"attention": "varlen", "layout": "padded"},
+            "`attention` is 'varlen', but it has a meaning in rows of trees only, and `layout` is \"padded\"",
+        ),
         ({"layout": "rows"}, "`layout` must be one of 'auto', 'tree', 'padded', but got 'rows'"),
     ],
 )
@@ -198,7 +203,8 @@ TYPED = {
     "tokens_per_batch": ("99", 99),
     "tokens_per_row": ("88", 88),
     "logits_chunk": ("7", 7),
-    "layout": ("padded", "padded"),
+    "layout": ("tree", "tree"),
+    "attention": ("segments", "segments"),
     "refine_near_threshold": ("false", False),
     "allow_identical_exemplars": ("true", True),
     "check_batches": ("false", False),

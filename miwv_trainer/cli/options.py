@@ -172,7 +172,7 @@ def add_score_options(parser: argparse.ArgumentParser) -> None:
         default=argparse.SUPPRESS,
         help=f"sets `refine_near_threshold` to False: {describe('refine_near_threshold')}",
     )
-    for name in ("fraction", "scoring_max_length", *SCORING_FIELDS, "layout"):
+    for name in ("fraction", "scoring_max_length", *SCORING_FIELDS, "layout", "attention"):
         add_setting(parser.add_argument, name, shows_default=True)
     add_setting(parser.add_argument, "embedder", shows_default=True, more=ARRAY_FILE)
     add_setting(parser.add_argument, "sampler_seed")

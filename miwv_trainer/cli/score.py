@@ -57,7 +57,7 @@ def _score_together(options: ScoreOptions, world: World) -> None:
         pool = pool_from_rows(rows, tokenizer, show_progress=world.is_main, columns=options.columns)
         pool = add_scores_of_column(add_groups(pool, rows, config.group_column), rows, config.score_column)
         check_model(model, pool)
-        check_layout(model, config)
+        check_layout(model, config, world.device)
     check_same_pool(pool, world)
     store = Store(options.output)
     with tell_errors_once(world, "claiming the output folder"):

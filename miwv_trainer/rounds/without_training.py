@@ -64,7 +64,7 @@ def score_and_select(
             "dataset to `select_again` as `rows`."
         )
     check_model(model, pool)
-    check_layout(model, config)
+    check_layout(model, config, model.device)
     world = World.current(model.device, model)  # the launched processes, where this runs on several
     check_same_pool(pool, world)
     store = Store(output)

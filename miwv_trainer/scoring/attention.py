@@ -12,13 +12,14 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from miwv_trainer.choices import Attention, AttentionChoice
 from miwv_trainer.distributed.wrappers import get_attention_implementation, get_inner_model
 from miwv_trainer.scoring.context import get_text_config, read_size
 from miwv_trainer.scoring.root_forward import PADDING_ID, ForwardInputs, pad
@@ -29,8 +30,6 @@ from miwv_trainer.scoring.varlen import VARLEN, find_varlen_obstacle, use_sequen
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
-Attention = Literal["segments", "blocks", "mask", "varlen"]
-AttentionChoice = Literal["auto", Attention]
 SEGMENTS = "miwv_segments"
 # The ways that change the model's attention function, and the names that transformers knows the functions by.
 FUNCTIONS: dict[Attention, str] = {"segments": SEGMENTS, "varlen": VARLEN}

@@ -10,12 +10,18 @@ from dataclasses import replace
 from weakref import WeakSet
 
 import numpy as np
+import torch
 from torch import nn
 
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.pool import NO_EXEMPLAR, rank_columns
 from miwv_trainer.distributed.wrappers import get_inner_model
-from miwv_trainer.scoring.attention import choose_tree_attention, find_tree_obstacle, find_window
+from miwv_trainer.scoring.attention import (
+    choose_tree_attention,
+    find_attention_obstacle,
+    find_tree_obstacle,
+    find_window,
+)
 from miwv_trainer.scoring.causality import check_causal
 from miwv_trainer.scoring.context import find_context_length, get_text_config
 from miwv_trainer.scoring.isolation import watch_autocast
@@ -90,7 +96,7 @@ def count_planned_tokens(scorer: Scorer, exemplars: np.ndarray, layout: str) -> 
     if layout != "tree":
         return sum(batch.tokens for batch in _plan_batches(scorer, exemplars, layout, size))
     rows = plan_trees(scorer.pool, exemplars, scorer.context, size.tokens_per_row)
-    is_padded = choose_tree_attention(scorer.model) == "mask"
+    is_padded = choose_tree_attention(scorer.model, scorer.config.attention) == "mask"
     tokens = sum(batch.tokens for batch in make_tree_batches(rows, scorer.pool, size.tokens_per_batch, is_padded))
     responses = _plan_responses(scorer, exemplars, size) if _scores_responses(scorer) else []
     return tokens + sum(batch.tokens for batch in responses)
@@ -127,9 +133,10 @@ def choose_layout(scorer: Scorer, exemplars: np.ndarray) -> str:
         exemplars: `(N,)` or `(N, m)`. At least one sample is scorable.
 
     Raises:
-        ValueError: `layout="tree"` was asked for and the model cannot take it.
+        ValueError: `layout="tree"` or an `attention` was asked for and the model cannot take it.
     """
     model, config = scorer.model, scorer.config
+    _check_attention(model, config)
     checked = _check_forwards(scorer, exemplars)
     if not get_score(config).needs_exemplars:
         return ZERO_SHOT_EQUAL if checked.is_equal else ZERO_SHOT_ONLY
@@ -159,9 +166,9 @@ def _check_forwards(scorer: Scorer, exemplars: np.ndarray) -> CheckedModel:
         ValueError: the model sees tokens that follow.
     """
     config, size = get_inner_model(scorer.model).config, scorer.size_batches(exemplars)
-    weights = next(scorer.model.parameters())
-    depends_on = (type(scorer.model), config.to_json_string(), weights.dtype, weights.device, scorer.context, size)
-    key = " ".join(map(str, depends_on))
+    weights, asked = next(scorer.model.parameters()), scorer.config.attention
+    of_model = (type(scorer.model), config.to_json_string(), weights.dtype, weights.device)
+    key = " ".join(map(str, (*of_model, scorer.context, size, asked)))
     # Ranks agree, because one that asks waits for the others.
     if all(scorer.world.all_gather(key in scorer.checked)):
         return scorer.checked[key]
@@ -180,21 +187,36 @@ def _find_known_obstacle(scorer: Scorer, exemplars: np.ndarray, is_equal: bool) 
     """Why the model takes no trees, as far as no forward is needed to tell."""
     return (
         ("right padding changes its losses" if is_equal else None)
-        or find_tree_obstacle(scorer.model, scorer.context)
+        or find_tree_obstacle(scorer.model, scorer.context, scorer.config.attention)
         or _find_rope_obstacle(scorer, exemplars)
     )
 
 
-def check_layout(model: nn.Module, config: MIWVConfig) -> None:
+def check_layout(model: nn.Module, config: MIWVConfig, device: torch.device) -> None:
     """
     Checks what the model's configuration tells of the layout. Finding exemplars may take hours, so this comes before.
 
+    Args:
+        device: Where the model will be scored.
+
     Raises:
-        ValueError: `layout="tree"` was asked for and the model cannot take it.
+        ValueError: `layout="tree"` or an `attention` was asked for and the model cannot take it.
     """
-    obstacle = find_tree_obstacle(model, find_context_length(model, config)) if config.layout == "tree" else None
+    _check_attention(model, config, device)
+    if config.layout != "tree":
+        return
+    obstacle = find_tree_obstacle(model, find_context_length(model, config), config.attention, device)
     if obstacle is not None:
         raise ValueError(_explain_no_trees(model, obstacle))
+
+
+def _check_attention(model: nn.Module, config: MIWVConfig, device: torch.device | None = None) -> None:
+    obstacle = find_attention_obstacle(model, config.attention, device) if config.attention != "auto" else None
+    if obstacle is not None:
+        name = type(get_inner_model(model)).__name__
+        raise ValueError(
+            f'{name} cannot be scored with `attention="{config.attention}"`: {obstacle}. Use "auto", or leave it out.'
+        )
 
 
 def _explain_no_trees(model: nn.Module, obstacle: str) -> str:

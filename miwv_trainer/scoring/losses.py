@@ -154,7 +154,7 @@ def score_trees(
     `tokens_per_batch` holds.
     """
     model, pool = scorer.model, scorer.pool
-    attention = choose_tree_attention(model)
+    attention = choose_tree_attention(model, scorer.config.attention)
     batches = make_tree_batches(rows, pool, tokens_per_batch, is_padded=attention == "mask")
 
     def score(batch: TreeBatch, head: Head) -> ScoredLosses:

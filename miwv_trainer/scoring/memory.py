@@ -17,10 +17,11 @@ import psutil
 import torch
 from torch import nn
 
+from miwv_trainer.choices import Attention, AttentionChoice
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.distributed.world import World
 from miwv_trainer.distributed.wrappers import get_attention_implementation, get_inner_model
-from miwv_trainer.scoring.attention import Attention, choose_tree_attention, count_masks
+from miwv_trainer.scoring.attention import choose_tree_attention, count_masks
 from miwv_trainer.scoring.context import read_size
 
 # The formula leaves out fragmentation, kernels' workspaces and what other processes will take.
@@ -64,12 +65,12 @@ class BatchSize:
     tokens_per_batch: int
 
 
-def measure_memory(model: nn.Module, world: World) -> MemoryBudget:
+def measure_memory(model: nn.Module, world: World, asked: AttentionChoice = "auto") -> MemoryBudget:
     """The memory budget, the same on every rank. All ranks call this together."""
     device = next(model.parameters()).device
     on_cpu = device.type == "cpu"
     longest_row = ROW_WITHOUT_MASK
-    if choose_tree_attention(model) == "mask":
+    if choose_tree_attention(model, asked) == "mask":
         longest_row = ROW_WITH_MASK_ON_CPU if on_cpu else ROW_WITH_MASK_ON_ACCELERATOR
     free = find_least_free_memory(device, world)
     return MemoryBudget(free, longest_row, TOKENS_ON_CPU if on_cpu else TOKENS_ON_ACCELERATOR)
@@ -89,7 +90,7 @@ def size_batches(model: nn.Module, config: MIWVConfig, memory: MemoryBudget, wor
         if work is not None:
             batch = min(batch, max(work // LEAST_FORWARDS, longest_row))
         batch = max(batch, config.tokens_per_row or 0)
-        attention = choose_tree_attention(model)
+        attention = choose_tree_attention(model, config.attention)
         while batch > LEAST_TOKENS and (
             estimate_memory(
                 model, min(config.tokens_per_row or longest_row, batch), batch, config.logits_chunk, attention

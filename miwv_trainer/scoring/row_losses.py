@@ -4,7 +4,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from miwv_trainer.scoring.attention import Attention, prepare_tree_inputs
+from miwv_trainer.choices import Attention
+from miwv_trainer.scoring.attention import prepare_tree_inputs
 from miwv_trainer.scoring.head import Head, Targets, choose_head, compute_answer_losses
 from miwv_trainer.scoring.isolation import get_device
 from miwv_trainer.scoring.root_forward import PADDING_ID, ForwardInputs, pad

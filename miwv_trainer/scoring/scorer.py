@@ -119,6 +119,6 @@ def prepare_scorer(
         checked: What earlier rounds of the same training have found, to which this scorer adds; None for nothing.
     """
     unwrapped = unwrap_model(model)
-    context, memory = find_context_length(unwrapped, config), measure_memory(unwrapped, world)
+    context, memory = find_context_length(unwrapped, config), measure_memory(unwrapped, world, config.attention)
     sharing = read_rope_sharing(get_text_config(get_inner_model(unwrapped)))
     return Scorer(unwrapped, pool, config, world, context, memory, sharing, {} if checked is None else checked)

@@ -130,8 +130,9 @@ def find_varlen_obstacle(model: nn.Module, device: torch.device | None = None) -
         return f"it runs on CUDA devices only, and the model is on a device of the type {device.type!r}"
     if kernel.load() is None:
         return f"it comes with torch {FIRST_TORCH_WITH_VARLEN}, and an earlier version is installed"
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) < LEAST_CAPABILITY:
-        return "it needs a GPU of the compute capability 8.0 (Ampere) or higher"
+    obstacle = _find_gpu_obstacle(device) if device.type == "cuda" else None
+    if obstacle is not None:
+        return obstacle
     if parameter.dtype not in kernel.dtypes:
         return f"it computes in {' or '.join(map(str, kernel.dtypes))}, and the model's weights are {parameter.dtype}"
     width = find_head_width(inner)
@@ -141,6 +142,16 @@ def find_varlen_obstacle(model: nn.Module, device: torch.device | None = None) -
         return f"it computes no {UNSUPPORTED['softcap']}"
     if any(name.endswith(".sinks") for name, _ in inner.named_parameters()):
         return f"it computes no {UNSUPPORTED['s_aux']}"
+    return None
+
+
+def _find_gpu_obstacle(device: torch.device) -> str | None:
+    if torch.version.hip is not None:
+        return "nobody has tried it on ROCm"
+    if not torch.backends.cuda.is_flash_attention_available():
+        return "this torch is built without FlashAttention"
+    if torch.cuda.get_device_capability(device) < LEAST_CAPABILITY:
+        return "it needs a GPU of the compute capability 8.0 (Ampere) or higher"
     return None
 
 

@@ -123,7 +123,7 @@ def check_training(start: TrainingStart, config: MIWVConfig, sampler: MIWVDataSa
     if start.proxy is not None:
         check_same_weights(start.proxy, "`scorer`", start.world)
     check_model(start.model, pool)
-    check_layout(start.scoring_model, config)
+    check_layout(start.scoring_model, config, start.world.device)
     check_batches(start.args, sampler)
     if start.world.is_main:
         warn_of_last_batch(start.args, sampler)

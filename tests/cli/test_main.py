@@ -208,6 +208,8 @@ def test_a_layout_that_the_model_cannot_take_is_refused_before_anything_is_moved
     # Another embedder, so that exemplars would be sought anew and the old ones moved aside.
     assert main([*command.split(), "--embedder", "model", "--layout", "tree"]) == 2
     assert 'GPTNeoForCausalLM cannot be scored with `layout="tree"`: its attention slides' in capsys.readouterr().err
+    assert main([*command.split(), "--embedder", "model", "--attention", "varlen"]) == 2
+    assert 'cannot be scored with `attention="varlen"`: ' in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "miwv").rglob("*")} == files
 
 

@@ -140,6 +140,7 @@ ONLY_SCORING: dict[str, tuple[str, Any]] = {
     "tokens_per_row": ("--tokens-per-row 7", 7),
     "logits_chunk": ("--logits-chunk 256", 256),
     "layout": ("--layout auto", "auto"),
+    "attention": ("--attention segments", "segments"),
     "refine_near_threshold": ("--no-refine", False),
 }
 

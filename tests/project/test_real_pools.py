@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from miwv_trainer.choices import Attention
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.build import pool_from_rows
 from miwv_trainer.data.files import load_rows
@@ -18,7 +19,6 @@ from miwv_trainer.data.pool import Pool
 from miwv_trainer.distributed.world import World
 from miwv_trainer.embeddings.embedders import embed_texts
 from miwv_trainer.embeddings.nearest import find_nearest_exemplars
-from miwv_trainer.scoring.attention import Attention
 from miwv_trainer.scoring.memory import measure_memory, size_batches
 from miwv_trainer.scoring.trees import count_row_tokens, make_tree_batches, plan_trees
 from tests.helpers.launch import ROOT

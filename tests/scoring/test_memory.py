@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from miwv_trainer.choices import Attention
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.pool import Pool
 from miwv_trainer.distributed.world import World
 from miwv_trainer.scoring import memory
-from miwv_trainer.scoring.attention import Attention
 from miwv_trainer.scoring.isolation import leave_no_trace
 from miwv_trainer.scoring.layout import score_pool
 from miwv_trainer.scoring.memory import BatchSize, estimate_memory, find_least_free_memory, measure_memory, size_batches

@@ -312,8 +312,8 @@ def test_other_families_fall_back_with_a_warning_that_says_why(
         with pytest.raises(ValueError, match='cannot be scored with `layout="tree"`.*Use "auto" or "padded"'):
             choose_layout(prepare_scorer(model, case[0], MIWVConfig(layout="tree"), WORLD), case[1])
         with pytest.raises(ValueError, match=f"{type(model).__name__} cannot be scored with .*{re.escape(reason)}"):
-            check_layout(model, MIWVConfig(layout="tree"))
-        check_layout(model, MIWVConfig())
+            check_layout(model, MIWVConfig(layout="tree"), WORLD.device)
+        check_layout(model, MIWVConfig(), WORLD.device)
         caplog.clear()
         assert (
             choose_layout(prepare_scorer(model, case[0], MIWVConfig(), WORLD), case[1]) == "padded"

@@ -18,11 +18,12 @@ from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.pool import Pool
 from miwv_trainer.distributed.world import World
 from miwv_trainer.scoring import layout as layout_module
+from miwv_trainer.scoring import losses as losses_module
 from miwv_trainer.scoring import varlen as varlen_module
 from miwv_trainer.scoring.attention import choose_tree_attention, find_tree_obstacle, use_tree_attention
 from miwv_trainer.scoring.float32 import use_float32
 from miwv_trainer.scoring.isolation import leave_no_trace
-from miwv_trainer.scoring.layout import choose_layout
+from miwv_trainer.scoring.layout import check_layout, choose_layout
 from miwv_trainer.scoring.scorer import prepare_scorer
 from miwv_trainer.scoring.tree_masks import find_sequences
 from miwv_trainer.scoring.trees import Tree, make_tree_row
@@ -160,8 +161,10 @@ def flash_stand_in(monkeypatch: pytest.MonkeyPatch) -> str:
     return FLASH
 
 
-def half_precision_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(KERNELS, "cpu", VarlenKernel(lambda: attend_by_definition, (torch.bfloat16, torch.float16)))
+def half_precision_kernel(monkeypatch: pytest.MonkeyPatch, device_type: str = "cpu") -> None:
+    monkeypatch.setitem(
+        KERNELS, device_type, VarlenKernel(lambda: attend_by_definition, (torch.bfloat16, torch.float16))
+    )
 
 
 def test_a_model_loaded_with_flash_attention_takes_trees_and_gets_it_back(
@@ -262,10 +265,30 @@ def test_a_torch_without_the_function_is_told(monkeypatch: pytest.MonkeyPatch) -
     assert find_varlen_obstacle(tiny_model()) == "it comes with torch 2.12, and an earlier version is installed"
 
 
-def test_an_old_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    found = find_varlen_obstacle(tiny_model().bfloat16(), torch.device("cuda"))
-    assert found == "it needs a GPU of the compute capability 8.0 (Ampere) or higher"
+def pretend_gpu(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int] = (9, 0), has_flash: bool = True, hip: Any = None
+) -> torch.device:
+    half_precision_kernel(monkeypatch, "cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: has_flash)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    return torch.device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({}, None),
+        ({"capability": (7, 5)}, "it needs a GPU of the compute capability 8.0 (Ampere) or higher"),
+        ({"has_flash": False}, "this torch is built without FlashAttention"),
+        ({"hip": "6.4"}, "nobody has tried it on ROCm"),
+    ],
+)
+def test_a_gpu_or_a_torch_that_cannot_is_told(
+    values: dict[str, Any], expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = pretend_gpu(monkeypatch, **values)
+    assert find_varlen_obstacle(tiny_model().bfloat16(), device) == expected
 
 
 @pytest.mark.parametrize(
@@ -342,3 +365,68 @@ def test_torchs_own_function_takes_the_arguments_of_the_definition() -> None:
         pytest.skip("this torch has no variable-length attention with windows")
     own, ours = (inspect.signature(each).parameters for each in (attend, attend_by_definition))
     assert {name: each.kind for name, each in ours.items()} == {name: own[name].kind for name in ours}
+
+
+ASKED_FOR = [
+    ("varlen", "sdpa", "it runs on CUDA devices only, and the model is on a device of the type 'cpu'"),
+    ("blocks", "sdpa", "its attention is 'sdpa', which takes no block mask"),
+    ("mask", "flex_attention", "its attention is 'flex_attention', which takes no mask of its own for each row"),
+]
+
+
+@pytest.mark.parametrize(("asked", "implementation", "reason"), ASKED_FOR)
+def test_an_attention_that_is_asked_for_and_cannot_be_is_refused(
+    asked: str, implementation: str, reason: str, case: tuple[Pool, np.ndarray]
+) -> None:
+    model = random_model("Llama", SMALL, implementation)
+    expected = f'LlamaForCausalLM cannot be scored with `attention="{asked}"`: {reason}.*Use "auto", or leave it out'
+    with pytest.raises(ValueError, match=expected):
+        check_layout(model, MIWVConfig(attention=asked), CPU)
+    with pytest.raises(ValueError, match=expected):
+        choose(model, case, attention=asked)
+
+
+@pytest.mark.parametrize("asked", ["segments", "varlen"])
+def test_layers_that_call_an_attention_of_their_own_are_refused(asked: str, varlen_on_cpu: None) -> None:
+    expected = f'`attention="{asked}"`: its layers call an attention function of their own'
+    with pytest.raises(ValueError, match=expected):
+        check_layout(build_family("gptj"), MIWVConfig(attention=asked), CPU)
+
+
+@pytest.mark.parametrize(
+    ("asked", "implementation", "taken"),
+    [
+        ("auto", "sdpa", "varlen"),
+        ("auto", "eager", "mask"),
+        ("auto", "flex_attention", "blocks"),
+        ("varlen", "eager", "varlen"),
+        ("varlen", "flex_attention", "varlen"),
+        ("segments", "sdpa", "segments"),
+        ("mask", "sdpa", "mask"),
+        ("mask", "eager", "mask"),
+    ],
+)
+def test_what_is_asked_for_is_taken_and_gives_the_same_losses(
+    asked: str, implementation: str, taken: str, case: tuple[Pool, np.ndarray], varlen_on_cpu: None, monkeypatch: Any
+) -> None:
+    model = random_model("Llama", SMALL, implementation)
+    assert choose_tree_attention(model, asked) == taken
+    if implementation == "flex_attention":  # its padded rows compile, for minutes
+        return
+    used: list[str] = []
+    own = losses_module.use_tree_attention
+    monkeypatch.setattr(
+        losses_module, "use_tree_attention", lambda model, attention: used.append(attention) or own(model, attention)
+    )
+    few = case[0], np.where(np.arange(len(case[1])) < 8, case[1], -1)
+    tree, padded = both_layouts(model, few, attention=asked)
+    assert used == [taken]
+    np.testing.assert_allclose(tree, padded, atol=2e-5, rtol=0)
+
+
+def test_a_proxy_that_waits_on_the_cpu_is_asked_where_it_will_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = pretend_gpu(monkeypatch)
+    model = tiny_model().bfloat16()
+    check_layout(model, MIWVConfig(attention="varlen"), device)
+    with pytest.raises(ValueError, match="on a device of the type 'cpu'"):
+        check_layout(model, MIWVConfig(attention="varlen"), CPU)
