@@ -4,6 +4,7 @@ How many tokens one scoring forward takes: as many as make it faster on the devi
 Extra memory of a forward without gradients, in bytes over the loaded model, with b bytes a number of the model's dtype:
 
     tokens * b * (4 * intermediate size + 8 * hidden size)      one layer's activations, the widest moment
+    + tokens * b * 6 * hidden size                              copied keys and values, in variable-length attention
     + rows * tokens_per_row**2 * (kinds + b)                    masks, if rows have them, one for each kind of layer
     + rows * tokens_per_row**2 * heads * (4 + 2 * b)            eager attention's weights, instead of masks
     + logits_chunk * vocabulary * (8 + b)                       the head
@@ -105,7 +106,9 @@ def estimate_memory(model: nn.Module, tokens_per_row: int, tokens: int, logits_c
     """Bytes that a scoring forward of `tokens` tokens takes over the loaded model, by the formula above."""
     number = next(model.parameters()).dtype.itemsize
     hidden, intermediate, heads, vocabulary = read_sizes(model)
-    activations = tokens * number * (4 * intermediate + 8 * hidden)
+    # A trunk's keys and values stand once for each branch: 1.5 keys for each token of real pools, at most 2.3 in a row.
+    copies = 6 * hidden if attention == "varlen" else 0
+    activations = tokens * number * (4 * intermediate + 8 * hidden + copies)
     pairs = 0 if attention != "mask" else -(-tokens // tokens_per_row) * tokens_per_row**2
     is_eager = get_attention_implementation(model) == "eager"
     of_a_pair = heads * (4 + 2 * number) if is_eager else count_masks(model) + number

@@ -32,7 +32,8 @@ def attend_by_definition(
             for each, start, end in ((query, q_start, q_end), (key, k_start, k_end), (value, k_start, k_end))
         )
         k, v = (each.repeat_interleave(query.shape[1] // key.shape[1], dim=0) for each in (k, v))
-        distance = torch.arange(queries)[:, None] + keys - queries - torch.arange(keys)
+        index = torch.arange(keys, device=query.device)
+        distance = index[keys - queries :, None] - index
         left, right = window_size
         sees = (distance >= -right) & ((distance <= left) if left >= 0 else True)
         weights = (q @ k.transpose(1, 2) * scale).masked_fill(~sees, -torch.inf).softmax(dim=-1)

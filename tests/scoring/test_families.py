@@ -10,7 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.families import FAMILIES, Outcome, build_family, score_family
+from miwv_trainer.scoring.attention import choose_tree_attention, find_tree_obstacle
+from tests.helpers.families import CONTEXT, FAMILIES, Outcome, build_family, score_family
+from tests.helpers.varlen import varlen_on_cpu
+
+__all__ = ["varlen_on_cpu"]
 
 GUIDE = Path(__file__).resolve().parents[2] / "docs" / "scoring.md"
 START, END = "<!-- families: start -->", "<!-- families: end -->"
@@ -38,6 +42,26 @@ def test_losses_of_a_family_equal_a_plain_forward_or_it_is_refused(piece: int) -
     assert not wrong
     built = [row for row in ROWS.values() if "not built" not in row]
     assert len(built) > len(ROWS) / 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("piece", range(PIECES))
+def test_losses_of_a_family_by_variable_length_attention_equal_a_plain_forward(piece: int, varlen_on_cpu: None) -> None:
+    wrong, taken = [], 0
+    for family in FAMILIES[piece::PIECES]:
+        try:
+            model = build_family(family)
+        except Exception:  # The test above says which.
+            continue
+        if find_tree_obstacle(model, CONTEXT) is not None or choose_tree_attention(model) != "varlen":
+            continue
+        outcome = score_family(model)
+        taken += outcome.layout == "tree"
+        print(describe(family, outcome))
+        if not outcome.difference < TOLERANCE or not outcome.is_ours:
+            wrong.append(describe(family, outcome))
+    assert not wrong
+    assert taken > 4
 
 
 @pytest.mark.slow

@@ -105,6 +105,9 @@ def test_the_formula_by_hand() -> None:
     assert estimate_memory(random_model("Llama", SMALL, "sdpa"), 50, 100, 10, "segments") == activations + head
     masks = 2 * 50 * 50 * 5
     assert estimate_memory(random_model("Llama", SMALL, "sdpa"), 50, 100, 10, "mask") == activations + masks + head
+    copies = 100 * 4 * 6 * 32
+    found = estimate_memory(random_model("Llama", SMALL, "sdpa"), 50, 100, 10, "varlen")
+    assert found == activations + copies + head
     weights = 2 * 50 * 50 * 4 * 12
     assert estimate_memory(random_model("Llama", SMALL, "eager"), 50, 100, 10, "mask") == activations + weights + head
 
