@@ -6,11 +6,13 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+import torch
 
-from benchmarks import diversity, precision
+from benchmarks import diversity, ifd, precision
 from benchmarks.faults import Faults, plant_faults
 from benchmarks.rescoring import format_curve
 from benchmarks.settings import Result, compare_with_random, format_table
+from miwv_trainer.data.models import load_model
 from miwv_trainer.data.pool import Pool
 from tests.helpers.rounds import highest, made_columns, write_round
 from tests.helpers.tiny import instruction_rows, save_tiny
@@ -122,3 +124,39 @@ def test_the_table_of_settings_is_sorted_by_loss_and_keeps_the_budgets_apart() -
         "| random | 10 | 100 | 2.0500 | 0.0500 |  |",
         "| MIWV | 10 | 100 | 3.0500 | 0.0500 | +1.0000 (worse) |",
     ]
+
+
+def test_ifd_is_held_against_the_way_of_the_public_scripts(
+    model_folder: str, pool_file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["--model", model_folder, "--pool", pool_file, "--samples", str(SAMPLES)]
+    assert ifd.main(command) == 0
+    printed = capsys.readouterr().out
+    assert "left out by the reference: 0" in printed
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in printed.splitlines() if line.startswith("| the")
+    ]
+    assert [row[:2] for row in rows] == [
+        [texts, f"ratio of {formula}"]
+        for texts in ("the same texts", "the model's template")
+        for formula in ("perplexities", "mean losses")
+    ]
+    assert float(rows[0][2]) > 0.999 and float(rows[0][5]) < 1e-4  # the same, to rounding
+    assert float(rows[2][5]) > float(rows[0][5])  # other texts
+    assert ifd.main([*command[:-1], "7000"]) == 2
+    assert f"benchmarks.ifd: `--samples` must be from 3 to the pool's {SAMPLES}, but is 7000" in capsys.readouterr().err
+
+
+def test_the_reference_leaves_out_what_is_too_long(model_folder: str, pool_file: str) -> None:
+    model, tokenizer = load_model(model_folder)
+    rows = ifd.draw_rows(pool_file, SAMPLES)
+    prompts = [ifd.write_prompt(row) + ifd.OPENING for row in rows]
+    lengths = [len(tokenizer.encode(prompt)) for prompt in prompts]
+    found = ifd.measure_reference(model, tokenizer, rows, max(lengths))
+    assert np.isnan(found.behind).tolist() == [length == max(lengths) for length in lengths]
+    # A response that is cut keeps its first tokens, in both of its rows.
+    sample = int(np.argmin(lengths))
+    ids = tokenizer.encode(prompts[sample] + rows[sample]["output"])[: max(lengths)]
+    labels = [-100] * lengths[sample] + ids[lengths[sample] :]
+    expected = model(input_ids=torch.tensor([ids]), labels=torch.tensor([labels])).loss.item()
+    assert found.behind[sample] == pytest.approx(expected, abs=1e-5)
