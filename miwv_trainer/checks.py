@@ -96,7 +96,9 @@ def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
     """Raises `ValueError` unless the value is one of the allowed names."""
     # Looking into a tuple works for any value; a set would raise on a list that was given by mistake.
     if value not in allowed:
-        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, allowed))}, but got {value!r}.")
+        guesses = get_close_matches(value, allowed, n=1) if isinstance(value, str) else []
+        hint = f" Did you mean {guesses[0]!r}?" if guesses else ""
+        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, allowed))}, but got {value!r}.{hint}")
 
 
 def check_whole_number(name: str, value: object, least: int = 1) -> None:

@@ -279,6 +279,8 @@ class MIWVConfig:
         is_given = "score" in given and not given >= {f.name for f in fields(self)}
         if self.score_column is not None and not (replaces or is_given):
             self.score = column if describe_score(self.score) == MIWVConfig.score else self.score
+        if self.score_column is None and describe_score(self.score) == column:
+            raise ValueError('`score="column"` ranks by a column of the dataset: name it as `score_column`.')
         if (self.score_column is not None) != (describe_score(self.score) == column):
             raise ValueError(
                 f"`score_column` is {self.score_column!r}, but `score` is {describe_score(self.score)!r}: give a "

@@ -31,6 +31,23 @@ def test_a_choice_names_all_that_are_allowed(name, allowed, value):
     refuses(f"`{name}` must be one of {allowed}, but got {value!r}.", **{name: value})
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "guess"),
+    [
+        ("score", "colum", "column"),
+        ("score", "miwvs", "miwv"),
+        ("layout", "trees", "tree"),
+        ("preset", "guard", "guarded"),
+    ],
+)
+def test_a_choice_that_is_nearly_one_is_guessed(name, value, guess):
+    refuses(f"but got {value!r}. Did you mean {guess!r}?", **{name: value})
+
+
+def test_a_score_by_column_asks_for_the_column():
+    refuses('`score="column"` ranks by a column of the dataset: name it as `score_column`.', score="column")
+
+
 @pytest.mark.parametrize("value", ["MIWV", "", None, 0, True, ["miwv"]])
 def test_a_score_is_one_of_those_that_are_named_or_of_the_users_own(value):
     names = (

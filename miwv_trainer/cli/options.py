@@ -204,7 +204,7 @@ def add_select_options(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="file or folder to write (default: selected.jsonl, selected.parquet or selected/ in FOLDER)",
     )
-    group.add_argument("--with-scores", action="store_true", help="add each sample's number, losses and MIWV")
+    group.add_argument("--with-scores", action="store_true", help="add each sample's number, losses, MIWV and score")
     group.add_argument("--push-to-hub", metavar="USER/NAME", help="upload the folder as a dataset")
     group.add_argument("--private", action="store_true", help="a dataset that --push-to-hub makes is private")
     group = parser.add_argument_group("what is selected, and how it is guarded")

@@ -48,7 +48,7 @@ def select(options: SelectOptions) -> None:
     print("\n".join(found.notes), end="\n" if found.notes else "")
     aligned = found.align(choice.selection)
     rows = aligned if kind == "jsonl" else to_dataset(aligned)
-    rows = add_scores(rows, latest) if options.with_scores else rows
+    rows = add_scores(rows, latest, choice.scores) if options.with_scores else rows
     if kind == "jsonl":
         write_jsonl(target, rows, choice.selection)
     elif kind == "parquet":

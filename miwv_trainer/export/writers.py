@@ -6,6 +6,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow as pa
 
 from miwv_trainer.data.files import Rows
 from miwv_trainer.data.rows import JsonRows
@@ -16,29 +17,34 @@ from miwv_trainer.storage.stored_round import StoredRound
 
 SELECTED = "selected.jsonl"
 SHARD_BYTES = 500_000_000  # the default of `datasets` itself
-# Columns that `--with-scores` adds, and the columns of scores.parquet that they are taken from.
+# Columns that `--with-scores` adds beside what was ranked, and those of scores.parquet that they are taken from.
 SCORE_COLUMNS = {
     "pool_index": "index",
     "zero_shot_loss": "zero_shot_loss",
     "one_shot_loss": "one_shot_loss",
     "miwv": "miwv",
 }
+RANKED = "selection_score"
 
 
-def add_scores(rows: Rows, scored: StoredRound) -> Rows:
+def add_scores(rows: Rows, scored: StoredRound, ranked: np.ndarray) -> Rows:
     """
-    Adds the columns `pool_index`, `zero_shot_loss`, `one_shot_loss` and `miwv` to the rows of a pool.
+    Adds the columns of [`SCORE_COLUMNS`] and `selection_score`, what was ranked, to the rows of a pool.
 
-    Unknown losses are null. A row of JSON is written anew, with its own keys first.
+    Unknown numbers are null. A row of JSON is written anew, with its own keys first.
+
+    Args:
+        ranked: `(N,)` what the samples were ranked by, the highest first.
 
     Raises:
         ValueError: the pool has a column of one of these names.
     """
-    taken = sorted(SCORE_COLUMNS.keys() & set(rows.column_names))
+    taken = sorted({*SCORE_COLUMNS, RANKED} & set(rows.column_names))
     if taken:
         raise ValueError(f"The pool has a column `{taken[0]}` already: leave `--with-scores` away, or rename it.")
     # Put side by side, not joined: rows and scores are both in pool order.
     scores = scored.scores.select(list(SCORE_COLUMNS.values())).rename_columns(list(SCORE_COLUMNS))
+    scores = scores.append_column(RANKED, pa.array(ranked, mask=np.isnan(ranked)))
     if isinstance(rows, JsonRows):
         scored_rows = ({**row, **added} for row, added in zip(rows, scores.to_pylist(), strict=True))
         return JsonRows([json.dumps(row, ensure_ascii=False).encode() for row in scored_rows])

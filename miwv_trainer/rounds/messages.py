@@ -1,21 +1,27 @@
 """A round in words: lines of the log, warnings and errors."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.pool import NO_EXEMPLAR, Pool, rank_columns
+from miwv_trainer.own_scores import describe_score
 from miwv_trainer.rounds.statistics import count_epochs
 from miwv_trainer.scoring.rows import find_scorable
 from miwv_trainer.selection.budget import count_selected
 from miwv_trainer.selection.choose import Choice, compute_overlap
-from miwv_trainer.selection.scores import get_score
+from miwv_trainer.selection.scores import LossName, get_score
 from miwv_trainer.storage.stored_round import ProxyCheck, StoredRound
 
 logger = logging.getLogger(__name__)
 
+LOSSES: Mapping[LossName, str] = {
+    "zero_shot": "zero-shot losses",
+    "one_shot": "one-shot losses",
+    "response": "losses of responses alone",
+}
 ONLY_COPIES = "no exemplar but copies of themselves"
 
 
@@ -131,7 +137,20 @@ def log_left_out(number: int, choice: Choice) -> None:
 def explain_no_candidate(left_out: Mapping[str, int]) -> str:
     """The error if the guards leave nothing. `left_out` counts what each guard leaves out."""
     listed = "; ".join(f"{guard} leaves out {count}" for guard, count in left_out.items() if count)
-    return f"No sample of the pool may be selected: {listed or 'not one has a score'}. Loosen a guard."
+    if not listed:
+        return "No sample of the pool may be selected: not one has a score."
+    return f"No sample of the pool may be selected: {listed}. Loosen a guard."
+
+
+def explain_missing_losses(missing: Sequence[LossName], scored: StoredRound, config: MIWVConfig) -> str:
+    """The error if a round lacks losses that a score needs, which the model has to compute."""
+    named = " and ".join(LOSSES[name] for name in missing)
+    asked, stored = describe_score(config.score), scored.summary["config"].get("score", MIWVConfig.score)
+    how = f"with `score={asked!r}`" if isinstance(config.score, str) else f"with `extra_losses={config.extra_losses!r}`"
+    return (
+        f"The scores in {scored.folder} have no {named}, which `score={asked!r}` needs: they were made with "
+        f"`score={stored!r}`. Score the pool again {how}, or select by a score whose losses are there."
+    )
 
 
 def explain_no_finite_loss() -> str:

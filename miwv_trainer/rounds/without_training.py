@@ -4,7 +4,6 @@ import os
 from dataclasses import replace
 from types import NoneType
 
-import numpy as np
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -19,14 +18,14 @@ from miwv_trainer.distributed.world import World
 from miwv_trainer.embeddings.vectors import Embeddings
 from miwv_trainer.rounds.exemplars import find_exemplars
 from miwv_trainer.rounds.inputs import read_measured
-from miwv_trainer.rounds.messages import explain_no_candidate
+from miwv_trainer.rounds.messages import explain_missing_losses, explain_no_candidate
 from miwv_trainer.rounds.round import run_round
 from miwv_trainer.scoring.layout import check_layout
 from miwv_trainer.scoring.model_checks import A_MODEL, check_model
 from miwv_trainer.scoring.scorer import prepare_scorer
 from miwv_trainer.selection.choose import Choice, choose
 from miwv_trainer.selection.measured import Measured
-from miwv_trainer.selection.scores import get_draw_seed, read_given_scores
+from miwv_trainer.selection.scores import find_missing_losses, get_draw_seed, get_score, read_given_scores
 from miwv_trainer.storage.store import Store
 from miwv_trainer.storage.stored_round import StoredRound
 
@@ -116,8 +115,10 @@ def select_again(scored: StoredRound, config: MIWVConfig, rows: MapStyleDataset 
     is_complete = find_complete_samples(scored.column("prompt_tokens"), measured.response_tokens)
     choice = choose(measured, is_complete, config, groups, embeddings)
     if not len(choice.selection):
-        reason, losses = explain_no_candidate(choice.left_out), _describe_losses(measured)
-        raise ValueError(f"{reason} The scores in {scored.folder} are of {losses}.")
+        missing = find_missing_losses(measured, get_score(config))
+        raise ValueError(
+            explain_missing_losses(missing, scored, config) if missing else explain_no_candidate(choice.left_out)
+        )
     return choice
 
 
@@ -146,11 +147,3 @@ def _read_embeddings(scored: StoredRound, config: MIWVConfig) -> Embeddings:
     if config.diversity == MIWVConfig.diversity and config.is_by_preset("max_selected_similarity"):
         reason = f"which `max_selected_similarity` needs, set by the `preset` {config.preset!r}"
     raise FileNotFoundError(f"There are no embeddings in {folder}, {reason}. Score the pool again.")
-
-
-def _describe_losses(measured: Measured) -> str:
-    """Which losses a round has, in words."""
-    named = {"zero-shot losses": measured.zero_shot_loss, "one-shot losses": measured.one_shot_loss}
-    if measured.response_loss is not None:
-        named["losses of responses alone"] = measured.response_loss
-    return " and ".join(name for name, losses in named.items() if np.isfinite(losses).any()) or "no forward"

@@ -274,17 +274,28 @@ def get_draw_seed(config: MIWVConfig, number: int) -> tuple[int, ...]:
     return config.sampler_seed or 0, number
 
 
-def has_losses(measured: Measured, score: Score) -> np.ndarray:
-    """Returns `(N,)` bool, whether all losses that a score needs are finite."""
+def find_missing_losses(measured: Measured, score: Score) -> list[LossName]:
+    """Returns the losses that a score needs and that not one sample has."""
+    return sorted(name for name, values in _get_losses(measured, score).items() if not np.isfinite(values).any())
+
+
+def _get_losses(measured: Measured, score: Score) -> dict[LossName, np.ndarray]:
+    """The losses that a score needs, each `(N,)`; NaN where one was not measured."""
+    unknown = np.full(len(measured.response_tokens), np.nan, dtype=np.float32)
     losses: Mapping[LossName, np.ndarray | None] = {
         "zero_shot": measured.zero_shot_loss,
         "one_shot": measured.one_shot_loss,
         "response": measured.response_loss,
     }
+    found = {name: losses[name] for name in score.losses}
+    return {name: unknown if values is None else values for name, values in found.items()}
+
+
+def has_losses(measured: Measured, score: Score) -> np.ndarray:
+    """Returns `(N,)` bool, whether all losses that a score needs are finite."""
     found = np.ones(len(measured.response_tokens), dtype=bool)
-    for name in score.losses:
-        values = losses[name]
-        found &= values is not None and np.isfinite(values)
+    for values in _get_losses(measured, score).values():
+        found &= np.isfinite(values)
     return found
 
 

@@ -60,6 +60,7 @@ def test_scores_stand_beside_the_samples_in_every_format(
     assert found["pool_index"] == highest(output)
     for column in ("zero_shot_loss", "one_shot_loss", "miwv"):
         np.testing.assert_allclose(found[column], [expected[column][i] for i in highest(output)], rtol=1e-6)
+    np.testing.assert_array_equal(found["selection_score"], found["miwv"])
     assert [row["instruction"] for row in found] == [typed_rows()[i]["instruction"] for i in highest(output)]
 
 
@@ -67,7 +68,10 @@ def test_losses_that_are_not_known_are_nulls(pool: Path, output: Path, tmp_path:
     command = f"score --model {pool.parent / 'tiny-model'} --dataset {pool} --output {tmp_path} --score longest"
     assert main(command.split()) == 0
     assert select(tmp_path, pool, "--format", "parquet", "--with-scores") == 0
-    assert pq.read_table(tmp_path / "selected.parquet")["miwv"].null_count == 6
+    written = pq.read_table(tmp_path / "selected.parquet")
+    assert written["miwv"].null_count == 6
+    tokens = scores(tmp_path)["response_tokens"]
+    assert written["selection_score"].to_pylist() == [tokens[index] for index in written["pool_index"].to_pylist()]
     assert select(tmp_path, pool, "--format", "dataset") == 0
     assert "tiny-model; nothing was forwarded" in (tmp_path / "selected" / "README.md").read_text()
 

@@ -82,7 +82,7 @@ def test_ifd_is_that_of_rows_forwarded_alone(values: dict[str, Any], pool: Pool,
 def test_other_scores_measure_no_responses_alone(pool: Pool, tmp_path: Path) -> None:
     current = finished_round(tiny_model(), pool, Store(tmp_path), MIWVConfig(score="zero_shot_loss"))
     assert current.scores["response_loss"].null_count == COUNT
-    with pytest.raises(ValueError, match="No sample of the pool may be selected: not one has a score"):
+    with pytest.raises(ValueError, match="have no losses of responses alone, which `score='ifd'` needs"):
         select_again(current, MIWVConfig(score="ifd"))
 
 

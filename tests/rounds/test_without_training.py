@@ -19,7 +19,9 @@ from miwv_trainer import (
     select_again,
 )
 from miwv_trainer.cli.main import main
+from miwv_trainer.selection.scores import SCORES
 from miwv_trainer.storage.stored_round import HASHES
+from tests.helpers.own_scores import easiest_first
 from tests.helpers.tiny import instruction_rows, save_tiny, tiny_model, tiny_tokenizer
 
 ROWS = datasets.Dataset.from_list([{**row, "task": "ab"[index % 2]} for index, row in enumerate(instruction_rows(24))])
@@ -147,8 +149,33 @@ def test_embeddings_that_are_gone_are_named_with_what_needs_them(scored: StoredR
             FileNotFoundError, match=re.escape(f"There are no embeddings in {tmp_path / 'miwv'}, {words}")
         ):
             select_again(alone, config)
-    with pytest.raises(ValueError, match="not one has a score.* are of no forward"):
-        select_again(alone, MIWVConfig())
+    assert alone.summary["layout"] == "none"
+
+
+@pytest.mark.parametrize("has", ["random", "zero_shot_loss", "ifd", "miwv"])
+def test_losses_that_a_round_lacks_are_named_for_every_score(has: str, tmp_path: Path) -> None:
+    measured = {"random": set(), "zero_shot_loss": {"zero"}, "ifd": {"zero", "response"}, "miwv": {"zero", "one"}}[has]
+    needed = {"zero": "zero-shot losses", "one": "one-shot losses", "response": "losses of responses alone"}
+    pool, config = pool_from_rows(ROWS, tiny_tokenizer()), MIWVConfig(score=has, embedder="tfidf", fraction=0.25)
+    scored = score_and_select(tiny_model(), pool, config, tmp_path)
+    for name, record in SCORES.items():
+        if not record.losses:
+            continue
+        asked = {each.removesuffix("_shot") for each in record.losses}
+        missing = [words for each, words in sorted(needed.items()) if each in asked - measured]
+        config = MIWVConfig(score=name, fraction=0.25)
+        if not missing:
+            assert len(select_again(scored, config).selection)
+            continue
+        words = (
+            f"have no {' and '.join(missing)}, which `score={name!r}` needs: they were made with `score={has!r}`. "
+            f"Score the pool again with `score={name!r}`, or"
+        )
+        with pytest.raises(ValueError, match=re.escape(words)):
+            select_again(scored, config)
+    if has == "random":
+        with pytest.raises(ValueError, match="have no zero-shot losses, .* again with `extra_losses='zero_shot'`"):
+            select_again(scored, MIWVConfig(score=easiest_first, extra_losses="zero_shot"))
 
 
 def test_a_folder_without_rounds_is_told(tmp_path: Path) -> None:

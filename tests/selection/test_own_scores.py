@@ -133,7 +133,6 @@ def test_a_column_is_a_score_of_its_own() -> None:
     for values in (
         {"score": "longest", "score_column": "quality"},
         {"score": "miwv", "score_column": "quality"},
-        {"score": "column"},
         {"score": shortest_first, "score_column": "quality"},
     ):
         with pytest.raises(ValueError, match="`score_column` is .*, but `score` is .*: give a `score_column` with"):
