@@ -62,7 +62,9 @@ def test_selected_samples_are_the_lines_of_their_file_byte_for_byte(
     with_scores = [json.loads(line) for line in (tmp_path / "selected.jsonl").read_text().splitlines()]
     assert [row["pool_index"] for row in with_scores] == chosen
     for row in with_scores:
-        scores = {name: row.pop(name) for name in ("pool_index", "zero_shot_loss", "one_shot_loss", "miwv")}
+        names = ("pool_index", "zero_shot_loss", "one_shot_loss", "miwv", "selection_score")
+        scores = {name: row.pop(name) for name in names}
+        assert scores["selection_score"] == scores["miwv"]
         assert row == json.loads(lines[scores["pool_index"]])
         assert scores["miwv"] == pytest.approx(scores["one_shot_loss"] - scores["zero_shot_loss"], abs=1e-5)
 
