@@ -251,7 +251,13 @@ def _compare_layouts(scorer: Scorer, exemplars: np.ndarray) -> str | None:
 def _compare_layouts_here(scorer: Scorer, exemplars: np.ndarray) -> str | None:
     groups = _choose_related(scorer, exemplars)
     groups += _choose_beyond_window(scorer, exemplars, groups)
-    return next(filter(None, (_compare_samples(scorer, exemplars, few) for few in groups)), None)
+    found = next(filter(None, (_compare_samples(scorer, exemplars, few) for few in groups)), None)
+    asked = scorer.config.attention
+    if found is None or choose_tree_attention(scorer.model, asked) != "varlen":
+        return found
+    # Models loaded with FlashAttention take no masks.
+    advice = "" if find_attention_obstacle(scorer.model, "mask") else '; try `attention="mask"`'
+    return f'{found} (by `attention="varlen"`{advice})'
 
 
 def _compare_samples(scorer: Scorer, exemplars: np.ndarray, few: np.ndarray) -> str | None:

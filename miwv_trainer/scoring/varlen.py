@@ -210,7 +210,7 @@ def _call_kernel(
     width = -(-max(query.shape[-1], value.shape[-1]) // HEAD_STEP) * HEAD_STEP
     queries, keys, values = (_widen(each.transpose(0, 1).to(dtype), width) for each in (query, key, value))
     if sequences.keys is not None:
-        keys, values = keys[sequences.keys], values[sequences.keys]
+        keys, values = (each.index_select(0, sequences.keys) for each in (keys, values))
     found = attend(
         queries, keys, values, sequences.query_ends, sequences.key_ends, sequences.longest_query,
         sequences.longest_key, scale=scale, window_size=sequences.window, enable_gqa=len(query) != len(key),

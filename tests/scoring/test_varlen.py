@@ -4,6 +4,7 @@ import inspect
 import logging
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from miwv_trainer.compat import load_varlen_attention
 from miwv_trainer.config import MIWVConfig
+from miwv_trainer.data.build import pool_from_rows
 from miwv_trainer.data.pool import Pool
 from miwv_trainer.distributed.world import World
 from miwv_trainer.scoring import layout as layout_module
@@ -28,8 +30,10 @@ from miwv_trainer.scoring.scorer import prepare_scorer
 from miwv_trainer.scoring.tree_masks import find_sequences
 from miwv_trainer.scoring.trees import Tree, make_tree_row
 from miwv_trainer.scoring.varlen import KERNELS, VARLEN, Sequences, VarlenKernel, find_varlen_obstacle, make_sequences
+from miwv_trainer.storage.store import Store
 from tests.helpers.families import build_family, score_family
-from tests.helpers.tiny import tiny_model
+from tests.helpers.tiny import tiny_dataset, tiny_model, tiny_tokenizer
+from tests.helpers.tiny_rounds import finished_round
 from tests.helpers.trees import (
     CONTEXT,
     EAGER_ONLY,
@@ -307,6 +311,7 @@ def test_layers_that_ask_for_more_than_the_kernel_has_fall_back(
     monkeypatch.setitem(AttentionInterface._global_mapping, VARLEN, attend)
     assert choose(tiny_model(), case) == "padded"
     assert "a forward of trees fails (ValueError: " in caplog.text
+    assert '(by `attention="varlen"`; try `attention="mask"`)' in caplog.text
     assert f"variable-length attention computes no {text}" in caplog.text
 
 
@@ -326,6 +331,7 @@ def test_attention_that_is_not_causal_from_the_bottom_right_is_noticed(
     with caplog.at_level(logging.WARNING):
         assert choose(tiny_model(), case) == "padded"
     assert "samples differ by" in caplog.text
+    assert '(by `attention="varlen"`; try `attention="mask"`)' in caplog.text
 
 
 @pytest.mark.parametrize(("autocast", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
@@ -430,3 +436,37 @@ def test_a_proxy_that_waits_on_the_cpu_is_asked_where_it_will_score(monkeypatch:
     check_layout(model, MIWVConfig(attention="varlen"), device)
     with pytest.raises(ValueError, match="on a device of the type 'cpu'"):
         check_layout(model, MIWVConfig(attention="varlen"), CPU)
+
+
+@pytest.mark.parametrize("family", ["Llama", "Mistral", "Gemma3Text"])
+def test_branches_of_several_exemplars_have_the_losses_of_padded_rows(family: str, varlen_on_cpu: None) -> None:
+    """Each sample stands behind its three nearest, so a tree holds losses of several kinds."""
+    case, values = several_windows("all are several windows long")
+    exemplars = np.array([[1, 2, 4], [0, 3, 5], [0, 1, 3], [0, 5, -1], [3, 1, 0], [4, -1, -1]])
+    config = MIWVConfig(score="influence", exemplars_per_sample=3, **values)
+    model = random_model(family, (FULL_ATTENTION | WINDOWED)[family])
+    assert choose_tree_attention(model) == "varlen"
+    with leave_no_trace(model):
+        tree, padded = (
+            layout_module.score_pool(prepare_scorer(model, case[0], config, WORLD), exemplars, layout)
+            for layout in ("tree", "padded")
+        )
+    for name in ("zero_shot", "one_shot", "further"):
+        np.testing.assert_allclose(getattr(tree, name), getattr(padded, name), atol=2e-5, rtol=0)
+    assert np.isfinite(tree.further).sum() == 9
+
+
+def test_a_round_of_a_model_loaded_with_flash_attention_selects_as_float32_does(
+    flash_stand_in: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trees in half precision by the kernel, and near the threshold in float32, which the kernel does not compute."""
+    half_precision_kernel(monkeypatch)
+    pool = pool_from_rows(tiny_dataset(24), tiny_tokenizer())
+    config = MIWVConfig(embedder="tfidf", fraction=0.25, layout="tree")
+    model = tiny_model(seed=3).to(torch.bfloat16)
+    exact = finished_round(tiny_model(seed=3).bfloat16().float(), pool, Store(tmp_path / "exact"), config)
+    model.set_attn_implementation(flash_stand_in)
+    found = finished_round(model, pool, Store(tmp_path / "low"), config)
+    assert found.summary["layout"] == "tree" and found.summary["refined_samples"] > 0
+    assert found.selection.tolist() == exact.selection.tolist()
+    assert model.config._attn_implementation == flash_stand_in
