@@ -13,7 +13,7 @@ from miwv_trainer.config import MIWVConfig
 from miwv_trainer.export.destination import TAG
 from miwv_trainer.rounds.messages import describe_threshold
 from miwv_trainer.selection.choose import Choice
-from miwv_trainer.selection.scores import get_score
+from miwv_trainer.selection.scores import MIWV_MEANING, get_score
 from miwv_trainer.storage.stored_round import StoredRound
 from miwv_trainer.version import __version__
 
@@ -52,8 +52,7 @@ Written by
 {command}
 ```
 
-The Model Instruction Weakness Value (MIWV) of a sample is the loss of its response when the most similar sample of the
-pool comes before it as a solved example, minus its loss without ([Jiang et al., AAAI 2026]({paper})).
+{meaning}
 """
 
 
@@ -103,8 +102,14 @@ def build_card(origin: Origin, loaded_as: str) -> str:
         rows=rows,
         loaded_as=loaded_as,
         command="miwv " + shlex.join(map(_hide_folders, origin.typed)),
-        paper=PAPER,
+        meaning=_explain_score(origin.config),
     )
+
+
+def _explain_score(config: MIWVConfig) -> str:
+    meaning = get_score(config).meaning
+    source = f" MIWV is the Model Instruction Weakness Value of [Jiang et al., AAAI 2026]({PAPER})."
+    return meaning + (source if MIWV_MEANING in meaning else "")
 
 
 def name_size(count: int) -> str:

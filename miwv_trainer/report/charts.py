@@ -59,9 +59,11 @@ def build_charts(rounds: Sequence[StoredRound]) -> tuple[list[Chart], list[str]]
 
 def chart_scores(current: StoredRound) -> Chart:
     """Histogram of what was ranked, where that is not MIWV."""
-    label = get_score(restore_config(current)).label
-    caption = f"{label} of {int(find_finite(current, 'score').sum()):,} samples, by which they were ranked."
-    chart = Chart("scores", f"Distribution of {label}", caption, Axis(label, 0, 1), COUNTS, [])
+    score = get_score(restore_config(current))
+    label = "response length" if score.column == "response_tokens" else score.label
+    caption = f"The {int(find_finite(current, 'score').sum()):,} samples that were ranked by {label}."
+    axis = Axis("response length (tokens)" if score.column == "response_tokens" else label, 0, 1)
+    chart = Chart("scores", f"Distribution of {label}", caption, axis, COUNTS, [])
     return _add_histogram(chart, current, "score")
 
 
@@ -205,8 +207,8 @@ def chart_costs(rounds: Sequence[StoredRound]) -> Chart:
     unit, size = next((unit, size) for unit, size in UNITS if seconds.max() >= 2 * size or size == 1)
     time, x, axis = seconds / size, np.arange(len(rounds), dtype=np.float64), _make_rounds_axis(rounds)
     bars = Bars(x - 0.3, x + 0.3, np.zeros(len(time)), time, "plain", "", _write_values(time, "{:,.1f}", axis, 1))
-    # A round that forwards nothing may take 0.0 s, and an axis needs a width.
-    y = Axis(f"time ({unit})", 0, max(float(time.max()) * 1.15, 1e-3))
+    # A round that forwards nothing may take 0.0 s. Ticks of milliseconds would be as wide as the axis' name.
+    y = Axis(f"time ({unit})", 0, max(float(time.max()) * 1.15, 1.0))
     caption = "Time of scoring and selecting, over all attempts at a round. The table of rounds gives tokens and rates."
     return Chart("cost", "Cost per round", caption, axis, y, [bars])
 

@@ -21,7 +21,7 @@ from miwv_trainer.report.texts import PoolTexts
 from miwv_trainer.rounds.messages import format_duration
 from miwv_trainer.rounds.stored_config import restore_config
 from miwv_trainer.selection.choose import compute_overlap
-from miwv_trainer.selection.scores import get_score
+from miwv_trainer.selection.scores import MIWV_MEANING, get_score
 from miwv_trainer.storage.atomic import write_text
 from miwv_trainer.storage.stored_round import StoredRound
 
@@ -69,6 +69,7 @@ def build_page(
         "subtitle": escape(_describe_run(current)),
         "figures": _build_tiles(current),
         "settings": _build_settings(current),
+        "lead": "".join(f'<p class="lead">{escape(each)}</p>' for each in _explain_scores(current)),
         "charts": "".join(_build_figure(chart) for chart in charts),
         "missing": "".join(f'<p class="note">{escape(sentence)}</p>' for sentence in missing),
         "rounds": _build_rounds_table(rounds),
@@ -96,8 +97,16 @@ def _describe_run(current: StoredRound) -> str:
     # Of a folder its last part: a page is passed on, and a path of this machine says nothing elsewhere.
     names = filter(None, (summary.get("dataset"), summary.get("model")))
     named = [Path(name).name if Path(name).is_absolute() else name for name in names]
-    parts = [*named, model.get("dtype"), f"layout {summary['layout']}"]
+    layout = f"layout {summary['layout']}" if summary["tokens_forwarded"] else None
+    parts = [*named, model.get("dtype"), layout]
     return " · ".join(str(part) for part in parts if part)
+
+
+def _explain_scores(current: StoredRound) -> list[str]:
+    """What was ranked, and what MIWV is where the page shows it beside another score."""
+    meaning = get_score(restore_config(current)).meaning
+    is_other = MIWV_MEANING not in meaning and bool(find_finite(current, "miwv").any())
+    return [meaning, *([MIWV_MEANING] if is_other else [])]
 
 
 def _build_tiles(current: StoredRound) -> str:
@@ -110,11 +119,12 @@ def _build_tiles(current: StoredRound) -> str:
     if threshold is not None:
         tiles.append((_format_number(threshold), "MIWV at the threshold"))
     else:
-        tiles.append((get_score(restore_config(current)).label, "ranked by"))
+        config = restore_config(current)
+        tiles.append((get_score(config).label, "ranked by" if config.selection == "top" else "ranked by, then drawn"))
     if len(miwv):
         tiles.append((_format_number(float(np.median(miwv))), "median MIWV"))
         tiles.append((f"{(miwv > 0).mean():.0%}", "have a MIWV above 0"))
-    tiles.append((f"{summary.get('unscorable', 0):,}", "could not be scored"))
+    tiles.append((f"{summary.get('unscorable', 0):,}", "without a score"))
     # Of this round alone: read as the time of the whole run, it would be too little.
     time, tokens = format_duration(summary["seconds"], digits=1), f"{summary['tokens_forwarded']:,} tokens"
     tiles.append((time, f"for {tokens} of round {current.number}"))

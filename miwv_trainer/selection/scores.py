@@ -35,6 +35,11 @@ EXTRA_LOSSES: Mapping[ExtraLosses, frozenset[LossName]] = {"none": NO_LOSS, "zer
 
 
 Formula = Callable[[Measured], np.ndarray]
+MIWV_MEANING = (
+    "MIWV is the loss of a sample's response when its most similar sample comes before it as a solved example "
+    "(one-shot), minus its loss alone (zero-shot), in nats per response token. A high MIWV means that even a solved "
+    "example does not help, so the model lacks the skill."
+)
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,7 @@ class Score:
     Args:
         name: The value of `MIWVConfig.score`, or a description of the user's function or array.
         label: The ranked quantity as people read it.
+        meaning: What the quantity is, in whole sentences for readers of a report or a dataset card.
         losses: The losses that must be measured before `formula` can be computed. Empty where no forward is needed.
         formula: Returns the `(N,)` ranked quantity, NaN where a sample has none.
         difficulty: Returns `(N,)`, higher for harder samples, for `epoch_order`. None where the score cannot tell.
@@ -59,6 +65,7 @@ class Score:
 
     name: str
     label: str
+    meaning: str
     losses: frozenset[LossName]
     formula: Formula
     difficulty: Formula | None
@@ -121,6 +128,7 @@ _RECORDS = (
     Score(
         name="miwv",
         label="MIWV",
+        meaning=MIWV_MEANING,
         losses=BOTH_LOSSES,
         formula=_get_miwv,
         difficulty=_get_miwv,
@@ -129,6 +137,7 @@ _RECORDS = (
     Score(
         name="low_miwv",
         label="MIWV",
+        meaning=f"{MIWV_MEANING} The samples are ranked from the lowest to the highest.",
         losses=BOTH_LOSSES,
         formula=_get_miwv,
         difficulty=_get_miwv,
@@ -138,6 +147,7 @@ _RECORDS = (
     Score(
         name="residual_miwv",
         label="residual_miwv",
+        meaning=f"{MIWV_MEANING} The residual is what response length and the similarity leave unexplained.",
         losses=BOTH_LOSSES,
         formula=compute_residual_miwv,
         # The residual says how unusual a MIWV is for its length and similarity, and MIWV how hard the sample is.
@@ -146,6 +156,7 @@ _RECORDS = (
     Score(
         name="zero_shot_loss",
         label="zero_shot_loss",
+        meaning="The zero-shot loss is that of a sample's response behind its prompt, in nats per response token.",
         losses=ZERO_SHOT,
         formula=_get_zero_shot_loss,
         difficulty=_get_zero_shot_loss,
@@ -154,6 +165,8 @@ _RECORDS = (
     Score(
         name="one_shot_loss",
         label="one_shot_loss",
+        meaning="The one-shot loss is that of a sample's response when its most similar sample comes before it as a "
+        "solved example, in nats per response token.",
         losses=BOTH_LOSSES,
         formula=_get_one_shot_loss,
         difficulty=_get_one_shot_loss,
@@ -162,6 +175,8 @@ _RECORDS = (
     Score(
         name="influence",
         label="influence",
+        meaning="Influence is how much a sample, as a solved example, lowers the loss of the responses that are scored "
+        "behind it: the mean of their zero-shot minus one-shot losses, in nats per response token.",
         losses=BOTH_LOSSES,
         formula=compute_influence,
         # Influence says how much a sample helps others, and MIWV how hard it is.
@@ -172,6 +187,8 @@ _RECORDS = (
     Score(
         name="ifd",
         label="IFD",
+        meaning="IFD (Instruction-Following Difficulty) is the perplexity of a sample's response behind its prompt, "
+        "over that of the response alone. Near 1, the prompt hardly helps; samples above 1 are not selected.",
         losses=ZERO_SHOT_AND_RESPONSE,
         formula=compute_ifd,
         difficulty=compute_ifd,
@@ -180,6 +197,7 @@ _RECORDS = (
     Score(
         name="random",
         label="random",
+        meaning="The samples are ranked by random numbers.",
         losses=NO_LOSS,
         formula=_draw_scores,
         difficulty=None,
@@ -188,6 +206,7 @@ _RECORDS = (
     Score(
         name="longest",
         label="longest",
+        meaning="The samples are ranked by the number of tokens of their responses.",
         losses=NO_LOSS,
         formula=_count_response_tokens,
         difficulty=_count_response_tokens,
@@ -196,6 +215,7 @@ _RECORDS = (
     Score(
         name="column",
         label="column",
+        meaning="The samples are ranked by the numbers in a column of the dataset.",
         losses=NO_LOSS,
         formula=_get_given,
         # What the numbers mean is the user's: the higher one counts as the harder.
@@ -212,7 +232,8 @@ def get_score(config: MIWVConfig) -> Score:
     if isinstance(config.score, str):
         record = SCORES[config.score]
         if config.score_column is not None:
-            record = replace(record, label=config.score_column)
+            meaning = f"The samples are ranked by the numbers in the dataset's column '{config.score_column}'."
+            record = replace(record, label=config.score_column, meaning=meaning)
     else:
         record = _describe_own(config.score)
     return replace(record, losses=record.losses | EXTRA_LOSSES[config.extra_losses])
@@ -225,6 +246,7 @@ def _describe_own(score: object) -> Score:
     return Score(
         name=name,
         label=name.rpartition(":")[2],  # of a function, without its module
+        meaning=f"The samples are ranked by numbers from outside: {name}.",
         losses=NO_LOSS,
         formula=formula,
         difficulty=formula,

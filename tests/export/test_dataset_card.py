@@ -46,6 +46,8 @@ def test_the_card_says_what_was_scored_and_with_what(output: Path, pool: Path, t
     assert 'load_dataset("chosen", split="train")' in card.text
     assert "miwv select --scores O --dataset pool.parquet --fraction 0.3 --format dataset --to chosen" in card.text
     # A card is published: nothing of the machine is in it.
+    assert "MIWV is the loss of a sample's response when its most similar sample" in card.text
+    assert "[Jiang et al., AAAI 2026](https://arxiv.org/abs/2511.07074)" in card.text
     assert "secret-folder" not in card.text and str(tmp_path) not in card.text
 
 
@@ -82,3 +84,10 @@ def test_a_path_behind_an_equals_sign_is_not_published_either(output: Path, pool
 )
 def test_sizes_have_the_hubs_names(count: int, category: str) -> None:
     assert name_size(count) == category
+
+
+def test_a_card_explains_the_score_that_was_ranked(output: Path, pool: Path, tmp_path: Path) -> None:
+    assert select(output, pool, "--format", "dataset", "--to", str(tmp_path / "c"), "--score", "zero_shot_loss") == 0
+    text = (tmp_path / "c" / "README.md").read_text()
+    assert "The zero-shot loss is that of a sample's response behind its prompt" in text
+    assert "MIWV is the loss" not in text and "Jiang" not in text

@@ -12,6 +12,7 @@ from miwv_trainer.cli.main import main
 from miwv_trainer.report.page import write_page
 from miwv_trainer.report.shortening import CUT
 from miwv_trainer.report.texts import PoolTexts
+from miwv_trainer.selection.scores import SCORES
 from tests.helpers.browser import Browser
 from tests.helpers.rounds import highest, made_columns, write_round
 
@@ -229,3 +230,60 @@ def test_the_page_names_the_dataset_and_the_model_without_folders_and_the_round_
     page = write_page(tmp_path, [rounds[0], replace(rounds[1], summary=named)])[0].read_text()
     assert '<p class="subtitle">somebody/rivers · SmolLM2 · float32 · layout tree</p>' in page
     assert "<b>30.0 s</b> <span>for 12,345 tokens of round 1</span>" in page
+
+
+def lead(browser: Browser) -> str:
+    return " ".join(browser.texts(".lead"))
+
+
+def test_a_page_explains_what_was_ranked_and_shows_no_column_that_is_empty(tmp_path: Path, browser: Browser) -> None:
+    columns = made_columns(20)
+    for name in ("one_shot_loss", "miwv", "similarity"):
+        columns[name][:] = np.nan
+    columns["exemplar"][:] = -1
+    columns["score"] = columns["response_loss"] = np.linspace(0.5, 0.9, 20, dtype=np.float32)
+    pool = PoolTexts([f"What is {index}?" for index in range(20)], ["It is."] * 20)
+    path, charts = write_page(tmp_path, [write_round(tmp_path, columns, range(4), score="ifd")], pool)
+    browser.show(path.as_uri() + "#open=3")
+    assert lead(browser).startswith("IFD (Instruction-Following Difficulty) is the perplexity")
+    assert "MIWV" not in lead(browser)
+    heads = browser.texts("#samples thead th")
+    assert "exemplar" not in heads and {"prompt", "response", "IFD", "reason"} <= set(heads)
+    assert browser.texts("tr.full h4") == ["Prompt", "Response"]
+    assert browser.value("document.querySelector('#q').placeholder") == "prompt, response, index"
+    assert charts[0].caption == "The 20 samples that were ranked by IFD."
+
+
+@pytest.mark.parametrize("score", ["influence", "column"])
+def test_another_score_beside_miwv_has_both_explained_and_all_columns_in_the_window(
+    score: str, tmp_path: Path, browser: Browser
+) -> None:
+    columns = made_columns(60)
+    columns["age"][:30] = 1
+    name = {"score_column": "quality_of_the_teacher_v2"} if score == "column" else {}
+    pool = PoolTexts([f"What is {index} " * 30 for index in range(60)], ["It is what it is. " * 30] * 60)
+    rounds = [write_round(tmp_path, columns, range(9), number, score=score, **name) for number in range(2)]
+    path, _ = write_page(tmp_path, rounds, pool)
+    browser.show(path.as_uri())
+    explained = "in the dataset's column 'quality_of_the_teacher_v2'" if name else "Influence is how much a sample"
+    assert explained in lead(browser) and "MIWV is the loss of a sample's response when" in lead(browser)
+    assert {"MIWV", "exemplar", "age (rounds)", "reason"} <= set(browser.texts("#samples thead th"))
+    table = "document.querySelector('#samples').parentElement"
+    assert browser.value(f"{table}.scrollWidth") <= browser.value(f"{table}.clientWidth")
+
+
+def test_every_score_is_explained_in_sentences() -> None:
+    for name, score in SCORES.items():
+        assert score.meaning[0].isupper() and score.meaning.endswith("."), name
+        assert ("MIWV" in score.meaning) == (name in ("miwv", "low_miwv", "residual_miwv"))
+
+
+def test_a_drawn_selection_and_a_round_without_forwards_say_so(tmp_path: Path) -> None:
+    columns = made_columns(20)
+    drawn = write_round(tmp_path, columns, [1, 2], selection="sample", temperature=2.0)
+    page = write_page(tmp_path, [drawn])[0].read_text()
+    assert "<b>MIWV</b> <span>ranked by, then drawn</span>" in page and "<span>without a score</span>" in page
+    none = replace(drawn, summary={**drawn.summary, "layout": "none", "tokens_forwarded": 0, "seconds": 0.002})
+    page, charts = write_page(tmp_path, [none])
+    assert "layout none" not in page.read_text().partition("<main>")[0]
+    assert charts[-1].name == "cost" and charts[-1].y.high == 1.0

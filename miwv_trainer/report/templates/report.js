@@ -2,8 +2,9 @@
 "use strict";
 // Texts of the dataset reach the page by textContent only: as HTML, a sample that holds a script would run it.
 
-// Set by start(). A "place" is a row's position in these columns; `places` maps a sample's index to it.
-let shared, rounds, texts, places;
+// Set by start(). A "place" is a row's position in these columns; `places` maps a sample's index to it. A score without
+// exemplars has none for any sample.
+let shared, rounds, texts, places, hasExemplars;
 const PAGE = 50;
 // Columns that a first click sorts in ascending order; all others show their highest numbers first.
 const ASCENDING_FIRST = new Set(["rank", "index", "prompt", "response", "exemplar", "reason"]);
@@ -38,9 +39,11 @@ function listColumns(round) {
     columns.push(
       { key: "prompt", head: "prompt", value: (p) => getText("prompt", p), isText: true },
       { key: "response", head: "response", value: (p) => getText("response", p), isText: true },
-      { key: "exemplar", head: "exemplar", value: (p) => getText("prompt", findExemplar(p)), isText: true },
     );
-  } else {
+  }
+  if (hasExemplars && texts) {
+    columns.push({ key: "exemplar", head: "exemplar", value: (p) => getText("prompt", findExemplar(p)), isText: true });
+  } else if (hasExemplars) {
     columns.push({ key: "exemplar", head: "exemplar", value: (p) => shared.exemplar[p], show: formatCount });
   }
   columns.push({ key: "tokens", head: "response tokens", value: (p) => shared.responseTokens[p], show: formatCount });
@@ -128,7 +131,9 @@ function renderHead(columns) {
     const head = makeElement("th", column.isText || column.isWords ? "words" : "");
     head.scope = "col";
     if (column.key === state.sort) head.setAttribute("aria-sort", state.dir === "desc" ? "descending" : "ascending");
-    const button = makeElement("button", "", column.head);
+    const button = makeElement("button");
+    // A column of the dataset may have a long name, which breaks behind its underscores.
+    button.append(...column.head.split(/(?<=_)/).flatMap((part, i) => (i ? [makeElement("wbr"), part] : [part])));
     button.type = "button";
     button.dataset.key = column.key;
     const first = ASCENDING_FIRST.has(column.key) ? "asc" : "desc";
@@ -173,8 +178,9 @@ function renderFull(width, place) {
   const exemplar = findExemplar(place);
   const named = `sample ${shared.exemplar[place]}`;
   const blocks = [["Prompt", getText("prompt", place)], ["Response", getText("response", place)]];
-  if (shared.exemplar[place] < 0) blocks.push(["Exemplar", "none"]);
-  else if (exemplar === undefined) blocks.push(["Exemplar", `${named} is not in this table`]);
+  if (shared.exemplar[place] < 0) {
+    if (hasExemplars) blocks.push(["Exemplar", "none"]);
+  } else if (exemplar === undefined) blocks.push(["Exemplar", `${named} is not in this table`]);
   else {
     blocks.push([`Exemplar's prompt (${named})`, getText("prompt", exemplar)]);
     blocks.push([`Exemplar's response (${named})`, getText("response", exemplar)]);
@@ -266,6 +272,9 @@ async function start() {
   }
   ({ shared, rounds, texts } = await unpack(element("data").textContent.trim()));
   places = new Map(shared.index.map((index, place) => [index, place]));
+  hasExemplars = shared.exemplar.some((index) => index >= 0);
+  const searched = [...(texts ? ["prompt", "response"] : []), ...(texts && hasExemplars ? ["exemplar"] : [])];
+  element("q").placeholder = [...searched, "index"].join(", ");
   renderOpened();
 }
 start();
