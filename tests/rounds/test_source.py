@@ -12,7 +12,7 @@ from miwv_trainer.cli.main import main
 from miwv_trainer.data.pool import Pool
 from miwv_trainer.data.sample_hashes import hash_pool_content
 from miwv_trainer.rounds import exemplars as exemplars_module
-from miwv_trainer.storage.stored_round import StoredRound
+from miwv_trainer.storage.stored_round import HASHES, StoredRound
 from tests.helpers.tiny import save_tiny, tiny_dataset, tiny_model, tiny_tokenizer
 from tests.helpers.trainers import noting_trainer
 from tests.helpers.trees import PREAMBLE, synthetic_pool
@@ -192,3 +192,5 @@ def test_the_command_line_reads_and_says_whose_scores_they_are(
     (found,) = read_rounds(tmp_path / "out")
     assert found.summary["number_selected"] == 3
     np.testing.assert_array_equal(found.column("miwv"), scored.column("miwv"))
+    # By these, `miwv select` and `miwv report` find the samples in a file in which they stand elsewhere.
+    assert all(np.array_equal(found.column(name), scored.column(name)) and found.column(name).all() for name in HASHES)
