@@ -21,7 +21,6 @@ from miwv_trainer.embeddings.embedders import Embedder, get_embedder
 from miwv_trainer.own_scores import describe_score
 from miwv_trainer.scoring.context import get_text_config
 from miwv_trainer.scoring.losses import score_batches
-from miwv_trainer.scoring.memory import size_batches
 from miwv_trainer.scoring.rows import find_scorable, plan_zero_shot
 from miwv_trainer.scoring.scorer import Scorer
 from miwv_trainer.selection.scores import get_score, read_given_scores
@@ -204,8 +203,8 @@ def identify_round(
         fingerprint["scores_from"] = source
     elif get_score(config).needs_forwards:
         probes = _choose_probes(find_scorable(pool, get_one_shot_exemplars(exemplars, config), context))
-        size = size_batches(scorer.model, config, scorer.memory)
-        batches = plan_zero_shot(pool, context, size.tokens_per_batch, probes, scorer.sharing)
+        # Each alone: padded to the longest of the four, they took more than twice their tokens.
+        batches = plan_zero_shot(pool, context, 1, probes, scorer.sharing)
         # Every rank scores the same four samples, as under ZeRO-3 and FSDP all must run the same forwards.
         losses = score_batches(scorer.restrict_to_this_rank(), batches)
         fingerprint["model"] = fingerprint_model(scorer.model, losses.zero_shot)

@@ -267,18 +267,21 @@ def _compare_samples(scorer: Scorer, exemplars: np.ndarray, few: np.ndarray) -> 
         losses = score_pool(scorer, their_exemplars, layout)
         return np.stack([losses.zero_shot, losses.one_shot])[:, few]
 
-    with watch_autocast(scorer.model) as noticed:
-        padded = score("padded")
-    # In low precision another batch alone moves a loss (lm-evaluation-harness#1645), which is no fault of trees.
+    # Each row alone: `settle_padding` has found that padding changes nothing, and short rows take little of it.
     one_by_one = replace(scorer, config=replace(scorer.config, tokens_per_batch=1))
-    noise = np.abs(padded - score("padded", one_by_one)).mean()
+    with watch_autocast(scorer.model) as noticed:
+        alone = score("padded", one_by_one)
     try:
-        difference = np.abs(padded - score("tree")).mean()
+        difference = np.abs(alone - score("tree")).mean()
     # XLM asserts the shape of its mask.
     except (RuntimeError, ValueError, TypeError, AssertionError, LookupError, AttributeError) as error:
         return f"a forward of trees fails ({type(error).__name__}: {str(error).strip().partition(chr(10))[0]})"
     least = find_least_tolerance(scorer.model, any(noticed))
     # NaN compares as false: if the loss itself is NaN, in both layouts alike, the round will say so.
+    if not difference > least and not scorer.world.sharded:  # Ranks that hold shards must run the same forwards.
+        return None
+    # In low precision another batch alone moves a loss (lm-evaluation-harness#1645), which is no fault of trees.
+    noise = np.abs(alone - score("padded")).mean()
     too_much = difference > max(least, 10 * noise)
     return f"the losses of {len(few)} samples differ by {difference:.2g} on average" if too_much else None
 
@@ -286,28 +289,33 @@ def _compare_samples(scorer: Scorer, exemplars: np.ndarray, few: np.ndarray) -> 
 def _choose_related(scorer: Scorer, exemplars: np.ndarray) -> list[np.ndarray]:
     """
     Groups of an exemplar of two samples or more and a few of these, which make a row with branches that could be
-    confused: the shortest, and the longest whose row fits the budget, as a window hides nothing from short rows.
+    confused: the shortest row, and the longest that a check may take, as a window hides nothing from short rows.
     """
     pool, context = scorer.pool, scorer.context
     can_score = np.flatnonzero(find_scorable(pool, exemplars, context))
     shared = np.bincount(exemplars[can_score], minlength=len(pool))
     crowded = np.flatnonzero(shared >= min(2, shared.max()))
-    budget = scorer.size_batches(exemplars).tokens_per_row
 
-    def choose(trunk: int, order: int) -> np.ndarray:
-        branches = can_score[exemplars[can_score] == trunk]
-        branches = branches[np.argsort(order * pool.lengths[branches], kind="stable")][:MOST_BRANCHES]
-        return np.union1d(branches, np.intersect1d([trunk], can_score))
+    def take_branches(order: int) -> np.ndarray:
+        """The first few branches of each trunk, the shortest ones if `order` is 1, the longest if it is -1."""
+        by_trunk = can_score[np.lexsort((order * pool.lengths[can_score], exemplars[can_score]))]
+        trunks = exemplars[by_trunk]
+        return by_trunk[np.arange(len(trunks)) - np.searchsorted(trunks, trunks) < MOST_BRANCHES]
 
-    shortest = choose(int(crowded[np.argmin(pool.lengths[crowded])]), 1)
-    longest_branches = np.zeros(len(pool), dtype=np.int64)
-    np.maximum.at(longest_branches, exemplars[can_score], pool.lengths[can_score])
-    needed = len(pool.preamble) + pool.lengths[crowded] + MOST_BRANCHES * longest_branches[crowded]
-    fitting = crowded[needed <= budget]
-    if not len(fitting):
-        return [shortest]
-    longest = choose(int(fitting[np.argmax(needed[needed <= budget])]), -1)
-    return [shortest] if np.array_equal(shortest, longest) else [shortest, longest]
+    def measure(branches: np.ndarray) -> np.ndarray:
+        """Tokens of the row of each crowded trunk."""
+        behind = np.bincount(exemplars[branches], weights=pool.lengths[branches], minlength=len(pool))
+        return len(pool.preamble) + pool.lengths[crowded] + behind[crowded]
+
+    def choose(trunk: int, branches: np.ndarray) -> np.ndarray:
+        return np.union1d(branches[exemplars[branches] == trunk], np.intersect1d([trunk], can_score))
+
+    short, long = take_branches(1), take_branches(-1)
+    shortest = choose(int(crowded[np.argmin(measure(short))]), short)
+    limit = min(scorer.limit_checked_row(exemplars), scorer.size_batches(exemplars).tokens_per_row)
+    rows = np.where(measure(long) <= limit, measure(long), 0)
+    longest = choose(int(crowded[np.argmax(rows)]), long)
+    return [shortest, longest] if rows.any() and not np.array_equal(shortest, longest) else [shortest]
 
 
 def _choose_beyond_window(scorer: Scorer, exemplars: np.ndarray, groups: list[np.ndarray]) -> list[np.ndarray]:

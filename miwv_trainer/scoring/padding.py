@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 # without padding makes, whichever is larger.
 LEAST_TOLERANCE = {torch.float32: 1e-3}
 LEAST_TOLERANCE_LOW_PRECISION = 0.05
-# Samples whose rows are scored both ways: the shortest, one of middle length, and the longest that fit a forward.
+# Samples whose rows are scored both ways: the shortest, one of middle length, and the longest that a check may take.
 FEW = 3
 _warned: WeakSet[nn.Module] = WeakSet()
 
@@ -129,7 +129,7 @@ def _share(rows: PaddedBatch, scorer: Scorer) -> list[PaddedBatch]:
 
 
 def _plan_few(scorer: Scorer, exemplars: np.ndarray | None) -> PaddedBatch:
-    """The rows of a few samples, longest first: the shortest, the middle, and the longest that fit one forward."""
+    """The rows of a few samples, longest first: the shortest, the middle, and the longest that a check may take."""
     pool, context = scorer.pool, scorer.context
     shown = np.arange(len(pool)) if exemplars is None else exemplars
     lengths = len(pool.preamble) + pool.lengths
@@ -139,7 +139,7 @@ def _plan_few(scorer: Scorer, exemplars: np.ndarray | None) -> PaddedBatch:
     samples = samples[np.argsort(lengths[samples], kind="stable")]
     rows_each = 1 if exemplars is None else 2
     size = size_batches(scorer.model, scorer.config, scorer.memory)
-    fits = lengths[samples] * FEW * rows_each <= size.tokens_per_batch
+    fits = lengths[samples] <= min(scorer.limit_checked_row(shown), size.tokens_per_batch // (FEW * rows_each))
     samples = samples[fits] if fits.any() else samples[:1]
     few = samples[np.unique(np.linspace(0, len(samples) - 1, min(FEW, len(samples))).astype(int))]
     if exemplars is None:

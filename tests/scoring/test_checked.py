@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from miwv_trainer.config import MIWVConfig
+from miwv_trainer.data.pool import Pool
 from miwv_trainer.distributed.world import World
 from miwv_trainer.scoring.isolation import leave_no_trace
 from miwv_trainer.scoring.layout import choose_layout
@@ -81,3 +83,27 @@ def test_obstacles_that_were_found_stay() -> None:
         checked: dict[str, CheckedModel] = {}
         assert count_forwards(model, checked)[0] == layout
         assert count_forwards(model, checked) == (layout, 0)
+
+
+def make_pool(count: int) -> tuple[Pool, np.ndarray]:
+    """Samples of 20 to 250 tokens, half of each response; every fourth one stands behind each of the next three."""
+    lengths = np.random.default_rng(0).integers(10, 126, count)
+    samples = [[(3 + number % 100, False)] * length + [(7, True)] * length for number, length in enumerate(lengths)]
+    exemplars = np.arange(count) // 4 * 4
+    exemplars[::4] = (exemplars[::4] + 1) % count
+    return pool_of(samples), exemplars
+
+
+@pytest.mark.parametrize(("count", "least_row"), [(40, 0), (2000, 700)])
+def test_checks_are_cheap_beside_a_small_pool_and_take_long_rows_of_a_large_one(count: int, least_row: int) -> None:
+    model, (pool, exemplars) = tiny_model(), make_pool(count)
+    shapes: list[tuple[int, ...]] = []
+    handle = model.register_forward_pre_hook(
+        lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    with leave_no_trace(model):
+        assert choose_layout(prepare_scorer(model, pool, MIWVConfig(), WORLD), exemplars) == "tree"
+    handle.remove()
+    assert max(length for _, length in shapes) >= least_row
+    # Two dozen rows of at most 256 tokens, or of at most 1/256 of the pass.
+    assert sum(rows * length for rows, length in shapes) < max(25 * 256, 0.05 * 2 * pool.lengths.sum())
