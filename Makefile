@@ -14,7 +14,7 @@ QUICKSTART_ARGUMENTS := $(if $(MODEL),--model "$(MODEL)") $(if $(DATASET),--data
 	$(if $(FRACTION),--fraction "$(FRACTION)")
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart compare test test-with test-core test-beside test-slow test-gpu docs benchmark lint format
+.PHONY: help install quickstart compare test test-with test-core test-beside test-slow test-gpu docs benchmark benchmark-gpu lint format
 # make would delete it as an intermediate file, with what is installed in its folder.
 .SECONDARY:
 
@@ -78,6 +78,14 @@ docs: $(READY)  ## Build the documentation into site/
 
 benchmark: $(READY)  ## Time the ways to score a pool side by side: make benchmark ARGUMENTS="--samples 8"
 	$(BIN)/python -m benchmarks.scoring $(ARGUMENTS)
+
+# A machine without a network has no .venv: the wheels that it lacks are unpacked into a folder, beside what it has.
+.gpu-site/.ready: $(WHEELS)
+	$(PYTHON) -m pip install -q --no-index --no-deps --no-compile --upgrade --target .gpu-site $(WHEELS)/*.whl
+	touch $@
+
+benchmark-gpu: $(if $(WHEELS),.gpu-site/.ready,$(READY))  ## Time scoring on this GPU in 9 minutes, no network: make benchmark-gpu WHEELS=wheels
+	$(if $(WHEELS),PYTHONPATH="$(CURDIR):$(CURDIR)/.gpu-site" $(PYTHON),$(BIN)/python) -m benchmarks.gpu $(ARGUMENTS)
 
 test-gpu: $(READY)  ## Run the tests that need a GPU
 	$(BIN)/python -m pytest -q -m gpu --durations=10

@@ -9,8 +9,9 @@ from pathlib import Path
 import datasets
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from benchmarks.shapes import SHAPES, make_random_model, make_shape
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.build import pool_from_rows
 from miwv_trainer.data.files import Rows, load_rows
@@ -170,14 +171,21 @@ def read_pool(name: str | None) -> Rows:
 
 
 def read_model(
-    name: str | None, random_llama: str | None, dtype: str, device: torch.device
+    name: str | None, shape: str | None, dtype: str, device: torch.device
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A saved model on the device; or, with `random_llama`, a random Llama of that shape and the saved tokenizer."""
+    """
+    A saved model on the device; or, with `shape`, random weights in that shape and the saved model's tokenizer.
+
+    Args:
+        shape: A name of `SHAPES`, or overrides of `LlamaConfig` as a JSON object.
+    """
     name = name or str(_find_default_model())
-    if random_llama is None:
+    if shape is None:
         model, tokenizer = load_model(name, dtype)
         return model.to(device), tokenizer
-    return make_random_model(parse_llama_config(random_llama), dtype, device), AutoTokenizer.from_pretrained(name)
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    config = make_shape(shape, len(tokenizer)) if shape in SHAPES else parse_llama_config(shape)
+    return make_random_model(config, dtype, device), tokenizer
 
 
 def parse_llama_config(overrides: str) -> LlamaConfig:
@@ -201,13 +209,6 @@ def parse_llama_config(overrides: str) -> LlamaConfig:
             "hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, num_key_value_heads, vocab_size."
         )
     return LlamaConfig(**values)
-
-
-def make_random_model(config: LlamaConfig, dtype: str, device: torch.device) -> PreTrainedModel:
-    """A model with random weights, created on its device and in its dtype: 7B in float32 first would need 28 GB."""
-    with torch.device(device), torch.random.fork_rng():
-        torch.manual_seed(0)
-        return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
 
 
 def _find_default_model() -> Path:

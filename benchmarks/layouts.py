@@ -5,11 +5,13 @@ in pool order, to the longest of them, and forwards each alone with its padding.
 `labels`, so logits are computed for every position, in float32. `row_unpadded` is the same without the padding.
 `padded_full` batches rows of similar length, still with all logits. `padded` and `tree` are the library's layouts.
 `ceiling` computes no losses: it measures the least time in which as many tokens as the trees have can be forwarded, in
-plain causal rows that are short enough for attention to cost little.
+plain causal rows that are short enough for attention to cost little. `segments`, `blocks`, `mask` and `varlen` are the
+trees with each way to attend in them.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -18,7 +20,9 @@ import torch.nn.functional as F
 from transformers import PreTrainedModel
 
 from benchmarks.cases import Case
+from miwv_trainer.choices import AttentionChoice
 from miwv_trainer.data.pool import IGNORED_LABEL
+from miwv_trainer.distributed.wrappers import get_attention_implementation
 from miwv_trainer.scoring.layout import score_pool
 from miwv_trainer.scoring.losses import Losses
 from miwv_trainer.scoring.memory import BatchSize, size_batches
@@ -29,6 +33,13 @@ CEILING_ROW = 512
 FULL_LOGITS_TOKENS = 4096
 PUBLIC_BATCH = 8
 LAYOUTS = ("row", "row_unpadded", "padded_full", "padded", "tree", "ceiling")
+# Ways to attend in trees, by the model's attention implementation that each of them needs.
+ATTENTIONS: dict[AttentionChoice, str] = {
+    "segments": "sdpa",
+    "blocks": "flex_attention",
+    "mask": "sdpa",
+    "varlen": "sdpa",
+}
 
 
 @dataclass(frozen=True)
@@ -61,6 +72,24 @@ class Work:
         head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         width = config.num_hidden_layers * config.num_attention_heads * head_width
         return 2.0 * self.tokens * weights + 2.0 * self.positions * head.numel() + 4.0 * self.pairs * width
+
+
+@contextmanager
+def use_attention(layout: str, case: Case) -> Iterator[tuple[str, Case]]:
+    """
+    The layout and the case to measure, inside. Of a way to attend these are the trees of a case that asks for it, and
+    the model has the implementation that it needs.
+    """
+    asked = next((attention for attention in ATTENTIONS if attention == layout), None)
+    if asked is None:
+        yield layout, case
+        return
+    before = get_attention_implementation(case.model) or "sdpa"
+    case.model.set_attn_implementation(ATTENTIONS[asked])
+    try:
+        yield "tree", replace(case, config=replace(case.config, attention=asked))
+    finally:
+        case.model.set_attn_implementation(before)
 
 
 def prepare(layout: str, case: Case) -> Callable[[], Losses | None]:

@@ -21,13 +21,17 @@ import torch
 import transformers
 
 from benchmarks.cases import DEFAULT_POOL, Case, Draw, build_case, read_model, read_pool
-from benchmarks.layouts import CEILING_ROW, LAYOUTS, count_work, forward_plain_rows, prepare
-from benchmarks.measure import describe_machine, measure
+from benchmarks.layouts import ATTENTIONS, CEILING_ROW, LAYOUTS, count_work, forward_plain_rows, prepare, use_attention
+from benchmarks.measure import Measurement, describe_machine, measure
+from benchmarks.shapes import SHAPES
 from benchmarks.table import Line, compare_losses, format_markdown, format_text, make_cells
 from miwv_trainer.choices import DTYPES
 from miwv_trainer.config import MIWVConfig
+from miwv_trainer.scoring.attention import find_tree_obstacle
 from miwv_trainer.scoring.isolation import leave_no_trace
-from miwv_trainer.scoring.layout import choose_layout
+from miwv_trainer.scoring.layout import choose_layout, score_pool
+from miwv_trainer.scoring.losses import Losses
+from miwv_trainer.scoring.rows import restrict_exemplars
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,12 +40,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = parse_arguments(argv)
         case = read_case(arguments)
-        lines = run(case, arguments.layouts, arguments.repeat)
+        layouts, unavailable = drop_unavailable(case, arguments.layouts)
+        lines = run(case, layouts, arguments.repeat)
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
         print(f"\nbenchmarks.scoring: {error}", file=sys.stderr)  # a progress bar may stand on the line
         return 2
     facts = describe(case, arguments, argv)
-    table, notes = make_cells(lines, arguments.peak_tflops), compare_losses(lines)
+    table, notes = make_cells(lines, arguments.peak_tflops), [*compare_losses(lines), *unavailable]
     print(format_text(facts, table, notes))
     if arguments.output is not None:
         with open(arguments.output, "a", encoding="utf-8") as file:
@@ -61,6 +66,11 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         metavar="JSON",
         help="random weights in this shape, as overrides of LlamaConfig; {} is 7B. The tokenizer is that of --model",
     )
+    add(
+        "--shape",
+        choices=list(SHAPES),
+        help="random weights in the shape of a family; the tokenizer is that of --model",
+    )
     add("--pool", help=f"file or hub name (default: {DEFAULT_POOL.name} in ../shared/data)")
     add("--samples", type=int, default=96, help="number drawn from the pool (default: %(default)s)")
     add("--seed", type=int, default=0, help="seed of the draw (default: %(default)s)")
@@ -72,7 +82,11 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--dtype", choices=DTYPES, help="default: bfloat16 on a GPU, float32 elsewhere")
     add("--device", help="default: cuda where there is one, else cpu")
     add("--attention", choices=("sdpa", "eager", "flex_attention"), help="default: the model's own")
-    add("--layouts", default=",".join(LAYOUTS), help="some of these, in this order (default: %(default)s)")
+    add(
+        "--layouts",
+        default=",".join(LAYOUTS),
+        help=f"some of these, in this order (default: %(default)s), or ways to attend: {', '.join(ATTENTIONS)}",
+    )
     add("--repeat", type=int, default=1, help="times that all layouts run, in turn; medians are shown")
     add("--tokens-per-row", type=int, help="of the tree layout and the ceiling (default: MIWVConfig's)")
     add("--tokens-per-batch", type=int, help="of the padded layouts (default: MIWVConfig's)")
@@ -89,9 +103,12 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 def check_arguments(arguments: argparse.Namespace) -> None:
     """Raises `ValueError` on a value out of range; called before anything is loaded."""
-    unknown = [layout for layout in arguments.layouts if layout not in LAYOUTS]
+    known = [*LAYOUTS, *ATTENTIONS]
+    unknown = [layout for layout in arguments.layouts if layout not in known]
     if unknown:
-        raise ValueError(f"`--layouts` must be some of {', '.join(LAYOUTS)}, but got {', '.join(map(repr, unknown))}.")
+        raise ValueError(f"`--layouts` must be some of {', '.join(known)}, but got {', '.join(map(repr, unknown))}.")
+    if arguments.shape is not None and arguments.random_llama is not None:
+        raise ValueError("`--shape` and `--random-llama` are two random models: give one of them.")
     for name, least in (("samples", 2), ("repeat", 1), ("seed", 0)):
         value = getattr(arguments, name)
         if value < least:
@@ -109,7 +126,9 @@ def read_case(arguments: argparse.Namespace) -> Case:
         embedder=arguments.embedder, **{name: value for name, value in given.items() if value is not None}
     )
     rows = read_pool(arguments.pool)
-    model, tokenizer = read_model(arguments.model, arguments.random_llama, arguments.dtype, arguments.device)
+    model, tokenizer = read_model(
+        arguments.model, arguments.shape or arguments.random_llama, arguments.dtype, arguments.device
+    )
     if arguments.attention is not None:
         model.set_attn_implementation(arguments.attention)
     return build_case(model, tokenizer, rows, Draw(arguments.samples, arguments.seed, arguments.lengths_only), config)
@@ -124,28 +143,51 @@ def run(case: Case, layouts: Sequence[str], repeat: int) -> list[Line]:
     Raises:
         ValueError: trees are among the layouts, and the model cannot take them.
     """
-    seconds: dict[str, list[float]] = {layout: [] for layout in layouts}
-    peaks: dict[str, list[int | None]] = {layout: [] for layout in layouts}
-    losses = {}
+    measured: dict[str, list[Measurement[Losses | None]]] = {layout: [] for layout in layouts}
     with leave_no_trace(case.model):
         if "tree" in layouts:
             refuse_unless_trees_fit(case)
         forward_plain_rows(case, 2 * CEILING_ROW, 1)  # warm-up: reads the weights and loads kernels
         for repetition in range(repeat):
             for layout in layouts:
-                measured = measure(prepare(layout, case), case.world.device)
-                seconds[layout].append(measured.seconds)
-                peaks[layout].append(measured.peak_bytes)
-                losses[layout] = measured.result
-                print(f"{repetition + 1}/{repeat} {layout}: {measured.seconds:.2f} s", file=sys.stderr, flush=True)
-    lines = []
+                with use_attention(layout, case) as (taken, of_case):
+                    if repetition == 0 and layout in ATTENTIONS:
+                        warm_up(of_case)
+                    found = measure(prepare(taken, of_case), case.world.device)
+                measured[layout].append(found)
+                print(f"{repetition + 1}/{repeat} {layout}: {found.seconds:.2f} s", file=sys.stderr, flush=True)
+    return [make_line(layout, case, found) for layout, found in measured.items()]
+
+
+def make_line(layout: str, case: Case, measured: Sequence[Measurement[Losses | None]]) -> Line:
+    """What the table says of a layout."""
+    with use_attention(layout, case) as (taken, of_case):
+        forwarded = count_work(taken, of_case)
+    known = [each.peak_bytes for each in measured if each.peak_bytes is not None]
+    scored = measured[-1].result
+    tokens = forwarded.tokens if scored is None else scored.tokens_forwarded
+    median = statistics.median(each.seconds for each in measured)
+    return Line(layout, median, tokens, forwarded.flops(case.model), max(known, default=None), scored)
+
+
+def drop_unavailable(case: Case, layouts: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The layouts that can run here, and a note for each way to attend that the model cannot take here."""
+    available, notes = [], []
     for layout in layouts:
-        forwarded, known = count_work(layout, case), [peak for peak in peaks[layout] if peak is not None]
-        scored, peak = losses[layout], max(known, default=None)
-        tokens = forwarded.tokens if scored is None else scored.tokens_forwarded
-        median = statistics.median(seconds[layout])
-        lines.append(Line(layout, median, tokens, forwarded.flops(case.model), peak, scored))
-    return lines
+        with use_attention(layout, case) as (_, of_case):
+            asked = of_case.config.attention
+            obstacle = find_tree_obstacle(case.model, case.context, asked) if layout in ATTENTIONS else None
+        if obstacle is None:
+            available.append(layout)
+        else:
+            notes.append(f"{layout}: not available, because {obstacle}.")
+    return available, notes
+
+
+def warm_up(case: Case) -> None:
+    """Scores a few samples in trees, so that no kernel is compiled while the clock runs."""
+    few = restrict_exemplars(case.scored[:2], case.exemplars)
+    score_pool(case.scorer, few, "tree")
 
 
 def refuse_unless_trees_fit(case: Case) -> None:
@@ -157,7 +199,9 @@ def describe(case: Case, arguments: argparse.Namespace, argv: Sequence[str]) -> 
     """What a reader must know to repeat the measurement."""
     millions = sum(parameter.numel() for parameter in case.model.parameters()) / 1e6
     name = (
-        "random Llama" if arguments.random_llama is not None else Path(arguments.model or "SmolLM2-135M-Instruct").name
+        f"random {arguments.shape or 'Llama'}"
+        if arguments.shape or arguments.random_llama is not None
+        else Path(arguments.model or "SmolLM2-135M-Instruct").name
     )
     drawn = "random tokens in the lengths of" if arguments.lengths_only else "samples of"
     pool = Path(arguments.pool or DEFAULT_POOL).name

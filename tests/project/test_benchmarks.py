@@ -11,10 +11,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoTokenizer
 
 from benchmarks import layouts
-from benchmarks.cases import Case, draw_random_pool, make_random_model, parse_llama_config, read_pool
+from benchmarks.cases import Case, draw_random_pool, parse_llama_config, read_pool
 from benchmarks.layouts import LAYOUTS, count_work, forward_plain_rows, plan_case_trees, prepare
 from benchmarks.measure import measure
 from benchmarks.scoring import main
+from benchmarks.shapes import make_random_model
 from benchmarks.table import Line, compare_losses, make_cells
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.build import render

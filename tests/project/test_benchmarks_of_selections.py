@@ -1,6 +1,7 @@
 """The benchmarks of selections: precision, diversity, planted faults, partial rescoring, settings."""
 
 import json
+import re
 from pathlib import Path
 
 import datasets
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import diversity, ifd, precision
+from benchmarks import diversity, ifd, precision, proxies, token_price
 from benchmarks.faults import Faults, plant_faults
 from benchmarks.rescoring import format_curve
 from benchmarks.settings import Result, compare_with_random, format_table
@@ -48,6 +49,48 @@ def test_precision_is_compared_with_float32_on_the_same_weights(
 def test_bad_input_to_the_precision_benchmark_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert precision.main(["--pool", "nowhere.jsonl"]) == 2
     assert "benchmarks.precision: " in capsys.readouterr().err
+
+
+def test_the_price_of_a_token_is_told_part_by_part(
+    model_folder: str, pool_file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert token_price.main(["--model", model_folder, "--pool", pool_file, "--samples", "8", "--repeat", "1"]) == 0
+    printed = capsys.readouterr().out
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in printed.splitlines() if line[:2] == "| "]
+    parts = {row[0]: row[1:] for row in cells[1:]}
+    assert list(parts) == ["tokens", "weights", "attention", "head", "rest", "the pass", "checks", "with checks"]
+    assert int(parts["tokens"][2]) > int(parts["tokens"][3]) > 0
+    for place in (0, 1):  # rounded to a microsecond each
+        assert int(parts["attention"][place]) > 0
+        found = sum(int(parts[name][place]) for name in ("weights", "attention", "head", "rest"))
+        assert abs(found - int(parts["the pass"][place])) <= 3
+    assert re.match(r"Trees forward \d\.\d\d times fewer tokens, of which each takes \d", printed.splitlines()[-1])
+
+
+def test_bad_input_to_the_price_of_a_token_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert token_price.main(["--pool", "nowhere.jsonl"]) == 2
+    assert "benchmarks.token_price: " in capsys.readouterr().err
+
+
+def test_proxies_are_made_scored_once_and_compared_with_the_model(
+    model_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pool = tmp_path / "pool.jsonl"
+    pool.write_text("".join(json.dumps(row) + "\n" for row in instruction_rows(24)), encoding="utf-8")
+    sizes = ["--samples", "12", "--distil", "8", "--train", "4", "--layers", "1"]
+    options = ["--model", model_folder, "--pool", str(pool), "--output", str(tmp_path / "out"), *sizes]
+    monkeypatch.setattr("sys.argv", ["proxies", *options])
+    proxies.main()
+    printed = capsys.readouterr().out
+    rows = [line.split(" | ") for line in printed.splitlines() if line.startswith("| ")]
+    names = ["the model itself", "its first 1 layers", "its first 1 layers, distilled on 8 samples"]
+    assert [row[0][2:] for row in rows[1:]] == [*names, "a copy fine-tuned on 4 samples"]
+    full, first, distilled, tuned = rows[1:]
+    assert full[2:6] == ["1.000", "1.000", "1 of 1", "3 of 3"]
+    assert all(-1 <= float(row[2]) < 1 for row in (first, distilled)) and first[2:4] != distilled[2:4]
+    assert int(full[6].replace(",", "")) == 2 * int(first[6].replace(",", "")) == int(tuned[6].replace(",", ""))
+    proxies.main()  # nothing is scored again
+    assert capsys.readouterr().out.splitlines()[-6:] == printed.splitlines()[-6:]
 
 
 def test_the_diversity_benchmark_has_a_line_for_each_method_and_embedding(
