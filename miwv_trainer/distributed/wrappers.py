@@ -14,6 +14,7 @@ import torch
 from accelerate.parallelism_config import ParallelismConfig
 from accelerate.state import AcceleratorState, DistributedType
 from accelerate.utils import extract_model_from_parallel, is_compiled_module
+from accelerate.utils.operations import ConvertOutputsToFp32
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import is_peft_available
@@ -173,6 +174,14 @@ def get_attention_implementation(model: nn.Module) -> str | None:
     # Private, seen in transformers 5.23.0. The public `attn_implementation` can only be set, by `from_pretrained` and
     # `set_attn_implementation`; transformers' own models read this attribute in every attention layer.
     return get_inner_model(model).config._attn_implementation
+
+
+def enters_autocast(model: nn.Module) -> bool:
+    """Whether accelerate has put autocast into the forward of the model, or of the module inside FSDP1's wrapper."""
+    # accelerate then also casts the outputs to float32, by an object of this class. Nothing else of it can be seen from
+    # outside: parameters are in float32, and autocast is on in the forward only.
+    forwards = (module.forward for module in (model, unwrap_fsdp1(model)))
+    return any(isinstance(getattr(forward, "__wrapped__", None), ConvertOutputsToFp32) for forward in forwards)
 
 
 def is_prompt_tuned(model: nn.Module) -> bool:

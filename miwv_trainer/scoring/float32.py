@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import nn
 
 from miwv_trainer.scoring.isolation import get_inner_modules
 
+_IN_FLOAT32: ContextVar[bool] = ContextVar("in_float32", default=False)
 # Where a module holds a tensor: the module and the attribute's name.
 Slot = tuple[nn.Module, str]
 
@@ -24,6 +26,7 @@ def use_float32(model: nn.Module) -> Iterator[None]:
     """
     device_type = next(model.parameters()).device.type
     with ExitStack() as stack:
+        stack.callback(_IN_FLOAT32.reset, _IN_FLOAT32.set(True))
         stack.enter_context(torch.autocast(device_type, enabled=False))
         for module in get_inner_modules(model):
             # accelerate enters autocast inside the root's forward, so each module in it turns autocast off again. When
@@ -40,6 +43,11 @@ def use_float32(model: nn.Module) -> Iterator[None]:
             stack.callback(block.register_forward_pre_hook(lambda *_, u=upcast: u.apply(), prepend=True).remove)
             stack.callback(block.register_forward_hook(lambda *_, u=upcast: u.restore()).remove)
         yield
+
+
+def is_in_float32() -> bool:
+    """Whether models compute in float32 whatever the precision of their weights: inside [`use_float32`]."""
+    return _IN_FLOAT32.get()
 
 
 class _Upcast:

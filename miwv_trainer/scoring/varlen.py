@@ -23,8 +23,9 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from miwv_trainer.compat import FIRST_TORCH_WITH_VARLEN, load_varlen_attention
-from miwv_trainer.distributed.wrappers import get_inner_model
+from miwv_trainer.distributed.wrappers import enters_autocast, get_inner_model
 from miwv_trainer.scoring.context import get_text_config
+from miwv_trainer.scoring.float32 import is_in_float32
 from miwv_trainer.scoring.tree_masks import find_sequences, restrict_window
 from miwv_trainer.scoring.trees import TreeRow
 
@@ -133,8 +134,10 @@ def find_varlen_obstacle(model: nn.Module, device: torch.device | None = None) -
     obstacle = _find_gpu_obstacle(device) if device.type == "cuda" else None
     if obstacle is not None:
         return obstacle
-    if parameter.dtype not in kernel.dtypes:
-        return f"it computes in {' or '.join(map(str, kernel.dtypes))}, and the model's weights are {parameter.dtype}"
+    is_autocast = enters_autocast(model) or torch.is_autocast_enabled(device.type)
+    dtype = torch.get_autocast_dtype(device.type) if is_autocast and not is_in_float32() else parameter.dtype
+    if dtype not in kernel.dtypes:
+        return f"it computes in {' or '.join(map(str, kernel.dtypes))}, and the model's weights are {dtype}"
     width = find_head_width(inner)
     if width > WIDEST_HEAD:
         return f"it takes attention heads of at most {WIDEST_HEAD} numbers, and the model's have {width}"
