@@ -6,12 +6,13 @@ do everywhere, with the public change. The lowest versions are in setup.py; docs
 """
 
 from collections.abc import Callable
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from packaging.version import Version
 
-if TYPE_CHECKING:  # seconds to import, and the command line shows its help without it
+if TYPE_CHECKING:  # seconds to import, and the command line shows its help without them
+    import datasets
     import torch
 
 FIRST_TORCH_WITH_VARLEN = "2.12"
@@ -71,6 +72,35 @@ def make_gguf_options(file: str) -> dict[str, Any]:
     from transformers import GgufConfig
 
     return {"gguf_file": file, "quantization_config": GgufConfig(dequantize=True)}
+
+
+def make_column(name: str, values: list[object]) -> "datasets.Dataset":
+    """
+    A table of one column.
+
+    From 4.7 on, `datasets` holds values of several types in a column of the type `Json` (datasets#8027). Before, it
+    refuses them, and fills the keys that one of several objects lacks with nulls.
+
+    Raises:
+        ValueError, TypeError, OverflowError: a table cannot hold the values.
+    """
+    import datasets
+
+    options: dict[str, Any] = {"on_mixed_types": "use_json"} if is_at_least("datasets", "4.7") else {}
+    return datasets.Dataset.from_dict({name: values}, **options)
+
+
+def masks_prompts_of_conversations() -> bool:
+    """
+    Whether TRL's SFTTrainer tells prompts from completions where they are turns of a conversation.
+
+    Before 0.27.1 it does so with transformers 4 only: with transformers 5 it takes the number of the encoding's fields
+    for the number of the prompt's tokens, and its mask leaves out these two or three tokens alone (trl#4880).
+    """
+    try:
+        return is_at_least("trl", "0.27.1") or not is_at_least("transformers", "5.0")
+    except PackageNotFoundError:
+        return True  # TRL is no requirement.
 
 
 def load_varlen_attention() -> "Callable[..., torch.Tensor] | None":

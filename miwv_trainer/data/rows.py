@@ -10,6 +10,7 @@ import datasets
 import numpy as np
 
 from miwv_trainer.checks import check_argument
+from miwv_trainer.compat import make_column
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +65,8 @@ def to_dataset(rows: datasets.Dataset | JsonRows) -> datasets.Dataset:
     The rows in columns, for Trainers and for Parquet.
 
     A key that a row lacks is null there. Values of several types in one column become the type `Json` of `datasets`;
-    what that cannot hold either, such as a number of 30 digits, becomes JSON text.
+    what that cannot hold either, such as a number of 30 digits, becomes JSON text. Before 4.7 `datasets` has no such
+    type, so that values of several types become JSON text as well.
     """
     if isinstance(rows, datasets.Dataset):
         return rows
@@ -77,7 +79,7 @@ def to_dataset(rows: datasets.Dataset | JsonRows) -> datasets.Dataset:
 
 def _make_column(name: str, values: list[object]) -> datasets.Dataset:
     try:
-        return datasets.Dataset.from_dict({name: values}, on_mixed_types="use_json")
+        return make_column(name, values)
     except (ValueError, TypeError, OverflowError) as error:
         logger.warning("The column `%s` becomes JSON text, because a table cannot hold it as it is: %s", name, error)
     texts = [None if value is None else json.dumps(value, ensure_ascii=False) for value in values]

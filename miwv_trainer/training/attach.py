@@ -111,11 +111,14 @@ def _add_labels(trainer: Trainer) -> MapStyleDataset:
     A Trainer's dataset, with the labels that the collator of TRL's SFTTrainer would make of `input_ids`.
 
     SFTTrainer writes them into the dataset where parts are masked (trl#6037). Where it trains on all tokens, TRL 1.16
-    does so too, and versions before it leave them to the collator.
+    does so too, and versions before it leave them to the collator. Before trl#6037 the dataset has a mask of the
+    completion even where the training does not follow it (`completion_only_loss=False`).
     """
     dataset = trainer.train_dataset
     if not is_sft_trainer(trainer) or not isinstance(dataset, datasets.Dataset):
         return dataset
+    if "completion_mask" in dataset.column_names and vars(trainer).get("completion_only_loss") is False:
+        dataset = dataset.remove_columns("completion_mask")
     if "input_ids" not in dataset.column_names or set(RESPONSE_COLUMNS) & set(dataset.column_names):
         return dataset
     return dataset.map(lambda rows: {"labels": rows["input_ids"]}, batched=True, desc="Labelling all tokens")

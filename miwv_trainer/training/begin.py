@@ -41,6 +41,7 @@ from miwv_trainer.training.resume import keep_exemplars, read_trained_rounds
 from miwv_trainer.training.run import TrainingRun
 from miwv_trainer.training.run_state import RunState
 from miwv_trainer.training.sampler import MIWVDataSampler
+from miwv_trainer.training.trainer_checks import check_prompt_masks
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ def read_pool(
     config: MIWVConfig,
 ) -> Pool:
     """The pool in a Trainer's dataset, with its name, and with texts, groups and scores where they are needed."""
+    check_prompt_masks(dataset)
     pool = pool_from_tokenized(dataset, processing_class, model_config, with_texts=embeds_text(config))
     pool = add_scores_of_column(add_groups(pool, dataset, config.group_column), dataset, config.score_column)
     return replace(pool, source=find_name(dataset))

@@ -8,6 +8,7 @@ from torch import nn
 from transformers import Trainer
 
 from miwv_trainer.checks import describe_given
+from miwv_trainer.compat import masks_prompts_of_conversations
 from miwv_trainer.data.map_style import MapStyleDataset, check_map_style, has_values, list_columns
 from miwv_trainer.distributed.wrappers import get_inner_model
 
@@ -53,6 +54,9 @@ ENCODERS = ("sentence_transformers", ("trains an encoder of sentences, which pre
 READ_COLUMNS = {"input_ids", "attention_mask", "labels", "position_ids", "completion_mask", "assistant_masks"}
 # Columns that a collator turns into inputs of the model, so that they are no parameters of its forward.
 MEDIA_COLUMNS = {"image", "images", "pixel_values", "video", "videos", "audio", "audios", "input_features"}
+# A tokenizer's encoding has this many fields at most: token ids, attention mask, token types.
+MOST_FIELDS = 3
+ROWS_LOOKED_AT = 100
 
 
 def check_trainer_kind(trainer: Trainer) -> None:
@@ -152,6 +156,26 @@ def check_tokenized(trainer: Trainer) -> None:
             f"The training dataset has one label for a whole sample ({label!r}), as classification has, and MIWV is "
             "the loss of the tokens of a response. Give a label for each token, -100 outside the response "
             "(`miwv_trainer.tokenize` makes them), or train without a selection."
+        )
+
+
+def check_prompt_masks(dataset: MapStyleDataset) -> None:
+    """
+    Checks that the masks of a dataset leave out its prompts, which some versions of TRL do not.
+
+    Raises:
+        ValueError: an SFTTrainer of such a version has prepared conversations.
+    """
+    if masks_prompts_of_conversations() or len(dataset) == 0 or "completion_mask" not in list_columns(dataset):
+        return
+    rows = [dataset[index] for index in range(min(len(dataset), ROWS_LOOKED_AT))]
+    # Prompts that are text are masked rightly. Their column is gone where the Liger kernel is used.
+    starts = {int(np.argmax(row["completion_mask"])) for row in rows if not isinstance(row.get("prompt"), str)}
+    if len(starts) == 1 and max(starts) <= MOST_FIELDS:
+        raise ValueError(
+            "TRL before 0.27.1 marks the prompts of conversations as completions where transformers is 5.0 or later "
+            "(trl#4880), and so it is here: prompts would be trained, and scored as responses. Take TRL 0.27.1 or "
+            "later, or transformers 4, or tokenise the dataset with `miwv_trainer.tokenize` before SFTTrainer gets it."
         )
 
 

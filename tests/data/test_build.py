@@ -16,6 +16,7 @@ from tests.helpers.chats import (
     conversations,
     from_tokenized_rows,
     ids_of,
+    labels_of,
     one_call,
     only_ids,
     response_ids,
@@ -94,7 +95,7 @@ def test_with_assistant_only_loss_the_response_is_what_sft_trainer_labels(tmp_pa
     pool = pool_from_tokenized(trainer.train_dataset, tokenizer)
     for index, row in enumerate(trainer.train_dataset):
         assert [*pool.preamble.tolist(), *pool.sample(index).tolist()] == row["input_ids"]
-        assert response_ids(pool, index) == [label for label in row["labels"] if label != -100]
+        assert response_ids(pool, index) == [label for label in labels_of(row) if label != -100]
     # TRL's training template counts the newline behind the role to the answer.
     assert response_text(tokenizer, pool, 0) == "\nfirst<|im_end|>\n\nsecond<|im_end|>\n"
     assert response_text(tokenizer, pool, 1) == "\nA calm sea.<|im_end|>\n"

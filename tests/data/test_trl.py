@@ -18,6 +18,7 @@ from tests.helpers.chats import (
     SHARED_SYSTEM,
     add_special_tokens,
     conversations,
+    labels_of,
     sft_trainer,
     turn,
 )
@@ -86,7 +87,7 @@ def test_prompts_and_completions_are_what_sft_trainer_prepares(case: str, tmp_pa
     assert pool.texts == prepared.texts
     for index, (ids, is_response) in enumerate(render(rows, make_tokenizer())):
         assert ids.tolist() == trainer.train_dataset[index]["input_ids"]
-        assert ids[is_response].tolist() == [label for label in trainer.train_dataset[index]["labels"] if label != -100]
+        assert ids[is_response].tolist() == [label for label in labels_of(trainer.train_dataset[index]) if label != -100]
 
 
 ROWS = {
