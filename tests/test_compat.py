@@ -12,6 +12,7 @@ from miwv_trainer import compat
 from miwv_trainer.compat import (
     is_at_least,
     load_varlen_attention,
+    make_column,
     make_gguf_options,
     read_parallelism,
     read_sampling_strategy,
@@ -72,6 +73,14 @@ def test_gguf_weights_are_unpacked_by_the_older_loader_before_5_17(pretend) -> N
 def test_gguf_weights_are_unpacked_on_request_from_5_17_on() -> None:
     options = make_gguf_options("a.gguf")
     assert options["gguf_file"] == "a.gguf" and options["quantization_config"].dequantize is True
+
+
+def test_values_of_several_types_are_refused_before_datasets_4_7_and_not_made_text(pretend) -> None:
+    with_text = make_column("a", ["b", None])
+    pretend("4.6.1")
+    assert make_column("a", ["b", None]).to_list() == with_text.to_list() == [{"a": "b"}, {"a": None}]
+    with pytest.raises((ValueError, TypeError)):
+        make_column("a", [1, "two"])
 
 
 @pytest.mark.parametrize(("found", "has_it"), [("2.6.0", False), ("2.10.1", False), ("2.12.0", True)])

@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
 import pytest
 import trl
 from transformers import PreTrainedTokenizerBase
 
+from miwv_trainer.compat import is_at_least
 from miwv_trainer.data.build import pool_from_rows, pool_from_tokenized, render
 from miwv_trainer.data.rows import JsonRows, to_dataset
 from tests.helpers.chats import (
@@ -18,11 +20,12 @@ from tests.helpers.chats import (
     SHARED_SYSTEM,
     add_special_tokens,
     conversations,
+    find_trainer,
     labels_of,
     sft_trainer,
     turn,
 )
-from tests.helpers.templates import new_tokenizer, newline_merging_tokenizer, template
+from tests.helpers.templates import new_tokenizer, newline_merging_tokenizer, template, trl_template
 from tests.helpers.tiny import tiny_config, tiny_model, tiny_tokenizer
 
 TOOLS = [{"type": "function", "function": {"name": "look", "description": "Looks.", "parameters": {"type": "object"}}}]
@@ -76,18 +79,49 @@ PAIRS = {
 }
 
 
+# Before TRL 1.15 the mask begins behind as many tokens as the prompt alone has (with an EOS, where the tokenizer adds
+# one), and two EOS stay.
+OTHERS_BEFORE_1_15 = {"texts that merge", "texts, no template, a tokenizer that adds EOS"}
+MASKED_BY_LENGTH = set() if is_at_least("trl", "1.15") else OTHERS_BEFORE_1_15
+# A table of pyarrow before arrow#40053 was mended sorts the keys of nested objects, which templates print.
+SORTS_KEYS = str(pa.array([{"b": 1, "a": 1}]).type) == "struct<a: int64, b: int64>"
+
+
+def list_sources(rows: list[dict[str, Any]]) -> list[Any]:
+    """The rows in each form in which they say the same as the table that SFTTrainer is given."""
+    table = datasets.Dataset.from_list(rows)
+    return [table] if SORTS_KEYS and "tools" in rows[0] else [table, rows, as_json(rows)]
+
+
 @pytest.mark.parametrize("case", PAIRS)
 def test_prompts_and_completions_are_what_sft_trainer_prepares(case: str, tmp_path: Path) -> None:
     rows, make_tokenizer = PAIRS[case]
+    if isinstance(rows[0].get("tools"), str) and not is_at_least("trl", "0.29"):
+        pytest.skip("before TRL 0.29 SFTTrainer takes no tools as text")
     trainer = sft_trainer(tmp_path, rows, make_tokenizer(), max_length=None)
+    if case in MASKED_BY_LENGTH:
+        check_masks_by_length(trainer.train_dataset, rows, make_tokenizer())
+        return
     prepared = pool_from_tokenized(trainer.train_dataset, make_tokenizer())
-    for given in (rows, as_json(rows), datasets.Dataset.from_list(rows)):
+    for given in list_sources(rows):
         pool = pool_from_rows(given, make_tokenizer())
         assert pool.fingerprint == prepared.fingerprint
-    assert pool.texts == prepared.texts
-    for index, (ids, is_response) in enumerate(render(rows, make_tokenizer())):
+        assert pool.texts == prepared.texts
+    for index, (ids, is_response) in enumerate(render(list_sources(rows)[0], make_tokenizer())):
         assert ids.tolist() == trainer.train_dataset[index]["input_ids"]
-        assert ids[is_response].tolist() == [label for label in labels_of(trainer.train_dataset[index]) if label != -100]
+        assert ids[is_response].tolist() == [
+            label for label in labels_of(trainer.train_dataset[index]) if label != -100
+        ]
+
+
+def check_masks_by_length(dataset: datasets.Dataset, rows: list[dict[str, Any]], tokenizer: Any) -> None:
+    """The pool of a Trainer is what that Trainer trains, be it other than what is made of the same file."""
+    pool = pool_from_tokenized(dataset, tokenizer)
+    for index, row in enumerate(rows):
+        whole = tokenizer(row["prompt"] + row["completion"] + tokenizer.eos_token).input_ids
+        prompt = tokenizer(row["prompt"]).input_ids
+        assert [*pool.preamble.tolist(), *pool.sample(index).tolist()] == whole
+        assert pool.sample(index)[pool.response_mask(index)].tolist() == whole[len(prompt) :]
 
 
 ROWS = {
@@ -106,8 +140,9 @@ ROWS = {
 def test_token_ids_of_conversations_are_those_that_sft_trainer_prepares(case: str, tmp_path: Path) -> None:
     tokenizer = new_tokenizer("qwen3")
     trainer = sft_trainer(tmp_path, ROWS[case], tokenizer, max_length=None)
-    ids = [ids.tolist() for ids, _ in render(as_json(ROWS[case]), new_tokenizer("qwen3"))]
-    assert ids == list(trainer.train_dataset["input_ids"])
+    for source in list_sources(ROWS[case]):
+        ids = [ids.tolist() for ids, _ in render(source, new_tokenizer("qwen3"))]
+        assert ids == list(trainer.train_dataset["input_ids"])
     # A table in between changes nothing: turns keep the keys that they have.
     assert ids == [ids.tolist() for ids, _ in render(to_dataset(as_json(ROWS[case])), new_tokenizer("qwen3"))]
 
@@ -130,16 +165,21 @@ PREFERENCES = {
 
 @pytest.mark.parametrize("case", PREFERENCES)
 def test_the_chosen_answers_are_what_dpo_trainer_prepares(case: str, tmp_path: Path) -> None:
-    tokenizer = new_tokenizer("qwen2_5")
+    kind, tokenizer, rows = find_trainer("DPO"), new_tokenizer("qwen2_5"), PREFERENCES[case]
     args = trl.DPOConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none", max_length=None)
-    rows = PREFERENCES[case]
+    if "tools" in rows[0] and not is_at_least("trl", "0.29"):
+        args.tools = TOOLS  # which it takes for all rows alike
     models = [tiny_model(tiny_config(vocab_size=600)) for _ in range(2)]
-    trainer = trl.DPOTrainer(
-        *models, args=args, train_dataset=datasets.Dataset.from_list(rows), processing_class=tokenizer
-    )
-    for prepared, (ids, is_response) in zip(trainer.train_dataset, render(rows, tokenizer), strict=True):
-        assert ids[is_response].tolist() == prepared["chosen_ids"]
-        assert ids.tolist() == prepared["prompt_ids"] + prepared["chosen_ids"]
+    trainer = kind(*models, args=args, train_dataset=datasets.Dataset.from_list(rows), processing_class=tokenizer)
+    for row, prepared, (ids, is_response) in zip(rows, trainer.train_dataset, render(rows, tokenizer), strict=True):
+        if is_at_least("trl", "0.29"):
+            prompt, chosen = prepared["prompt_ids"], prepared["chosen_ids"]
+        else:  # a further EOS stands behind the one that the template writes
+            ends_twice = isinstance(row["chosen"], list)
+            prompt, chosen = prepared["prompt_input_ids"], prepared["chosen_input_ids"]
+            chosen = chosen[: len(chosen) - ends_twice]
+        assert ids[is_response].tolist() == chosen
+        assert ids.tolist() == prompt + chosen
 
 
 TAKES_CALLS = ["qwen2_5", "qwen3", "qwen3_5_nothink", "llama3_1", "gptoss"]
@@ -158,6 +198,8 @@ def test_every_answer_is_a_response_and_calls_of_tools_are_answers(name: str) ->
         "<|return|>",
         "<|message|>",
     ]
+    if name == "gptoss" and trl_template(name) is None:
+        pytest.skip("this TRL brings no template of gpt-oss, and the tests' own calls no tools")
     tokenizer = tiny_tokenizer(template(name), marks, "<s>", "<|im_end|>")
     chat = [message if message.get("content") != "Let me look." else CHAT[1] for message in CHAT]
     ((ids, is_response),) = render([{"messages": chat, "tools": TOOLS}], tokenizer)

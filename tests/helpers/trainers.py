@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import DataCollatorForSeq2Seq, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from miwv_trainer import tokenize
-from miwv_trainer.compat import is_at_least
+from miwv_trainer.compat import is_at_least, masks_prompts_of_conversations
 from tests.helpers.templates import template
 from tests.helpers.tiny import instruction_rows, tiny_dataset, tiny_model, tiny_tokenizer
 
@@ -114,8 +114,15 @@ def conversations(count: int) -> list[dict[str, Any]]:
     ]
 
 
-def prompt_completions(count: int) -> list[dict[str, Any]]:
+def split_turns(count: int) -> list[dict[str, Any]]:
     return [{"prompt": row["messages"][:1], "completion": row["messages"][1:]} for row in conversations(count)]
+
+
+def prompt_completions(count: int) -> list[dict[str, Any]]:
+    """Prompts and completions: turns, or texts where TRL does not tell prompts from completions that are turns."""
+    if masks_prompts_of_conversations():
+        return split_turns(count)
+    return [{"prompt": row["instruction"], "completion": " " + row["output"]} for row in instruction_rows(count)]
 
 
 def qwen_tokenizer() -> PreTrainedTokenizerBase:
