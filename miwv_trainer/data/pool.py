@@ -82,7 +82,7 @@ class Pool:
         groups: `(N,)` int64. The number of each sample's group, from 0, if there are groups.
         is_trained_whole: Whether training puts its loss on prompts too, so that its labels are not `is_response`.
         source: The name of the dataset that a Trainer trains on, if it has one.
-        opening: `(o,)` int32. The generation prompt, with which every prompt ends; None if it is not known.
+        opening: `(o,)` int32. The generation prompt, with which most prompts end; None if it is not known.
         column_scores: `(N,)` float32. The numbers of the dataset's `score_column`, NaN where there is none.
         hashes: By which a sample is found in a file, if they were asked for.
     """
@@ -138,12 +138,11 @@ class Pool:
         return starts - self.offsets[:-1]
 
     @cached_property
-    def response_spans(self) -> np.ndarray:
-        """`(N,)` number of uninterrupted stretches of response: one for each turn of the assistant's."""
+    def response_begins(self) -> np.ndarray:
+        """`(responses,)` where in `tokens` a stretch of response begins: one for each turn of the assistant's."""
         begins = self.is_response & ~np.concatenate([[False], self.is_response[:-1]])
         begins[self.offsets[:-1][self.lengths > 0]] |= self.is_response[self.offsets[:-1][self.lengths > 0]]
-        counts = np.concatenate([[0], np.cumsum(begins)])
-        return np.diff(counts[self.offsets])
+        return np.flatnonzero(begins)
 
     @property
     def has_prompt_and_response(self) -> np.ndarray:

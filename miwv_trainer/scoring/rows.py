@@ -117,28 +117,47 @@ def make_one_shot_row(pool: Pool, sample: int, exemplar: int, context: int) -> R
 
 def make_response_row(pool: Pool, sample: int) -> Row:
     """
-    The response without its prompt: preamble, generation prompt, response. Each turn of several has its own opening.
+    The response without its prompt: preamble, generation prompt, response. Each turn of several has its own opening,
+    shorter where the last characters of the opening and the first of the response are one token.
 
     Where nothing stands before it, the first token of the row is predicted by none and is not scored.
     """
     ids, mask = pool.sample(sample), pool.response_mask(sample)
-    opening = _get_opening(pool)
     begins = np.flatnonzero(np.diff(mask.astype(np.int8), prepend=0) == 1)
     ends = np.flatnonzero(np.diff(mask.astype(np.int8), append=0) == -1) + 1
+    lengths = _measure_openings(pool, pool.offsets[sample] + begins)
     parts, is_target = [pool.preamble], [np.zeros(len(pool.preamble), dtype=bool)]
-    for begin, end in zip(begins, ends, strict=True):
-        parts += [opening, ids[begin:end]]
-        is_target += [np.zeros(len(opening), dtype=bool), np.ones(end - begin, dtype=bool)]
+    for begin, end, length in zip(begins, ends, lengths.tolist(), strict=True):
+        parts += [_get_opening(pool)[:length], ids[begin:end]]
+        is_target += [np.zeros(length, dtype=bool), np.ones(end - begin, dtype=bool)]
     targets = np.flatnonzero(np.concatenate(is_target))
     return Row(np.concatenate(parts), targets[targets > 0])
 
 
 def count_response_row_tokens(pool: Pool) -> np.ndarray:
     """`(N,)` tokens of each sample's row of the response alone; 0 where it would score no token."""
-    opening = len(_get_opening(pool))
-    lengths = len(pool.preamble) + pool.response_tokens + opening * pool.response_spans
-    has_target = pool.response_tokens > (0 if len(pool.preamble) + opening else 1)
+    begins = pool.response_begins
+    of_sample = np.searchsorted(pool.offsets, begins, side="right") - 1
+    openings = np.bincount(of_sample, weights=_measure_openings(pool, begins), minlength=len(pool)).astype(np.int64)
+    lengths = len(pool.preamble) + pool.response_tokens + openings
+    has_target = pool.response_tokens > (0 if len(pool.preamble) + len(_get_opening(pool)) else 1)
     return np.where(has_target, lengths, 0)
+
+
+def _measure_openings(pool: Pool, begins: np.ndarray) -> np.ndarray:
+    """
+    How many tokens of the opening stand before each response when it is alone: all, or as many as its prompt ends with.
+
+    Args:
+        begins: `(responses,)` where they begin among the pool's tokens.
+    """
+    opening = _get_opening(pool)
+    lengths = np.full(len(begins), len(opening))
+    for length in range(1, len(opening) + 1):
+        # Positions before the first token wrap around; such a response has no prompt and is not scored.
+        window = pool.tokens[begins[:, None] - np.arange(length, 0, -1)]
+        lengths[(window == opening[:length]).all(axis=1)] = length
+    return lengths
 
 
 def _get_opening(pool: Pool) -> np.ndarray:
@@ -193,7 +212,9 @@ def plan_losses(
     """
     samples = np.flatnonzero(find_scorable(pool, exemplars, context))
     zero_shot = len(pool.preamble) + pool.lengths[samples]
-    lengths_of = {ZERO_SHOT: zero_shot, RESPONSE: count_response_row_tokens(pool)[samples]}
+    lengths_of = {ZERO_SHOT: zero_shot}
+    if RESPONSE in kinds:
+        lengths_of[RESPONSE] = count_response_row_tokens(pool)[samples]
     ranked = rank_columns(exemplars)[samples]
     if ONE_SHOT in kinds:
         at = kinds.index(ONE_SHOT)
