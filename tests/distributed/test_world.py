@@ -24,7 +24,7 @@ from miwv_trainer.storage.stored_round import HASHES
 from tests.helpers.encoders import save_encoder
 from tests.helpers.exemplars import brute_force_ranked, tfidf_by_hand
 from tests.helpers.forks import fork_python
-from tests.helpers.launch import ROOT, accelerate_launch, launch
+from tests.helpers.launch import NEEDS_ZERO2, ROOT, accelerate_launch, launch
 from tests.helpers.losses import losses_by_hand, random_samples
 from tests.helpers.shared_search import distinct_pool, found_by, tied_pool
 from tests.helpers.tiny import save_tiny, tiny_model
@@ -52,7 +52,7 @@ def one_process(model_folder: Path, encoder: str, tmp_path_factory: pytest.TempP
         ("ddp", 2),
         ("ddp", 3),
         pytest.param("zero1", 2, marks=pytest.mark.slow),  # of what it runs, ZeRO-2 runs all
-        ("zero2", 2),
+        pytest.param("zero2", 2, marks=NEEDS_ZERO2),
         ("zero3", 2),
         pytest.param("zero3", 3, marks=pytest.mark.slow),  # three processes are tried with DDP, stage 3 with two
     ],

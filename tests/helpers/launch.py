@@ -25,6 +25,20 @@ NEEDS_RESUME_ON_RANKS = pytest.mark.skipif(
     reason="before transformers 5.18, a Trainer on two CPU processes cannot be resumed: torch.load takes no cpu:0",
 )
 
+# Each fails in the same way without this library.
+NEEDS_ZERO2 = pytest.mark.skipif(
+    not is_at_least("deepspeed", "0.19"),
+    reason="DeepSpeed before 0.19 cannot train by ZeRO-2 on two CPU processes beside torch 2.13",
+)
+NEEDS_CHECKPOINTED_ADAPTERS = pytest.mark.skipif(
+    not is_at_least("deepspeed", "0.19"),
+    reason="DeepSpeed before 0.19 cannot train adapters by ZeRO-3 with gradient checkpointing beside torch 2.13",
+)
+NEEDS_TRL_ON_CPU = pytest.mark.skipif(
+    is_at_least("trl", "0.29") and not is_at_least("trl", "1.12"),
+    reason="before TRL 1.12, SFTTrainer loads a model by its path with a device map, which ZeRO-3 refuses",
+)
+
 
 def with_deepspeed(name: str) -> list[str]:
     return ["--use_deepspeed", "--deepspeed_config_file", str(CONFIGS / f"{name}.json")]

@@ -16,7 +16,16 @@ from transformers import AutoModelForCausalLM
 from miwv_trainer.cli.main import main
 from tests.helpers.forks import fork_python
 from tests.helpers.found import read_page
-from tests.helpers.launch import CONFIGS, ROOT, accelerate_launch, launch, launch_machines, torchrun
+from tests.helpers.launch import (
+    CONFIGS,
+    NEEDS_TRL_ON_CPU,
+    NEEDS_ZERO2,
+    ROOT,
+    accelerate_launch,
+    launch,
+    launch_machines,
+    torchrun,
+)
 from tests.helpers.quickstart import EXAMPLES, check_quickstart, quickstart
 from tests.helpers.templates import template
 from tests.helpers.tiny import instruction_rows, save_tiny, tiny_tokenizer
@@ -115,10 +124,10 @@ def test_on_one_process(
         ("ddp.yaml", "train.py", "instruction", []),
         ("ddp", "train_trl.py", "messages", ["--assistant_only_loss"]),
         pytest.param("zero1", "train.py", "instruction", [], marks=pytest.mark.slow),
-        ("deepspeed.yaml, zero2", "train.py", "instruction", []),
+        pytest.param("deepspeed.yaml, zero2", "train.py", "instruction", [], marks=NEEDS_ZERO2),
         # ZeRO-3 keeps track of who uses which parameter; TRL's fused head uses the last one in its own way, and so must
         # the forwards that embed and those that score.
-        ("zero3", "train_trl.py", "prompt", ["--embedder", "model"]),
+        pytest.param("zero3", "train_trl.py", "prompt", ["--embedder", "model"], marks=NEEDS_TRL_ON_CPU),
         # The encoder is loaded on one rank only, and whole, though transformers splits models under ZeRO-3.
         ("zero3", "train.py", "instruction", ["--embedder", "MINILM", "--lora_rank", "4"]),
         ("deepspeed.yaml", "train.py", "instruction", []),

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoConfig, BertLMHeadModel, FlaubertConfig, FlaubertWithLMHeadModel
 
+from miwv_trainer.compat import is_at_least
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.pool import Pool
 from miwv_trainer.distributed.world import World
@@ -30,6 +31,11 @@ def check(model: Any, pool: Pool = POOL, **values: Any) -> None:
         check_causal(prepare_scorer(model, pool, MIWVConfig(**values), WORLD))
 
 
+# In between, these three look in both directions whatever their configuration says, and are rightly refused.
+LOOK_BOTH_WAYS = {"big_bird", "rembert", "roformer"}
+IN_BETWEEN = is_at_least("transformers", "5.7") and not is_at_least("transformers", "5.19")
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     ("family", "switch"),
@@ -39,6 +45,8 @@ def check(model: Any, pool: Pool = POOL, **values: Any) -> None:
 def test_a_family_that_attends_in_both_directions_is_refused_until_it_is_told_not_to(
     family: str, switch: str, dtype: torch.dtype
 ) -> None:
+    if family in LOOK_BOTH_WAYS and IN_BETWEEN:
+        pytest.skip("transformers from 5.7 to 5.18 may ignore is_decoder in this family")
     check(build_family(family, **{switch: True}).to(dtype))
     with pytest.raises(ValueError, match=rf"sees the tokens that follow.*Load it with `{switch}=True`"):
         check(build_family(family, **{switch: False}).to(dtype))

@@ -12,6 +12,7 @@ import torch
 from transformers import DataCollatorForLanguageModeling, DataCollatorForSeq2Seq, Trainer
 
 from miwv_trainer import MIWVConfig, attach, tokenize
+from miwv_trainer.compat import is_at_least
 from miwv_trainer.data.build import pool_from_rows
 from miwv_trainer.data.sample_hashes import describe_difference, hash_ids, hash_sample_ids, hash_sample_masks
 from miwv_trainer.training.batch_check import BatchCheck
@@ -273,8 +274,15 @@ COLLATED = {
     "cut completions": (PAIRS, {"max_length": 24}),
 }
 
+NEEDS_SMOOTHING = pytest.mark.skipif(
+    is_at_least("trl", "1.0") and not is_at_least("trl", "1.16"),
+    reason="before TRL 1.16, SFTTrainer fails at the first step with label smoothing and its fused head",
+)
 
-@pytest.mark.parametrize("name", COLLATED)
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[NEEDS_SMOOTHING] if "smoothing" in name else []) for name in COLLATED]
+)
 def test_labels_that_trls_own_collator_makes_are_taken(name: str, tmp_path: Path) -> None:
     rows, values = COLLATED[name]
     values = {"num_train_epochs": 1, "save_strategy": "no", "disable_tqdm": True, **values}
