@@ -81,6 +81,11 @@ class RoundInputs:
         is_missing = np.isnan(self.score(measured)) & ~has_losses(measured, get_score(self.config))
         return self.is_scored & is_missing
 
+    def count_without_value(self, measured: Measured, scores: np.ndarray) -> int:
+        """How many samples have all losses that the score needs and yet no score: nobody's exemplar, say."""
+        has_all = self.pool.has_prompt_and_response & has_losses(measured, get_score(self.config))
+        return int((np.isnan(scores) & has_all).sum())
+
     def rank(self, losses: Losses) -> tuple[np.ndarray, np.ndarray]:
         """
         `(N,)` the scores that each sample's losses count for, and `(N,)` their distances from the threshold of the

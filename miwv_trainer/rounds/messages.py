@@ -12,11 +12,13 @@ from miwv_trainer.rounds.statistics import count_epochs
 from miwv_trainer.scoring.rows import find_scorable
 from miwv_trainer.selection.budget import count_selected
 from miwv_trainer.selection.choose import Choice, compute_overlap
-from miwv_trainer.selection.scores import LossName, get_score
-from miwv_trainer.storage.stored_round import ProxyCheck, StoredRound
+from miwv_trainer.selection.scores import SCORES, LossName, get_score, name_bound
+from miwv_trainer.storage.stored_round import ProxyCheck, RoundSummary, StoredRound
 
 logger = logging.getLogger(__name__)
 
+LARGE_SHARE = 0.25
+NO_NUMBER = "the score gives them no number"
 LOSSES: Mapping[LossName, str] = {
     "zero_shot": "zero-shot losses",
     "one_shot": "one-shot losses",
@@ -80,11 +82,42 @@ def describe_round(current: StoredRound, previous: StoredRound | None = None) ->
             f", {summary['refined_samples']} near the threshold scored again in float32 in "
             f"{summary['refined_seconds']:.0f} s"
         )
+    line += "".join(f", {part}" for part in describe_left_out(summary))
     if "proxy" in summary:
         line += f", by a smaller model ({describe_proxy(summary['proxy'])})"
     if previous is not None:
         line += f", {compute_overlap(current.selection, previous.selection):.0%} of them as in round {previous.number}"
     return line + "."
+
+
+def describe_left_out(summary: RoundSummary) -> list[str]:
+    """What a score leaves out by itself, with no guard that somebody has set: values above its bound, and no value."""
+    record = SCORES.get(summary.get("config", {}).get("score", ""))
+    bound = name_bound(record) if record is not None else None
+    above = summary.get("left_out", {}).get(bound, 0) if bound is not None else 0
+    parts = [f"{bound} leaves out {above}"] if above else []
+    if summary.get("without_value"):
+        why = record.missing if record is not None else None
+        parts.append(f"{summary['without_value']} without a score ({why or NO_NUMBER})")
+    return parts
+
+
+def warn_of_little_left(number: int, choice: Choice, config: MIWVConfig, without_value: int) -> None:
+    """Warns where a score by itself leaves out more than a quarter of the pool, which nobody has asked for."""
+    score, size = get_score(config), len(choice.scores)
+    bound = name_bound(score)
+    above = choice.left_out.get(bound, 0) if bound is not None else 0
+    if above > LARGE_SHARE * size:
+        logger.warning(
+            "Round %d: %s leaves out %d of %d samples, whose prompts make their responses no more likely. Look at the "
+            "chat template and at the model.", number, bound, above, size,
+        )  # fmt: skip
+    if without_value > LARGE_SHARE * size:
+        advice = " More `exemplars_per_sample` give more samples one." if score.is_of_exemplars else ""
+        logger.warning(
+            "Round %d: %d of %d samples have no score (%s) and are not selected.%s",
+            number, without_value, size, score.missing or NO_NUMBER, advice,
+        )  # fmt: skip
 
 
 def describe_source(current: StoredRound) -> str:

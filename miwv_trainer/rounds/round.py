@@ -31,6 +31,7 @@ from miwv_trainer.rounds.messages import (
     explain_no_candidate,
     explain_no_finite_loss,
     log_left_out,
+    warn_of_little_left,
     warn_of_unscorable,
 )
 from miwv_trainer.rounds.proxy import check_proxy
@@ -125,7 +126,13 @@ def run_round(
     proxy = check_proxy(scorer, inputs, scored.refined.losses, seconds)
     choice = _select(scorer, inputs, measured, scored, store)
     cost = _add_up(scored, seconds, inputs, choice)
-    summary = {**identity, **_summarise(inputs, choice), **cost.to_summary(), "processes": world.size, **notes}
+    summary = {
+        **identity,
+        **_summarise(inputs, measured, choice),
+        **cost.to_summary(),
+        "processes": world.size,
+        **notes,
+    }
     if proxy is not None:
         summary["proxy"] = proxy
     if world.is_main:
@@ -224,6 +231,7 @@ def _select(scorer: Scorer, inputs: RoundInputs, measured: Measured, scored: Sco
                 scored.forget()
                 raise ValueError(explain_no_candidate(choice.left_out))
             log_left_out(number, choice)
+            warn_of_little_left(number, choice, config, inputs.count_without_value(measured, choice.scores))
     return cast(Choice, world.broadcast_from_main(choice))
 
 
@@ -312,7 +320,7 @@ def _list_hashes(pool: Pool) -> dict[str, np.ndarray]:
     return dict(zip(HASHES, (pool.hashes.ids, pool.hashes.text, pool.hashes.words, pool.hashes.answer), strict=True))
 
 
-def _summarise(inputs: RoundInputs, choice: Choice) -> dict[str, object]:
+def _summarise(inputs: RoundInputs, measured: Measured, choice: Choice) -> dict[str, object]:
     """Entries of round.json about pool, configuration and selection."""
     pool = inputs.pool
     return {
@@ -323,6 +331,7 @@ def _summarise(inputs: RoundInputs, choice: Choice) -> dict[str, object]:
         "number_selected": len(choice.selection),
         "samples": len(pool),
         "unscorable": int(np.isnan(choice.scores).sum()),
+        "without_value": inputs.count_without_value(measured, choice.scores),
         "pool_tokens": int(pool.lengths.sum()) + len(pool) * len(pool.preamble),
         "pool_content": hash_pool_content(pool),
         "left_out": choice.left_out,

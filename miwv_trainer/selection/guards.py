@@ -12,7 +12,7 @@ import numpy as np
 
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.selection.measured import Measured
-from miwv_trainer.selection.scores import get_score
+from miwv_trainer.selection.scores import get_score, name_bound
 
 
 def apply_guards(scores: np.ndarray, measured: Measured, config: MIWVConfig) -> tuple[np.ndarray, dict[str, int]]:
@@ -54,10 +54,11 @@ def iterate_guards(scores: np.ndarray, measured: Measured, config: MIWVConfig) -
             yield f"{name}={least}", is_left & ~is_kept
             is_left = is_left & is_kept
     score = get_score(config)
-    if score.most is not None:
+    bound = name_bound(score)
+    if bound is not None:
         # On by itself: the method leaves these out, and the highest of them would else come first.
         is_kept = score.formula(measured) <= score.most
-        yield f"{score.label} above {score.most:g}", is_left & ~is_kept
+        yield bound, is_left & ~is_kept
         is_left = is_left & is_kept
     bands = (
         ("loss_band", config.loss_band, measured.zero_shot_loss),

@@ -227,6 +227,11 @@ _RECORDS = (
 SCORES: Mapping[str, Score] = {score.name: score for score in _RECORDS}
 
 
+def name_bound(score: Score) -> str | None:
+    """Returns the name of the guard that is on for a score by itself; None where there is none."""
+    return None if score.most is None else f"{score.label} above {score.most:g}"
+
+
 def get_score(config: MIWVConfig) -> Score:
     """Returns the record of the score that a configuration names, with the losses that it asks for besides."""
     if isinstance(config.score, str):

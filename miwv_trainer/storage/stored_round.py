@@ -150,6 +150,7 @@ class RoundSummary(RoundIdentity, RoundNotes, total=False):
         epoch: Epochs that had begun before the round.
         drawn_from: The round from whose scores this one has drawn again without scoring; left out of other rounds.
         left_out: Samples that each guard left out.
+        without_value: Samples that have their losses and yet no score, such as nobody's exemplar under influence.
         scored: Samples that were scored in this round; the others keep their scores of the round before.
         tokens_forwarded: Tokens of all forwards, padding included, without those of the refinement in float32.
         seconds: Wall-clock time of the round, earlier attempts at it included.
@@ -175,6 +176,7 @@ class RoundSummary(RoundIdentity, RoundNotes, total=False):
     pool_tokens: int
     drawn_from: int
     left_out: dict[str, int]
+    without_value: int
     config: JsonObject
     scored: int
     tokens_forwarded: int

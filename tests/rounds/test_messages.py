@@ -1,6 +1,7 @@
 """A round in words."""
 
 import numpy as np
+import pytest
 
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.pool import Pool
@@ -8,8 +9,9 @@ from miwv_trainer.rounds.identity import TrainingPoint
 from miwv_trainer.rounds.messages import describe_cost, describe_round
 from miwv_trainer.rounds.round import run_round
 from miwv_trainer.scoring.scorer import prepare_scorer
+from tests.helpers.own_scores import middle_miwv
 from tests.helpers.tiny import tiny_model
-from tests.helpers.tiny_rounds import CONFIG, COUNT, WORLD, exemplars_of
+from tests.helpers.tiny_rounds import CONFIG, COUNT, WORLD, exemplars_of, finished_round
 
 
 def test_a_line_about_a_round_says_what_was_scored_and_selected_and_how_much_stayed(model, pool, store):
@@ -38,3 +40,42 @@ def test_what_a_round_will_cost_is_told_by_the_samples_that_it_scores() -> None:
     assert (
         line == "Round 0 scores 2 of 3 samples: 96 tokens, no rate yet, 2 times the compute of an epoch over 1 samples."
     )
+
+
+@pytest.mark.parametrize("many", [True, False])
+@pytest.mark.parametrize(
+    ("values", "line", "warning"),
+    [
+        (
+            {"score": "ifd"},
+            "IFD above 1 leaves out {}",
+            "Round 0: IFD above 1 leaves out {} of 24 samples, whose prompts",
+        ),
+        (
+            {"score": "influence"},
+            "{} without a score (no sample was scored behind it)",
+            "{} of 24 samples have no score (no sample was scored behind it) and are not selected. More `exemplars_per",
+        ),
+        (
+            {"score": middle_miwv, "extra_losses": "both"},
+            "{} without a score (the score gives them no number)",
+            "{} of 24 samples have no score (middle_miwv gives it no number) and are not selected.",
+        ),
+        (
+            {"score": np.where(np.arange(COUNT) % 2, np.nan, 1.0)},
+            "{} without a score (the score gives them no number)",
+            "12 of 24 samples have no score (array of shape (24,) gives it no number) and are not selected.",
+        ),
+    ],
+)
+def test_what_a_score_leaves_out_by_itself_is_told(
+    values, line, warning, many, model, pool, store, caplog, monkeypatch
+):
+    monkeypatch.setattr("miwv_trainer.rounds.messages.LARGE_SHARE", 0.2 if many else 1.0)
+    with caplog.at_level("WARNING"):
+        current = finished_round(model, pool, store, MIWVConfig(**values, embedder="tfidf", fraction=0.125))
+    scores = current.column("score")
+    count = int(np.isnan(scores).sum()) or int((scores > 1).sum())
+    assert COUNT / 5 < count < COUNT
+    assert line.format(count) in describe_round(current)
+    assert (warning.format(count) in caplog.text) == many
