@@ -10,7 +10,9 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from miwv_trainer import tokenize
-from tests.helpers.chats import turn
+from miwv_trainer.compat import is_at_least
+from miwv_trainer.data.pool import IGNORED_LABEL
+from tests.helpers.chats import labels_of, only_ids, turn
 from tests.helpers.found import (
     COUNT,
     OTHER,
@@ -46,6 +48,9 @@ from tests.helpers.found import (
 from tests.helpers.templates import new_tokenizer
 from tests.helpers.tiny import instruction_rows, tiny_tokenizer
 
+# From TRL 1.9 on, SFTTrainer drops samples whose answer is cut off.
+WITHOUT_CUT = COUNT - 3 if is_at_least("trl", "1.9") else COUNT
+
 
 class Case(NamedTuple):
     make_rows: Callable[[], Rows]
@@ -56,7 +61,7 @@ class Case(NamedTuple):
 
 
 CASES = {
-    "SFTTrainer drops long samples": Case(texts, qwen, by_sft(max_length=64), number=COUNT - 3),
+    "SFTTrainer drops long samples": Case(texts, qwen, by_sft(max_length=64), number=WITHOUT_CUT),
     "SFTTrainer shuffles": Case(pairs, qwen, by_sft(shuffle_dataset=True)),
     "shuffled": Case(alpaca, tiny_tokenizer, by_tokenize(shuffled)),
     "split": Case(
@@ -110,7 +115,9 @@ CASES = {
     "no column left, and answers cut off": Case(
         alpaca_with_long_answers, without_template, own_format("Q: ", 160), False
     ),
-    "cut in the middle of the answer": Case(texts, qwen, by_sft(max_length=12, shuffle_dataset=True), number=COUNT - 3),
+    "cut in the middle of the answer": Case(
+        texts, qwen, by_sft(max_length=12, shuffle_dataset=True), number=WITHOUT_CUT
+    ),
 }
 
 
@@ -122,7 +129,9 @@ def test_the_lines_of_the_selected_samples_are_written(
     rows = make_rows()
     file, tokenizer = write_lines(tmp_path / "pool.jsonl", rows), make_tokenizer()
     dataset = prepare([dict(row) for row in rows], tokenizer, tmp_path)
-    kept = dataset if keeps_columns else dataset.select_columns(["input_ids", "labels"])
+    if not keeps_columns:  # a prompt alone is found by its columns only; it is never selected
+        dataset = dataset.filter(lambda row: any(label != IGNORED_LABEL for label in labels_of(row)))
+    kept = dataset if keeps_columns else only_ids(dataset)
     assert len(dataset) == number
     selection = write_run(tmp_path, kept, tokenizer)
     assert select(tmp_path, file) == 0

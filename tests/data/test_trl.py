@@ -96,8 +96,6 @@ def list_sources(rows: list[dict[str, Any]]) -> list[Any]:
 @pytest.mark.parametrize("case", PAIRS)
 def test_prompts_and_completions_are_what_sft_trainer_prepares(case: str, tmp_path: Path) -> None:
     rows, make_tokenizer = PAIRS[case]
-    if isinstance(rows[0].get("tools"), str) and not is_at_least("trl", "0.29"):
-        pytest.skip("before TRL 0.29 SFTTrainer takes no tools as text")
     trainer = sft_trainer(tmp_path, rows, make_tokenizer(), max_length=None)
     if case in MASKED_BY_LENGTH:
         check_masks_by_length(trainer.train_dataset, rows, make_tokenizer())

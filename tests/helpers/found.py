@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from miwv_trainer import pool_from_tokenized, tokenize
 from miwv_trainer.cli.main import main
 from miwv_trainer.storage.stored_round import HASHES
-from tests.helpers.chats import sft_trainer, turn
+from tests.helpers.chats import sft_dataset, sft_trainer, turn
 from tests.helpers.rounds import highest, made_columns, write_round
 from tests.helpers.templates import new_tokenizer
 from tests.helpers.tiny import instruction_rows, tiny_tokenizer
@@ -130,17 +130,18 @@ def without_template() -> PreTrainedTokenizerBase:
 
 
 def by_sft(**arguments: Any) -> Callable[[Rows, PreTrainedTokenizerBase, Path], datasets.Dataset]:
-    return lambda rows, tokenizer, folder: sft_trainer(folder / "sft", rows, tokenizer, **arguments).train_dataset
+    return lambda rows, tokenizer, folder: sft_dataset(sft_trainer(folder / "sft", rows, tokenizer, **arguments))
 
 
 def by_messages(rows: Rows, tokenizer: PreTrainedTokenizerBase, folder: Path) -> datasets.Dataset:
-    return sft_trainer(folder / "sft", list(make_messages(datasets.Dataset.from_list(rows))), tokenizer).train_dataset
+    made = list(make_messages(datasets.Dataset.from_list(rows)))
+    return sft_dataset(sft_trainer(folder / "sft", made, tokenizer))
 
 
 def rendering(rows: Rows, tokenizer: PreTrainedTokenizerBase, folder: Path) -> datasets.Dataset:
     """A script that renders the file's messages itself and gives SFTTrainer the texts."""
     texts = [{"id": r["id"], "text": tokenizer.apply_chat_template(r["messages"], tokenize=False)} for r in rows]
-    return sft_trainer(folder / "sft", texts, tokenizer, shuffle_dataset=True).train_dataset
+    return sft_dataset(sft_trainer(folder / "sft", texts, tokenizer, shuffle_dataset=True))
 
 
 def by_tokenize(change: Callable[[datasets.Dataset], Any] = lambda rows: rows) -> Callable[..., Any]:

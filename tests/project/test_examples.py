@@ -29,6 +29,7 @@ from tests.helpers.launch import (
 from tests.helpers.quickstart import EXAMPLES, check_quickstart, quickstart
 from tests.helpers.templates import template
 from tests.helpers.tiny import instruction_rows, save_tiny, tiny_tokenizer
+from tests.helpers.trainers import prompt_completions
 
 NOTING = ROOT / "tests" / "launched" / "example.py"
 DDP, DEEPSPEED = "DistributedDataParallel", "DeepSpeedEngine"
@@ -56,7 +57,7 @@ def pools(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     ]
     kinds = {
         "instruction": rows,
-        "prompt": [{"prompt": turn[:1], "completion": turn[1:]} for turn in turns],
+        "prompt": prompt_completions(len(rows)),
         "messages": [{"messages": turn} for turn in turns],
     }
     for name, lines in kinds.items():

@@ -38,6 +38,7 @@ TRL_LINES = (
     '    attach(trainer, {"fraction": 0.5, "rescore_strategy": "epoch", "embedder": "tfidf"})\n'
 )
 BEFORE = "    # Train the model\n"
+RESUMING = "trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)"
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +61,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     trl_script = (Path(trl.__file__).parent / "scripts" / "sft.py").read_text()
     assert trl_script.count(BEFORE) == 1
+    # Before TRL 1.15 the script does not pass on where it is told to resume.
+    trl_script = trl_script.replace("trainer.train()", RESUMING)
+    assert trl_script.count(RESUMING) == 1
     (folder / "trl_sft.py").write_text(trl_script.replace(BEFORE, TRL_LINES + BEFORE))
     return folder
 
