@@ -6,34 +6,45 @@ import numpy as np
 
 from miwv_trainer.report.round_facts import explain_missing_miwv
 from miwv_trainer.rounds.messages import describe_proxy, describe_source
+from miwv_trainer.rounds.stored_config import restore_config
 from miwv_trainer.selection.choose import compute_overlap
+from miwv_trainer.selection.scores import get_score
 from miwv_trainer.storage.stored_round import StoredRound
 
 HIGHEST, LOWEST = 5, 2
+LOSSES = ("zero_shot_loss", "one_shot_loss", "miwv")
+LABEL_WIDTH = 14  # of a score that is none of these
 # Numbers and two prompts of this width take 125 columns.
 PROMPT_WIDTH = 44
 
 
 def format_scores(current: StoredRound, texts: Sequence[str] | None = None) -> str:
     """
-    The five samples of highest and the two of lowest MIWV, with both losses, their own and their exemplars' prompts.
+    The five samples that rank highest and the two that rank lowest, with both losses, MIWV, their own and their
+    exemplars' prompts. They are ranked as the round has ranked them; by MIWV if its score was random.
 
     Args:
         current: The round.
         texts: The pool's instructions, in pool order; None shows indices instead.
     """
-    # By MIWV also where another score was selected by: the table shows what MIWV means, not the selection.
-    miwv = current.column("miwv")
-    ranked = np.argsort(-miwv, kind="stable")
-    ranked = ranked[~np.isnan(miwv[ranked])]
+    score = get_score(restore_config(current))
+    values = current.column("score")
+    if score.is_random or not np.isfinite(values).any():  # the first versions stored no score
+        values = current.column("miwv")
+    ranked = np.argsort(-values, kind="stable")
+    ranked = ranked[~np.isnan(values[ranked])]
+    missing = [] if np.isfinite(current.column("miwv")).any() else [explain_missing_miwv(current)]
     if not len(ranked):
         return explain_missing_miwv(current)
+    label = None if score.is_random or score.column in LOSSES else score.label[:LABEL_WIDTH]
     highest = ranked[:HIGHEST]
     lowest = ranked[max(len(highest), len(ranked) - LOWEST) :]
-    lines = [_format_line("index", "zero-shot", "one-shot", "MIWV", "prompt", "prompt of its exemplar")]
-    lines += [_format_score_line(current, int(index), texts) for index in highest]
+    heads = ["index", "zero-shot", "one-shot", "MIWV", *([label] if label is not None else [])]
+    lines = [*missing, _format_line(heads, "prompt", "prompt of its exemplar")]
+    names = [*LOSSES, *(["score"] if label is not None else [])]
+    lines += [_format_score_line(current, int(index), names, texts) for index in highest]
     if len(lowest):
-        lines += ["   ..."] + [_format_score_line(current, int(index), texts) for index in lowest]
+        lines += ["   ..."] + [_format_score_line(current, int(index), names, texts) for index in lowest]
     return "\n".join(lines)
 
 
@@ -62,15 +73,20 @@ def format_rounds(rounds: Sequence[StoredRound]) -> str:
     return "\n".join(lines)
 
 
-def _format_score_line(current: StoredRound, index: int, texts: Sequence[str] | None) -> str:
+def _format_score_line(current: StoredRound, index: int, names: Sequence[str], texts: Sequence[str] | None) -> str:
     exemplar = int(current.column("exemplar")[index])
-    losses = (current.column(name)[index] for name in ("zero_shot_loss", "one_shot_loss", "miwv"))
-    prompts = (_shorten_text(texts[i]) if texts is not None else f"sample {i}" for i in (index, exemplar))
-    return _format_line(str(index), *(f"{loss:.3f}" for loss in losses), *prompts)
+    numbers = [float(current.column(name)[index]) for name in names]
+    shown = ["-" if np.isnan(number) else f"{number:.3f}" for number in numbers]
+    prompts = [
+        "none" if i < 0 else _shorten_text(texts[i]) if texts is not None else f"sample {i}" for i in (index, exemplar)
+    ]
+    return _format_line([str(index), *shown], *prompts)
 
 
-def _format_line(index: str, zero_shot: str, one_shot: str, miwv: str, prompt: str, exemplar: str) -> str:
-    return f"{index:>6} {zero_shot:>9} {one_shot:>8} {miwv:>7}  {prompt:<{PROMPT_WIDTH}}  {exemplar}"
+def _format_line(cells: Sequence[str], prompt: str, exemplar: str) -> str:
+    widths = (6, 9, 8, 7, LABEL_WIDTH)
+    numbers = " ".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=False))
+    return f"{numbers}  {prompt:<{PROMPT_WIDTH}}  {exemplar}"
 
 
 def _shorten_text(text: str) -> str:
