@@ -283,8 +283,10 @@ def test_a_random_llama_is_7b_by_default_and_takes_overrides() -> None:
     [
         (
             ["--layouts", "row,rows"],
-            "`--layouts` must be some of row, row_unpadded, padded_full, padded, tree, ceiling, but got 'rows",
+            "`--layouts` must be some of row, row_unpadded, padded_full, padded, tree, ceiling, segments, blocks, "
+            "mask, varlen, but got 'rows'",
         ),
+        (["--shape", "mistral"], "`--shape` and `--random-llama` are two random models: give one of them"),
         (["--samples", "1"], "`--samples` must be at least 2, but got 1"),
         (["--repeat", "0"], "`--repeat` must be at least 1, but got 0"),
         (["--seed", "-1"], "`--seed` must be at least 0, but got -1"),

@@ -76,18 +76,20 @@ def test_proxies_are_made_scored_once_and_compared_with_the_model(
     model_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pool = tmp_path / "pool.jsonl"
-    pool.write_text("".join(json.dumps(row) + "\n" for row in instruction_rows(24)), encoding="utf-8")
-    sizes = ["--samples", "12", "--distil", "8", "--train", "4", "--layers", "1"]
+    pool.write_text("".join(json.dumps(row) + "\n" for row in instruction_rows(28)), encoding="utf-8")
+    sizes = ["--samples", "12", "--distil", "8", "--train", "8", "--layers", "1"]
     options = ["--model", model_folder, "--pool", str(pool), "--output", str(tmp_path / "out"), *sizes]
     monkeypatch.setattr("sys.argv", ["proxies", *options])
     proxies.main()
     printed = capsys.readouterr().out
     rows = [line.split(" | ") for line in printed.splitlines() if line.startswith("| ")]
     names = ["the model itself", "its first 1 layers", "its first 1 layers, distilled on 8 samples"]
-    assert [row[0][2:] for row in rows[1:]] == [*names, "a copy fine-tuned on 4 samples"]
+    assert [row[0][2:] for row in rows[1:]] == [*names, "a copy fine-tuned on 8 samples"]
     full, first, distilled, tuned = rows[1:]
     assert full[2:6] == ["1.000", "1.000", "1 of 1", "3 of 3"]
-    assert all(-1 <= float(row[2]) < 1 for row in (first, distilled)) and first[2:4] != distilled[2:4]
+    assert all(-1 <= float(row[2]) < 1 for row in (first, distilled))
+    losses = [result["one_shot"] for result in proxies.read_results(tmp_path / "out" / "results.jsonl")]
+    assert all(losses[one] != losses[other] for one, other in [(0, 1), (0, 3), (1, 2)])  # each was made of another
     assert int(full[6].replace(",", "")) == 2 * int(first[6].replace(",", "")) == int(tuned[6].replace(",", ""))
     proxies.main()  # nothing is scored again
     assert capsys.readouterr().out.splitlines()[-6:] == printed.splitlines()[-6:]
