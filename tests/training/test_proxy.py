@@ -122,3 +122,10 @@ def test_what_a_scorer_cannot_do_is_refused(tmp_path: Path) -> None:
         attach(trainer, MIWVConfig(**VALUES), scorer=small_model().to("meta"))
     with pytest.raises(ValueError, match="`proxy_check` must be a whole number of at least 0"):
         MIWVConfig(proxy_check=-1)
+
+
+@pytest.mark.parametrize("values", [{"score": "ifd"}, {"score": "influence", "exemplars_per_sample": 2}])
+def test_all_losses_that_a_score_needs_are_compared(values: dict[str, Any], tmp_path: Path) -> None:
+    found, _ = trained_by(tmp_path, small_model(), proxy_check=24, **values)
+    assert found.summary["proxy"]["samples"] > 8
+    assert found.summary["proxy"]["rank_correlation"] is not None
