@@ -397,7 +397,7 @@ def test_an_attention_that_is_asked_for_and_cannot_be_is_refused(
 def test_layers_that_call_an_attention_of_their_own_are_refused(asked: str, varlen_on_cpu: None) -> None:
     expected = f'`attention="{asked}"`: its layers call an attention function of their own'
     with pytest.raises(ValueError, match=expected):
-        check_layout(build_family("gptj"), MIWVConfig(attention=asked), CPU)
+        check_layout(build_family("mpt"), MIWVConfig(attention=asked), CPU)
 
 
 @pytest.mark.parametrize(
