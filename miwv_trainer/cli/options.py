@@ -163,7 +163,7 @@ def add_score_options(parser: argparse.ArgumentParser) -> None:
         "chat_template_kwargs",
     )
     parser.add_argument("--output", default=DEFAULT_OUTPUT, help="folder to write to (default: %(default)s)")
-    parser.add_argument("--dtype", choices=DTYPES, help="default: as the model was saved")
+    parser.add_argument("--dtype", type=choose_from(DTYPES), choices=DTYPES, help="default: as the model was saved")
     parser.add_argument("--max-samples", type=parse_count, help="score the first so many samples only")
     parser.add_argument(
         "--no-refine",
@@ -194,6 +194,7 @@ def add_select_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what is written")
     group.add_argument(
         "--format",
+        type=choose_from(FORMATS),
         choices=FORMATS,
         help="JSON Lines, Parquet, or a folder with a dataset card that `load_dataset` reads (default: dataset with "
         "--push-to-hub, parquet if PATH ends in .parquet, else jsonl)",
@@ -251,6 +252,8 @@ def add_setting(
     if name == "score":
         kind, more = parse_score, f"One of {', '.join(CHOICES[name])}; or a function, package.module:name. {ARRAY_FILE}"
     choices = CHOICES.get(name) if kind is str else None
+    if choices:
+        kind = choose_from(choices)
     parts = [describe(name), more]
     if shows_default and default is not None and default is not MISSING:
         parts.append(f"(default: {default})")
@@ -280,11 +283,28 @@ def parse_score(text: str) -> str:
     names = CHOICES["score"]
     if text in names or ":" in text or text.endswith(".npy"):
         return text
-    guess = next((f" (did you mean {each}?)" for each in get_close_matches(text, names, n=1)), "")
     raise argparse.ArgumentTypeError(
         f"must be one of {', '.join(names)}, a function as package.module:name, or the name of a .npy file, but got "
-        f"{text!r}{guess}"
+        f"{text!r}{guess_name(text, names)}"
     )
+
+
+def choose_from(names: Sequence[str]) -> Callable[[str], str]:
+    """Parses one of a few names. argparse's own error for another one has no guess."""
+
+    def parse(text: str) -> str:
+        if text in names:
+            return text
+        raise argparse.ArgumentTypeError(
+            f"must be one of {', '.join(names)}, but got {text!r}{guess_name(text, names)}"
+        )
+
+    return parse
+
+
+def guess_name(text: str, names: Sequence[str]) -> str:
+    """The nearest of the names, in words; empty if none is near."""
+    return next((f" (did you mean {each}?)" for each in get_close_matches(text, names, n=1)), "")
 
 
 def parse_columns(text: str) -> dict[str, str]:

@@ -202,6 +202,14 @@ def test_a_value_that_no_field_takes_is_refused_with_the_option_named(capsys: py
         ("--loss-band 0", "argument --loss-band: expected 2 arguments"),
         ("--score best", "argument --score: must be one of miwv, low_miwv, residual_miwv, "),
         ("--score longes", "or the name of a .npy file, but got 'longes' (did you mean longest?)"),
+        (
+            "--layout treee",
+            "argument --layout: must be one of auto, tree, padded, but got 'treee' (did you mean tree?).",
+        ),
+        ("--attention segment", "varlen, but got 'segment' (did you mean segments?)."),
+        ("--match row", "argument --match: must be one of tokens, rows, but got 'row' (did you mean rows?)."),
+        ("--dtype float64", "argument --dtype: must be one of float32, bfloat16, but got 'float64'"),
+        ("--preset nothing", "argument --preset: must be one of none, paper, guarded, but got 'nothing'."),
         ("--max-samples 0", "argument --max-samples: must be at least 1, but got 0"),
         ("--max-samples all", "argument --max-samples: must be at least 1, but got all"),
     ):
