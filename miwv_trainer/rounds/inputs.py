@@ -233,4 +233,4 @@ def _check_guards(is_candidate: np.ndarray, pool: Pool, exemplars: Exemplars, co
     measured = Measured(zeros, zeros, exemplars.similarities, pool.response_tokens, response_loss=zeros)
     is_left, left_out = apply_guards(zeros, measured, config.without_bands())
     if not is_left.any():
-        raise ValueError(explain_no_candidate(left_out))
+        raise ValueError(explain_no_candidate(left_out, measured, config))

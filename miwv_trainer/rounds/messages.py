@@ -7,11 +7,12 @@ import numpy as np
 
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.pool import NO_EXEMPLAR, Pool, rank_columns
-from miwv_trainer.own_scores import describe_score
+from miwv_trainer.own_scores import describe_score, is_function
 from miwv_trainer.rounds.statistics import count_epochs
 from miwv_trainer.scoring.rows import find_scorable
 from miwv_trainer.selection.budget import count_selected
 from miwv_trainer.selection.choose import Choice, compute_overlap
+from miwv_trainer.selection.measured import Measured
 from miwv_trainer.selection.scores import SCORES, LossName, get_score, name_bound
 from miwv_trainer.storage.stored_round import ProxyCheck, RoundSummary, StoredRound
 
@@ -86,7 +87,8 @@ def describe_round(current: StoredRound, previous: StoredRound | None = None) ->
     if "proxy" in summary:
         line += f", by a smaller model ({describe_proxy(summary['proxy'])})"
     if previous is not None:
-        line += f", {compute_overlap(current.selection, previous.selection):.0%} of them as in round {previous.number}"
+        share = compute_overlap(current.selection, previous.selection)
+        line += f", {share:.0%} of the selected as in round {previous.number}"
     return line + "."
 
 
@@ -167,12 +169,26 @@ def log_left_out(number: int, choice: Choice) -> None:
         logger.info("Round %d: %s leaves out %d of %d samples.", number, guard, count, len(choice.scores))
 
 
-def explain_no_candidate(left_out: Mapping[str, int]) -> str:
-    """The error if the guards leave nothing. `left_out` counts what each guard leaves out."""
+def explain_no_candidate(left_out: Mapping[str, int], measured: Measured, config: MIWVConfig) -> str:
+    """The error if no sample has a score that the guards leave. `left_out` counts what each guard leaves out."""
     listed = "; ".join(f"{guard} leaves out {count}" for guard, count in left_out.items() if count)
     if not listed:
-        return "No sample of the pool may be selected: not one has a score."
+        told = "No sample of the pool may be selected: not one has a score."
+        return f"{told}{_explain_no_number(measured, config)}" if is_function(config.score) else told
     return f"No sample of the pool may be selected: {listed}. Loosen a guard."
+
+
+def _explain_no_number(measured: Measured, config: MIWVConfig) -> str:
+    """Why the user's own function may have given no number: nothing is forwarded for it by itself."""
+    losses = {"zero_shot_loss": measured.zero_shot_loss, "one_shot_loss": measured.one_shot_loss}
+    lacking = [f"`{name}`" for name, values in losses.items() if np.isnan(values).all()]
+    told = f" {describe_score(config.score)} gave NaN for each of them."
+    if not lacking:
+        return told
+    return (
+        f"{told} It got NaN as {' and '.join(lacking)}, which no forward has measured: score the pool with "
+        '`extra_losses="zero_shot"`, or "both" for exemplars and MIWV.'
+    )
 
 
 def explain_missing_losses(missing: Sequence[LossName], scored: StoredRound, config: MIWVConfig) -> str:

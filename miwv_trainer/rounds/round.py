@@ -229,7 +229,7 @@ def _select(scorer: Scorer, inputs: RoundInputs, measured: Measured, scored: Sco
             choice = inputs.choose(measured, embeddings)
             if not len(choice.selection):
                 scored.forget()
-                raise ValueError(explain_no_candidate(choice.left_out))
+                raise ValueError(explain_no_candidate(choice.left_out, measured, config))
             log_left_out(number, choice)
             warn_of_little_left(number, choice, config, inputs.count_without_value(measured, choice.scores))
     return cast(Choice, world.broadcast_from_main(choice))

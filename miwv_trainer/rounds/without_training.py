@@ -116,9 +116,9 @@ def select_again(scored: StoredRound, config: MIWVConfig, rows: MapStyleDataset 
     choice = choose(measured, is_complete, config, groups, embeddings)
     if not len(choice.selection):
         missing = find_missing_losses(measured, get_score(config))
-        raise ValueError(
-            explain_missing_losses(missing, scored, config) if missing else explain_no_candidate(choice.left_out)
-        )
+        if missing:
+            raise ValueError(explain_missing_losses(missing, scored, config))
+        raise ValueError(explain_no_candidate(choice.left_out, measured, config))
     return choice
 
 

@@ -23,7 +23,9 @@ def test_a_line_about_a_round_says_what_was_scored_and_selected_and_how_much_sta
     assert 0 < kept < 6
     assert describe_round(first).startswith(f"Round 0: scored {COUNT - 1} of {COUNT} samples in ")
     assert describe_round(first).endswith(" a second), selected 6.")
-    assert describe_round(second, first).endswith(f", selected 6, {round(100 * kept / 6)}% of them as in round 0.")
+    assert describe_round(second, first).endswith(
+        f", selected 6, {round(100 * kept / 6)}% of the selected as in round 0."
+    )
     again = run_round(prepare_scorer(tiny_model(seed=1), pool, CONFIG, WORLD), exemplars, store, TrainingPoint(1))
     assert describe_round(again, first) == describe_round(second, first).replace("Round 1:", "Round 1, read from disk:")
 

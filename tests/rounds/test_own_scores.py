@@ -166,10 +166,19 @@ def test_a_pool_without_the_column_is_told_what_to_give(tmp_path: Path) -> None:
         score_and_select(tiny_model(), bare, MIWVConfig(score=np.zeros(9)), tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:All-NaN slice")
 def test_a_column_that_is_empty_selects_nothing(pool: Pool, tmp_path: Path) -> None:
     empty = np.full(COUNT, np.nan)
     with pytest.raises(ValueError, match="No sample of the pool may be selected: not one has a score"):
         finished_round(tiny_model(), pool, Store(tmp_path), MIWVConfig(score=empty))
+    # A function has no losses by itself, and is told what measures them.
+    for extra, words in (
+        ("none", 'NaN as `zero_shot_loss` and `one_shot_loss`, .*: score the pool with `extra_losses="zero_shot"`'),
+        ("zero_shot", 'middle_miwv gave NaN for each of them. It got NaN as `one_shot_loss`, .* or "both"'),
+    ):
+        with pytest.raises(ValueError, match=f"not one has a score. .*{words}"):
+            config = MIWVConfig(score=middle_miwv, extra_losses=extra, embedder="tfidf")
+            score_and_select(tiny_model(), pool, config, tmp_path / extra)
     assert exemplars_of(tiny_model(), pool, Store(tmp_path), MIWVConfig(score=empty)).indices.tolist() == [-1] * COUNT
 
 
