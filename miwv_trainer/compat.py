@@ -103,6 +103,16 @@ def masks_prompts_of_conversations() -> bool:
         return True  # TRL is no requirement.
 
 
+def computes_loss_past_the_head(forward: Callable[..., object]) -> bool:
+    """
+    Whether TRL's SFTTrainer has given a model this forward, which multiplies by the head's weight itself.
+
+    TRL did so for `loss_type="chunked_nll"`, its default then, from 1.3 to 1.14. From 1.15 on its fused head is another
+    forward, which scoring takes too.
+    """
+    return getattr(forward, "__name__", "") == "_chunked_ce_forward"
+
+
 def load_varlen_attention() -> "Callable[..., torch.Tensor] | None":
     """
     torch's variable-length attention; None where it takes no window, no scale or no grouped heads.

@@ -29,6 +29,7 @@ from miwv_trainer.training.sampler import MIWVDataSampler
 from miwv_trainer.training.trainer_checks import (
     check_batching,
     check_inputs,
+    check_split_head,
     check_tokenized,
     check_trainer_kind,
     is_sft_trainer,
@@ -166,6 +167,7 @@ def _read_config(config: MIWVConfig | Mapping[str, object] | None) -> MIWVConfig
 
 def _check_trainer(trainer: Trainer) -> None:
     check_model_kind(trainer.model)
+    check_split_head(trainer.model)
     if trainer.is_in_train:
         raise ValueError("The Trainer is training: its pool is read before the first step. Attach before `train()`.")
     if any(callback.pool is None for callback in _list_callbacks(trainer)):

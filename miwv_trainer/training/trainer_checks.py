@@ -8,9 +8,10 @@ from torch import nn
 from transformers import Trainer
 
 from miwv_trainer.checks import describe_given
-from miwv_trainer.compat import masks_prompts_of_conversations
+from miwv_trainer.compat import computes_loss_past_the_head, masks_prompts_of_conversations
 from miwv_trainer.data.map_style import MapStyleDataset, check_map_style, has_values, list_columns
-from miwv_trainer.distributed.wrappers import get_inner_model
+from miwv_trainer.distributed.sharding import is_sharded
+from miwv_trainer.distributed.wrappers import get_inner_model, unwrap_model
 
 AS_FILES = "Score the answers as a file (`miwv score`), and train this Trainer on what `miwv select` writes"
 NO_RESPONSE = "There is no response whose loss could count, so train it without a selection"
@@ -40,6 +41,7 @@ OTHER_TRAINERS = {
             "OnlineDPOTrainer",
             "A2POTrainer",
             "SDPOTrainer",
+            "SSDTrainer",
         ),
         OWN_ANSWERS,
     ),
@@ -176,6 +178,24 @@ def check_prompt_masks(dataset: MapStyleDataset) -> None:
             "TRL before 0.27.1 marks the prompts of conversations as completions where transformers is 5.0 or later "
             "(trl#4880), and so it is here: prompts would be trained, and scored as responses. Take TRL 0.27.1 or "
             "later, or transformers 4, or tokenise the dataset with `miwv_trainer.tokenize` before SFTTrainer gets it."
+        )
+
+
+def check_split_head(model: nn.Module) -> None:
+    """
+    Checks that a training whose parameters are split over ranks can go on after a round.
+
+    DeepSpeed fetches parameters in the order of earlier forwards. A round runs the head, the training does not, and its
+    first step after the round ends with "Cannot partition a param in flight".
+
+    Raises:
+        ValueError: TRL computes the loss from the head's weight, and not by the head.
+    """
+    if computes_loss_past_the_head(get_inner_model(unwrap_model(model)).forward) and is_sharded(model):
+        raise ValueError(
+            "SFTTrainer of TRL before 1.15 computes its loss from the weight of the model's head, past the head "
+            '(`loss_type="chunked_nll"`). Where ZeRO-3 splits the weights, such a training cannot go on after a round. '
+            'Set `loss_type="nll"` in SFTConfig, or take TRL 1.16.'
         )
 
 

@@ -59,6 +59,8 @@ def test_a_family_without_a_switch_is_refused_with_what_to_do() -> None:
 
 @pytest.mark.parametrize("family", sorted(SEEING_UNLESS_SWITCHED - {"flaubert"} | SEEING_ALWAYS))
 def test_what_is_told_of_a_family_by_its_configuration_is_what_its_forwards_show(family: str) -> None:
+    if family in LOOK_BOTH_WAYS | {"megatron-bert"} and IN_BETWEEN:
+        pytest.skip("transformers from 5.7 to 5.18 may ignore is_decoder in this family")
     known = AutoConfig.for_model(family)
     switch = "causal" if hasattr(known, "causal") else "is_decoder"
     model = build_family(family, **({switch: False} if family in SEEING_UNLESS_SWITCHED else {}))

@@ -4,6 +4,7 @@ import functools
 import re
 from dataclasses import field, make_dataclass
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import datasets
@@ -30,7 +31,7 @@ from transformers import (
 )
 
 from miwv_trainer import MIWVConfig, attach, tokenize
-from miwv_trainer.training.trainer_checks import OTHER_TRAINERS
+from miwv_trainer.training.trainer_checks import OTHER_TRAINERS, check_split_head
 from tests.helpers.chats import find_trainer
 from tests.helpers.tiny import instruction_rows, tiny_config, tiny_dataset, tiny_model, tiny_tokenizer
 from tests.helpers.trainers import arguments, qwen_tokenizer
@@ -155,6 +156,21 @@ def test_trl_trainers_of_other_things_are_told_what_they_are_and_what_to_do(
     with pytest.raises(ValueError, match=words) as refused:
         attach(trainer, CONFIG)
     assert "SFTTrainer" not in str(refused.value)
+
+
+def test_a_loss_past_the_head_is_refused_where_the_head_is_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What TRL 1.14 does to a model; tests/project/test_examples.py has its SFTTrainer under ZeRO-3."""
+
+    def _chunked_ce_forward(self: Any, **_: Any) -> None: ...
+
+    model = tiny_model()
+    model.forward = MethodType(_chunked_ce_forward, model)
+    check_split_head(model)
+    monkeypatch.setattr("miwv_trainer.training.trainer_checks.is_sharded", lambda _: True)
+    with pytest.raises(ValueError, match=r'before 1\.15 computes its loss.*Set `loss_type="nll"` in SFTConfig'):
+        check_split_head(model)
+    del model.forward
+    check_split_head(model)
 
 
 def test_the_trainers_that_are_named_and_no_others_are_trls() -> None:
