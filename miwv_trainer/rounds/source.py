@@ -114,11 +114,11 @@ def _check_losses(source: StoredRound, config: MIWVConfig) -> None:
     """Raises `ValueError` if the score needs a loss that the round does not hold."""
     for loss in sorted(get_score(config).losses):
         if not np.isfinite(source.column(f"{loss}_loss")).any():
+            others = "" if loss == "response" else ', or with `score="miwv"`, which has both losses'
             raise ValueError(
                 f"`scores_from` names scores without the {loss.replace('_', '-')} loss, which score = "
                 f"{describe_score(config.score)!r} needs: {source.folder} was made with score = "
-                f'{source.summary["config"]["score"]!r}. Give a run with the same score, or with `score="miwv"`, which '
-                "has both losses."
+                f"{source.summary['config']['score']!r}. Give a run with the same score{others}."
             )
 
 

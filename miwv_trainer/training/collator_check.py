@@ -41,6 +41,8 @@ def check_collator(dataloader: DataLoader, args: TrainingArguments, pool: Pool, 
         rows = [dataset[index] for index in samples.tolist()]
         try:
             batch = collate(rows)
+            if batch is None:
+                raise TypeError("it returned None")
         except Exception as error:
             raise ValueError(explain_failure(collate, pool.lengths[samples] + len(pool.preamble), error)) from error
         if isinstance(batch, Mapping):

@@ -118,6 +118,11 @@ REFUSED = {
         {},
         "made with allow_identical_exemplars = False, this run has allow_identical_exemplars = True",
     ),
+    "a response loss": (
+        {"score": "ifd"},
+        {"score": "influence"},
+        r"without the response loss, which score = 'ifd' needs.*Give a run with the same score\.",
+    ),
     "a loss that is not there": ({}, {"score": "zero_shot_loss", "min_similarity": -0.9}, "without the one-shot loss"),
     "no exemplars": (
         {},

@@ -45,6 +45,10 @@ class Stacking:
         return {name: torch.stack([torch.tensor(row[name]) for row in rows]) for name in rows[0]}
 
 
+def return_nothing(rows: Any) -> None:
+    """A function of one's own that forgets its `return`."""
+
+
 FAILING = {
     "default_data_collator": lambda t: default_data_collator,
     # The Trainer's own default where it is given a tokenizer.
@@ -53,6 +57,7 @@ FAILING = {
     "DataCollatorForSeq2Seq": lambda t: DataCollatorForSeq2Seq(t, padding="max_length", max_length=8),
     "Stacking": lambda t: Stacking(),
     "lack_a_column": lambda t: lack_a_column,
+    "return_nothing": lambda t: return_nothing,
 }
 
 
