@@ -20,6 +20,7 @@ from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from miwv_trainer.choices import Attention, AttentionChoice
+from miwv_trainer.compat import computes_registered_attention
 from miwv_trainer.distributed.wrappers import get_attention_implementation, get_inner_model
 from miwv_trainer.scoring.context import get_text_config, read_size
 from miwv_trainer.scoring.root_forward import PADDING_ID, ForwardInputs, pad
@@ -93,12 +94,17 @@ def find_attention_obstacle(model: nn.Module, asked: AttentionChoice, device: to
     reason += "its own for each row"
     if asked in ("blocks", "mask") or asked == "auto" and not _is_flash(implementation):
         return reason
-    if not get_inner_model(model).is_backend_compatible():
+    if not _calls_registered(get_inner_model(model)):
         return "its layers call an attention function of their own"
     varlen = find_varlen_obstacle(model, device) if asked != "segments" else None
     if varlen is None or asked == "varlen":
         return varlen
     return f"{reason}, and variable-length attention cannot take its place: {varlen}"
+
+
+def _calls_registered(model: PreTrainedModel) -> bool:
+    """Whether the layers call what `AttentionInterface` has under the name in the configuration, not their own."""
+    return model.is_backend_compatible() and computes_registered_attention(model.config.model_type)
 
 
 def _is_flash(implementation: str | None) -> bool:
@@ -115,8 +121,7 @@ def choose_tree_attention(model: nn.Module, asked: AttentionChoice = "auto") -> 
     if asked in ("segments", "blocks", "mask"):
         return asked
     inner, implementation = get_inner_model(model), get_attention_implementation(model)
-    # A model that is not backend-compatible calls its own attention, whatever function its configuration names.
-    calls_ours = inner.is_backend_compatible()
+    calls_ours = _calls_registered(inner)
     is_sdpa, is_flash = implementation == "sdpa", _is_flash(implementation)
     if calls_ours and (asked == "varlen" or is_sdpa or is_flash) and find_varlen_obstacle(model) is None:
         return "varlen"

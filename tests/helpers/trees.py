@@ -8,6 +8,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
+from miwv_trainer.compat import is_at_least
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.build import pool_from_rows
 from miwv_trainer.data.pool import NO_EXEMPLAR, Pool
@@ -96,7 +97,16 @@ WINDOWED: dict[str, dict[str, Any]] = {
     "Olmo3": MIXED,
     "GptOss": {**MIXED, "head_dim": 8, "num_local_experts": 2, "num_experts_per_tok": 1},
 }
+# Families whose attention cannot be replaced before these versions of transformers.
+OWN_ATTENTION_BEFORE = {"Nemotron": "5.13", "GPT2": "5.0"}
 EAGER_ONLY = {"Gemma2", "GptOss"}
+
+
+def skip_if_masked(family: str) -> None:
+    """Skips where the installed transformers leaves a family with masks."""
+    first = OWN_ATTENTION_BEFORE.get(family)
+    if first is not None and not is_at_least("transformers", first):
+        pytest.skip(f"before transformers {first}, the attention of {family} cannot be replaced, and it takes masks")
 
 
 def random_model(family: str, values: dict[str, Any], attention: str | None = None) -> Any:

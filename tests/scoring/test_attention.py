@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from miwv_trainer.compat import is_at_least
 from miwv_trainer.scoring.attention import (
     SEGMENTS,
     Attention,
@@ -28,6 +27,7 @@ from tests.helpers.trees import (
     random_case,
     random_model,
     sees,
+    skip_if_masked,
     synthetic_pool,
 )
 
@@ -148,8 +148,7 @@ def test_no_branch_sees_another(attention: Attention) -> None:
 def test_segments_and_masks_give_the_same_losses(family: str) -> None:
     if family in EAGER_ONLY:
         pytest.skip("it has no sdpa")
-    if family == "Nemotron" and not is_at_least("transformers", "5.13"):
-        pytest.skip("before transformers 5.13 its attention cannot be replaced, and it takes masks")
+    skip_if_masked(family)
     model = random_model(family, (FULL_ATTENTION | WINDOWED)[family], "sdpa").eval()
     assert choose_tree_attention(model) == "segments"
     pool, exemplars, context, budget = random_case(11)

@@ -189,8 +189,6 @@ OTHERS = {
 def test_families_with_full_attention_have_the_same_losses_by_tree(
     family: str, attention: str, case: tuple[Pool, np.ndarray]
 ) -> None:
-    if (family, attention) == ("GPT2", "sdpa") and not is_at_least("transformers", "5.0"):
-        pytest.skip("before transformers 5.0, GPT-2 with sdpa falls back to padded rows")
     model = random_model(family, FULL_ATTENTION[family], attention)
     with leave_no_trace(model):
         assert choose_layout(prepare_scorer(model, case[0], MIWVConfig(), WORLD), case[1]) == "tree"

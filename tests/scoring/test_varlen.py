@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from miwv_trainer.compat import is_at_least, load_varlen_attention
+from miwv_trainer.compat import load_varlen_attention
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.build import pool_from_rows
 from miwv_trainer.data.pool import Pool
@@ -48,6 +48,7 @@ from tests.helpers.trees import (
     random_model,
     sees,
     several_windows,
+    skip_if_masked,
     synthetic_pool,
 )
 from tests.helpers.varlen import attend_by_definition, varlen_on_cpu
@@ -106,8 +107,7 @@ def choose(model: Any, case: tuple[Pool, np.ndarray], **values: Any) -> str:
 def test_families_with_full_attention_have_the_losses_of_padded_rows(
     family: str, case: tuple[Pool, np.ndarray], varlen_on_cpu: None
 ) -> None:
-    if family == "Nemotron" and not is_at_least("transformers", "5.13"):
-        pytest.skip("before transformers 5.13 its attention cannot be replaced, and it takes masks")
+    skip_if_masked(family)
     model = random_model(family, FULL_ATTENTION[family], "sdpa")
     assert choose_tree_attention(model) == "varlen"
     assert choose(model, case) == "tree"
