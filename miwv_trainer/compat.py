@@ -116,7 +116,7 @@ def computes_loss_past_the_head(forward: Callable[..., object]) -> bool:
     """
     Whether TRL's SFTTrainer has given a model this forward, which multiplies by the head's weight itself.
 
-    TRL did so for `loss_type="chunked_nll"`, its default then, from 1.3 to 1.14. From 1.15 on its fused head is another
+    TRL did so for `loss_type="chunked_nll"`, its default then, from 1.4 to 1.14. From 1.15 on its fused head is another
     forward, which scoring takes too.
     """
     return getattr(forward, "__name__", "") == "_chunked_ce_forward"
