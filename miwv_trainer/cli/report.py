@@ -6,7 +6,7 @@ from miwv_trainer.cli.options import ReportOptions
 from miwv_trainer.cli.shared import find_scored_rows
 from miwv_trainer.report.page import write_page
 from miwv_trainer.report.png import write_pngs
-from miwv_trainer.report.tables import format_rounds, format_scores
+from miwv_trainer.report.tables import format_left_out, format_rounds, format_scores
 from miwv_trainer.report.texts import place_texts, read_texts
 from miwv_trainer.storage.store import read_rounds
 
@@ -23,6 +23,8 @@ def report(options: ReportOptions) -> None:
         texts = place_texts(texts, scored.found.tolist(), len(scored.places))
     print(format_rounds(rounds))
     print(format_scores(rounds[-1], texts.prompts if texts is not None else None))
+    left_out = format_left_out(rounds[-1])  # `miwv score` has logged it
+    print(left_out, end="\n" if left_out else "")
     page, charts = write_page(Path(options.run_folder), rounds, texts)
     print(f"page: {page}")
     try:

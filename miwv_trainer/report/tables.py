@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from miwv_trainer.report.explanations import SELECTED, explain_selection
 from miwv_trainer.report.round_facts import explain_missing_miwv
 from miwv_trainer.rounds.messages import describe_proxy, describe_source
 from miwv_trainer.rounds.stored_config import restore_config
@@ -21,18 +22,15 @@ PROMPT_WIDTH = 44
 def format_scores(current: StoredRound, texts: Sequence[str] | None = None) -> str:
     """
     The five samples that rank highest and the two that rank lowest, with both losses, MIWV, their own and their
-    exemplars' prompts. They are ranked as the round has ranked them; by MIWV if its score was random.
+    exemplars' prompts. They are ranked as the round has ranked them; by MIWV if its score was random. Samples that a
+    guard leaves out are not among them.
 
     Args:
         current: The round.
         texts: The pool's instructions, in pool order; None shows indices instead.
     """
     score = get_score(restore_config(current))
-    values = current.column("score")
-    if score.is_random or not np.isfinite(values).any():  # the first versions stored no score
-        values = current.column("miwv")
-    ranked = np.argsort(-values, kind="stable")
-    ranked = ranked[~np.isnan(values[ranked])]
+    ranked = _rank_candidates(current, by_miwv=score.is_random)
     missing = [] if np.isfinite(current.column("miwv")).any() else [explain_missing_miwv(current)]
     if not len(ranked):
         return explain_missing_miwv(current)
@@ -46,6 +44,24 @@ def format_scores(current: StoredRound, texts: Sequence[str] | None = None) -> s
     if len(lowest):
         lines += ["   ..."] + [_format_score_line(current, int(index), names, texts) for index in lowest]
     return "\n".join(lines)
+
+
+def _rank_candidates(current: StoredRound, by_miwv: bool) -> np.ndarray:
+    """`(r,)` indices of the samples that pass the guards, best first: by the round's own ranking, or by MIWV."""
+    ranks, miwv = explain_selection(current).ranks, current.column("miwv")
+    order = np.argsort(-miwv if by_miwv else ranks, kind="stable")
+    return order[(ranks[order] > 0) & (~np.isnan(miwv[order]) | (not by_miwv))]
+
+
+def format_left_out(current: StoredRound) -> str:
+    """One line about the samples that are not ranked, with the number of each reason; empty if all are."""
+    explained = explain_selection(current)
+    is_left_out = (explained.ranks == 0) & (explained.codes != explained.phrases.index(SELECTED))
+    if not is_left_out.any():
+        return ""
+    counts = np.bincount(explained.codes[is_left_out], minlength=len(explained.phrases)).tolist()
+    listed = [f"{count} {phrase}" for phrase, count in zip(explained.phrases, counts, strict=True) if count]
+    return f"{is_left_out.sum()} of {len(is_left_out)} samples are not ranked: {'; '.join(listed)}"
 
 
 def format_rounds(rounds: Sequence[StoredRound]) -> str:

@@ -13,12 +13,14 @@ from miwv_trainer.scoring.rows import find_scorable
 from miwv_trainer.selection.budget import count_selected
 from miwv_trainer.selection.choose import Choice, compute_overlap
 from miwv_trainer.selection.measured import Measured
-from miwv_trainer.selection.scores import SCORES, LossName, get_score, name_bound
-from miwv_trainer.storage.stored_round import ProxyCheck, RoundSummary, StoredRound
+from miwv_trainer.selection.scores import LossName, get_score, name_bound
+from miwv_trainer.storage.stored_round import ProxyCheck, StoredRound
 
 logger = logging.getLogger(__name__)
 
 LARGE_SHARE = 0.25
+ADVICE_ON_BOUND = ", whose prompts make their responses no more likely. Look at the chat template and at the model"
+ADVICE_ON_EXEMPLARS = " More `exemplars_per_sample` give more samples one."
 NO_NUMBER = "the score gives them no number"
 LOSSES: Mapping[LossName, str] = {
     "zero_shot": "zero-shot losses",
@@ -83,43 +85,12 @@ def describe_round(current: StoredRound, previous: StoredRound | None = None) ->
             f", {summary['refined_samples']} near the threshold scored again in float32 in "
             f"{summary['refined_seconds']:.0f} s"
         )
-    line += "".join(f", {part}" for part in describe_left_out(summary))
     if "proxy" in summary:
         line += f", by a smaller model ({describe_proxy(summary['proxy'])})"
     if previous is not None:
         share = compute_overlap(current.selection, previous.selection)
         line += f", {share:.0%} of the selected as in round {previous.number}"
     return line + "."
-
-
-def describe_left_out(summary: RoundSummary) -> list[str]:
-    """What a score leaves out by itself, with no guard that somebody has set: values above its bound, and no value."""
-    record = SCORES.get(summary.get("config", {}).get("score", ""))
-    bound = name_bound(record) if record is not None else None
-    above = summary.get("left_out", {}).get(bound, 0) if bound is not None else 0
-    parts = [f"{bound} leaves out {above}"] if above else []
-    if summary.get("without_value"):
-        why = record.missing if record is not None else None
-        parts.append(f"{summary['without_value']} without a score ({why or NO_NUMBER})")
-    return parts
-
-
-def warn_of_little_left(number: int, choice: Choice, config: MIWVConfig, without_value: int) -> None:
-    """Warns where a score by itself leaves out more than a quarter of the pool, which nobody has asked for."""
-    score, size = get_score(config), len(choice.scores)
-    bound = name_bound(score)
-    above = choice.left_out.get(bound, 0) if bound is not None else 0
-    if above > LARGE_SHARE * size:
-        logger.warning(
-            "Round %d: %s leaves out %d of %d samples, whose prompts make their responses no more likely. Look at the "
-            "chat template and at the model.", number, bound, above, size,
-        )  # fmt: skip
-    if without_value > LARGE_SHARE * size:
-        advice = " More `exemplars_per_sample` give more samples one." if score.is_of_exemplars else ""
-        logger.warning(
-            "Round %d: %d of %d samples have no score (%s) and are not selected.%s",
-            number, without_value, size, score.missing or NO_NUMBER, advice,
-        )  # fmt: skip
 
 
 def describe_source(current: StoredRound) -> str:
@@ -163,10 +134,29 @@ def describe_threshold(choice: Choice, config: MIWVConfig) -> str:
     return f"{score.label} {value} and {'below' if score.is_lowest_first else 'above'}"
 
 
-def log_left_out(number: int, choice: Choice) -> None:
-    """Logs one line for each guard that leaves samples out."""
+def tell_left_out(number: int, choice: Choice, config: MIWVConfig, without_value: int) -> None:
+    """
+    Logs one line for each reason why samples that have their losses cannot be selected.
+
+    It is a warning where a score by itself, with no guard that somebody has set, leaves out a large share of the pool.
+
+    Args:
+        without_value: Samples that have their losses and yet no score.
+    """
+    score, size = get_score(config), len(choice.scores)
     for guard, count in choice.left_out.items():
-        logger.info("Round %d: %s leaves out %d of %d samples.", number, guard, count, len(choice.scores))
+        is_large = guard == name_bound(score) and count > LARGE_SHARE * size
+        logger.log(
+            logging.WARNING if is_large else logging.INFO, "Round %d: %s leaves out %d of %d samples%s.",
+            number, guard, count, size, ADVICE_ON_BOUND if is_large else "",
+        )  # fmt: skip
+    if without_value:
+        is_large = without_value > LARGE_SHARE * size
+        logger.log(
+            logging.WARNING if is_large else logging.INFO,
+            "Round %d: %d of %d samples have no score (%s) and are not selected.%s", number, without_value, size,
+            score.missing or NO_NUMBER, ADVICE_ON_EXEMPLARS if is_large and score.is_of_exemplars else "",
+        )  # fmt: skip
 
 
 def explain_no_candidate(left_out: Mapping[str, int], measured: Measured, config: MIWVConfig) -> str:

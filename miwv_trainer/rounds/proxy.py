@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 
+from miwv_trainer.config import MIWVConfig
 from miwv_trainer.distributed.wrappers import disable_compilation, get_inner_model
 from miwv_trainer.rounds.inputs import RoundInputs
 from miwv_trainer.rounds.messages import describe_proxy
@@ -21,6 +22,8 @@ from miwv_trainer.scoring.rows import restrict_exemplars
 from miwv_trainer.scoring.scorer import Scorer
 from miwv_trainer.selection.budget import count_selected
 from miwv_trainer.selection.choose import compute_overlap
+from miwv_trainer.selection.guards import apply_guards
+from miwv_trainer.selection.measured import Measured
 from miwv_trainer.storage.stored_round import ProxyCheck
 
 logger = logging.getLogger(__name__)
@@ -40,15 +43,20 @@ def check_proxy(scorer: Scorer, inputs: RoundInputs, losses: Losses, seconds: fl
     samples = choose_spread(inputs.score(inputs.merge(losses)), config.proxy_check)
     by_model, seconds_of_model = _score_with_model(trained, inputs, samples)
     # Both are ranked within the samples alone: a residual MIWV depends on which samples it is fitted to.
-    scores, others = (inputs.score(inputs.merge(each.restrict_to(samples))) for each in (losses, by_model))
-    in_both = np.flatnonzero(np.isfinite(scores) & np.isfinite(others))
-    count = count_selected(config.fraction, len(in_both)) if len(in_both) else 0
-    best, best_of_model = (in_both[np.argsort(-each[in_both], kind="stable")[:count]] for each in (scores, others))
+    measured, by_other = (inputs.merge(each.restrict_to(samples)) for each in (losses, by_model))
+    scores, others = inputs.score(measured), inputs.score(by_other)
+    in_both = np.isfinite(scores) & np.isfinite(others)
+    count = count_selected(config.fraction, int(in_both.sum()))
+    # What a guard leaves out is not selected by either model: of IFD, the highest values are above its bound.
+    best, best_of_model = (
+        _find_best(np.where(in_both, each, np.nan), its_losses, config, count)
+        for each, its_losses in ((scores, measured), (others, by_other))
+    )
     found = ProxyCheck(
         model=get_inner_model(trained.model).config.name_or_path,
-        samples=len(in_both),
+        samples=int(in_both.sum()),
         rank_correlation=compute_rank_correlation(scores, others),
-        overlap=compute_overlap(best, best_of_model) if count else None,
+        overlap=share_best(best, best_of_model),
         seconds=round(seconds, 3),
         seconds_of_model=round(seconds_of_model, 3),
     )
@@ -59,6 +67,18 @@ def check_proxy(scorer: Scorer, inputs: RoundInputs, losses: Losses, seconds: fl
             "smaller one. Score with a larger model, or with the model itself (no `scorer`).", describe_proxy(found),
         )  # fmt: skip
     return found
+
+
+def share_best(best: np.ndarray, best_of_model: np.ndarray) -> float | None:
+    """The share of the best samples that the model in training has among its best too; None if there are none."""
+    return compute_overlap(best, best_of_model) if len(best) else None
+
+
+def _find_best(scores: np.ndarray, measured: Measured, config: MIWVConfig, count: int) -> np.ndarray:
+    """`(k,)` the samples of highest score that the guards leave, at most `count`."""
+    is_left, _ = apply_guards(scores, measured, config)
+    left = np.flatnonzero(is_left)
+    return left[np.argsort(-scores[left], kind="stable")[:count]]
 
 
 def choose_spread(scores: np.ndarray, count: int) -> np.ndarray:

@@ -30,8 +30,7 @@ from miwv_trainer.rounds.messages import (
     describe_cost,
     explain_no_candidate,
     explain_no_finite_loss,
-    log_left_out,
-    warn_of_little_left,
+    tell_left_out,
     warn_of_unscorable,
 )
 from miwv_trainer.rounds.proxy import check_proxy
@@ -230,8 +229,7 @@ def _select(scorer: Scorer, inputs: RoundInputs, measured: Measured, scored: Sco
             if not len(choice.selection):
                 scored.forget()
                 raise ValueError(explain_no_candidate(choice.left_out, measured, config))
-            log_left_out(number, choice)
-            warn_of_little_left(number, choice, config, inputs.count_without_value(measured, choice.scores))
+            tell_left_out(number, choice, config, inputs.count_without_value(measured, choice.scores))
     return cast(Choice, world.broadcast_from_main(choice))
 
 

@@ -46,38 +46,52 @@ def test_what_a_round_will_cost_is_told_by_the_samples_that_it_scores() -> None:
 
 @pytest.mark.parametrize("many", [True, False])
 @pytest.mark.parametrize(
-    ("values", "line", "warning"),
+    ("values", "told", "advice"),
     [
         (
             {"score": "ifd"},
-            "IFD above 1 leaves out {}",
-            "Round 0: IFD above 1 leaves out {} of 24 samples, whose prompts",
+            "Round 0: IFD above 1 leaves out {} of 24 samples",
+            ", whose prompts make their responses no more likely. Look at the chat template and at the model",
         ),
         (
             {"score": "influence"},
-            "{} without a score (no sample was scored behind it)",
-            "{} of 24 samples have no score (no sample was scored behind it) and are not selected. More `exemplars_per",
+            "Round 0: {} of 24 samples have no score (no sample was scored behind it) and are not selected.",
+            " More `exemplars_per_sample` give more samples one.",
         ),
         (
             {"score": middle_miwv, "extra_losses": "both"},
-            "{} without a score (the score gives them no number)",
-            "{} of 24 samples have no score (middle_miwv gives it no number) and are not selected.",
+            "Round 0: {} of 24 samples have no score (middle_miwv gives it no number) and are not selected.",
+            "",
         ),
         (
             {"score": np.where(np.arange(COUNT) % 2, np.nan, 1.0)},
-            "{} without a score (the score gives them no number)",
-            "12 of 24 samples have no score (array of shape (24,) gives it no number) and are not selected.",
+            "Round 0: {} of 24 samples have no score (array of shape (24,) gives it no number) and are not selected.",
+            "",
         ),
     ],
 )
-def test_what_a_score_leaves_out_by_itself_is_told(
-    values, line, warning, many, model, pool, store, caplog, monkeypatch
+def test_what_a_score_leaves_out_by_itself_is_told_once(
+    values, told, advice, many, model, pool, store, caplog, monkeypatch
 ):
     monkeypatch.setattr("miwv_trainer.rounds.messages.LARGE_SHARE", 0.2 if many else 1.0)
-    with caplog.at_level("WARNING"):
+    with caplog.at_level("INFO", "miwv_trainer"):
         current = finished_round(model, pool, store, MIWVConfig(**values, embedder="tfidf", fraction=0.125))
     scores = current.column("score")
     count = int(np.isnan(scores).sum()) or int((scores > 1).sum())
     assert COUNT / 5 < count < COUNT
-    assert line.format(count) in describe_round(current)
-    assert (warning.format(count) in caplog.text) == many
+    (record,) = [each for each in caplog.records if "leaves out" in each.message or "have no score" in each.message]
+    assert record.message.startswith(told.format(count))
+    assert (record.levelname, advice in record.message) == (("WARNING", True) if many else ("INFO", not advice))
+    # A training's line about the round follows in the same log.
+    assert "leaves out" not in describe_round(current) and "without a score" not in describe_round(current)
+
+
+def test_many_that_a_guard_of_the_users_leaves_out_are_no_reason_to_warn(model, pool, store, caplog):
+    least = int(np.median(pool.response_tokens))
+    is_short = pool.response_tokens < least
+    config = MIWVConfig(min_response_tokens=least, embedder="tfidf", fraction=0.125)
+    with caplog.at_level("INFO", "miwv_trainer"):
+        finished_round(model, pool, store, config)
+    (record,) = [each for each in caplog.records if "leaves out" in each.message]
+    assert is_short.sum() > COUNT / 4 and record.levelname == "INFO"
+    assert record.message.endswith(f" leaves out {is_short.sum()} of {COUNT} samples.")

@@ -10,7 +10,7 @@ from scipy.stats import spearmanr
 
 from miwv_trainer import MIWVConfig, attach, pool_from_rows, score_and_select
 from miwv_trainer.report.tables import format_rounds
-from miwv_trainer.rounds.proxy import choose_spread
+from miwv_trainer.rounds.proxy import choose_spread, share_best
 from miwv_trainer.storage.stored_round import StoredRound
 from tests.helpers.tiny import tiny_config, tiny_dataset, tiny_model, tiny_tokenizer
 from tests.helpers.trainers import noting_trainer
@@ -61,6 +61,24 @@ def test_scores_are_the_smaller_models_and_a_few_samples_tell_how_far_both_agree
     told = f"on 16 samples rank correlation {proxy['rank_correlation']:.2f}"
     assert told in format_rounds([found])
     assert any("ranks the samples unlike the model in training" in each and told in each for each in caplog.messages)
+
+
+@pytest.mark.parametrize("values", [{"score": "ifd"}, {"min_response_tokens": 9}], ids=str)
+def test_what_no_model_may_select_is_not_among_the_best_of_either(values: dict[str, Any], tmp_path: Path) -> None:
+    found, _ = trained_by(tmp_path / "run", small_model(), proxy_check=COUNT, **values)
+    pool, best = pool_from_rows(tiny_dataset(COUNT), tiny_tokenizer()), []
+    for name, model in (("small", small_model()), ("model", tiny_model())):
+        current = score_and_select(model, pool, MIWVConfig(**VALUES, **values), tmp_path / name)
+        scores = current.column("score")
+        is_allowed = scores <= 1 if "score" in values else current.column("response_tokens") >= 9
+        assert not is_allowed[np.argsort(-scores)[:8]].all()
+        best.append(set(np.argsort(np.where(is_allowed, -scores, np.inf))[:8]))
+    assert found.summary["proxy"]["overlap"] == len(best[0] & best[1]) / 8
+
+
+def test_no_overlap_is_told_where_guards_leave_nothing_among_the_samples() -> None:
+    nothing = np.array([], dtype=np.int64)
+    assert share_best(nothing, np.array([1, 2])) is None and share_best(np.array([1, 2]), nothing) == 0
 
 
 def test_a_scorer_is_a_loaded_model(tmp_path: Path) -> None:
