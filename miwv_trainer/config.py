@@ -156,7 +156,8 @@ class MIWVConfig:
         allow_identical_exemplars: Whether a copy of a sample may be its exemplar, as in the paper. Behind its own copy
             the loss of a sample collapses, so that neither of the two is ever selected.
         check_batches: Whether two samples are collated before scoring, and token ids and labels of some batches are
-            compared, so that a dataset, loader or collator that fails or gives other samples or labels stops the run.
+            compared, so that a dataset, loader or collator that fails, drops samples or gives other samples or labels
+            stops the run.
         proxy_check: Samples that both score, where `attach` is given a smaller model as `scorer`; 0 for none.
             round.json says how far the two models agree and what each costs.
         proxy_warn_below: Rank correlation of the two models' scores below which a warning is logged.
