@@ -150,7 +150,8 @@ class MIWVConfig:
         attention: How layers attend in rows of trees. `"varlen"` is one call of torch's variable-length attention, on a
             CUDA device in half precision; `"segments"` are calls of scaled dot product attention for each trunk and
             its branches; `"blocks"` are those of flex attention; `"mask"` is a mask for each row. `"auto"` takes the
-            first of `"varlen"`, `"blocks"`, `"segments"` (on a CPU) and `"mask"` that the model can take.
+            first of `"varlen"`, `"blocks"`, `"segments"` (on a CPU) and `"mask"` that the model can take. It has no
+            effect on other rows.
         refine_near_threshold: Whether the samples near the selection's threshold are scored again in float32, where
             the model computes in lower precision. round.json says how many they were and what they cost.
         allow_identical_exemplars: Whether a copy of a sample may be its exemplar, as in the paper. Behind its own copy

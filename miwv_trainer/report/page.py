@@ -143,6 +143,7 @@ def _build_settings(current: StoredRound) -> str:
         "model configuration": model.get("config"),
         "dtype": model.get("dtype"),
         "layout": summary["layout"],
+        "attention": summary.get("attention"),
         "dataset": summary.get("dataset"),
         "embedder": given.get("embedder"),
         "context": fingerprint.get("context"),

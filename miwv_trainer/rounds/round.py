@@ -38,7 +38,7 @@ from miwv_trainer.rounds.reuse import find_finished, open_journal, read_earlier_
 from miwv_trainer.rounds.source import describe_origin, hash_losses, read_source
 from miwv_trainer.rounds.statistics import Cost, compute_statistics, count_epochs
 from miwv_trainer.scoring.isolation import leave_no_trace
-from miwv_trainer.scoring.layout import count_planned_tokens
+from miwv_trainer.scoring.layout import count_planned_tokens, find_attention
 from miwv_trainer.scoring.losses import Losses
 from miwv_trainer.scoring.refine import Ranking, Refined, score_refined
 from miwv_trainer.scoring.rows import restrict_exemplars
@@ -64,12 +64,14 @@ class ScoredRound:
     Args:
         refined: Losses of all samples that the round scores.
         layout: How samples shared a forward; `"none"` if nothing was forwarded.
+        attention: How layers attended in rows of trees; `"none"` if there were none.
         earlier_seconds: Time that killed attempts at the same round took.
         journal: The file that the losses were written to; None if nothing was forwarded.
     """
 
     refined: Refined
     layout: str = "none"
+    attention: str = "none"
     earlier_seconds: float = 0.0
     journal: Journal | None = None
 
@@ -180,10 +182,12 @@ def _score(scorer: Scorer, inputs: RoundInputs, store: Store, identity: RoundIde
         number, previous = inputs.point.number, inputs.previous
         logger.info(describe_cost(number, inputs.is_scored, tokens, inputs.pool, inputs.config, previous))
     ranking = _rank_alike(inputs, scorer.world) if is_function(inputs.config.score) else inputs.rank
+    # Before the refinement, which may attend otherwise: variable-length attention does not compute in float32.
+    attention = find_attention(scorer, plan.layout)
     refined = score_refined(scorer, exemplars, plan.layout, ranking, journal)
     refined = replace(refined, seconds=refined.seconds + refined_earlier)
     journal.close()
-    return ScoredRound(refined, plan.layout, earlier + refined_earlier, journal)
+    return ScoredRound(refined, plan.layout, attention, earlier + refined_earlier, journal)
 
 
 def _rank_alike(inputs: RoundInputs, world: World) -> Ranking:
@@ -244,6 +248,7 @@ def _add_up(scored: ScoredRound, seconds: float, inputs: RoundInputs, choice: Ch
         seconds=seconds,
         epochs=count_epochs(tokens, pool, choice.selection, samples_per_epoch),
         layout=scored.layout,
+        attention=scored.attention,
         refined=refined,
     )
 

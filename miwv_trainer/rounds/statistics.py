@@ -27,6 +27,7 @@ class Cost:
         seconds: Time of all attempts at the round together.
         epochs: The compute of all forwards as a multiple of that of an epoch over the selection.
         layout: How samples shared a forward.
+        attention: How layers attended in rows of trees.
         refined: The losses, and what the refinement in float32 took.
     """
 
@@ -35,6 +36,7 @@ class Cost:
     seconds: float
     epochs: float
     layout: str
+    attention: str
     refined: Refined
 
     def to_summary(self) -> dict[str, object]:
@@ -47,6 +49,7 @@ class Cost:
             "tokens_per_second": round(self.tokens / (self.seconds - self.refined.seconds), 1),
             "epochs": round(self.epochs, 4),
             "layout": self.layout,
+            "attention": self.attention,
             "refined_samples": self.refined.samples,
             "refined_tokens": self.refined.tokens,
             "refined_seconds": round(self.refined.seconds, 3),

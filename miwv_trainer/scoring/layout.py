@@ -7,12 +7,14 @@ family takes, and some ignore it without an error. So a few samples are scored b
 
 import logging
 from dataclasses import replace
+from typing import Literal
 from weakref import WeakSet
 
 import numpy as np
 import torch
 from torch import nn
 
+from miwv_trainer.choices import Attention
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.pool import NO_EXEMPLAR, rank_columns
 from miwv_trainer.distributed.wrappers import get_inner_model
@@ -141,6 +143,7 @@ def choose_layout(scorer: Scorer, exemplars: np.ndarray) -> str:
     if not get_score(config).needs_exemplars:
         return ZERO_SHOT_EQUAL if checked.is_equal else ZERO_SHOT_ONLY
     if checked.is_equal and config.layout != "tree":
+        _warn_of_attention_in_vain(scorer)
         return EQUAL
     if config.layout == "padded":
         return "padded"
@@ -149,13 +152,44 @@ def choose_layout(scorer: Scorer, exemplars: np.ndarray) -> str:
         return "tree"
     if config.layout == "tree":
         raise ValueError(_explain_no_trees(model, obstacle))
-    if model not in _warned:  # Every round chooses anew; one warning is enough.
-        _warned.add(model)
+    if _is_first(model):
         logger.warning(
-            '%s is scored in padded rows, which forward half as many tokens again as trees: %s. `layout="padded"` '
-            "silences this.", type(get_inner_model(model)).__name__, obstacle,
+            "%s is scored in padded rows, which forward half as many tokens again as trees: %s. %s",
+            type(get_inner_model(model)).__name__, obstacle, _advise_on_padded_rows(config),
         )  # fmt: skip
     return "padded"
+
+
+def _is_first(model: nn.Module) -> bool:
+    """Whether nothing was said of a model's layout yet: every round chooses anew, and one warning is enough."""
+    is_first = model not in _warned
+    _warned.add(model)
+    return is_first
+
+
+def _advise_on_padded_rows(config: MIWVConfig) -> str:
+    """How to silence the warning of padded rows. An attention for trees and `layout="padded"` exclude each other."""
+    if config.attention == "auto":
+        return '`layout="padded"` silences this.'
+    return (
+        f'`attention="{config.attention}"` has no effect there: leave it out; without it, `layout="padded"` silences '
+        "this."
+    )
+
+
+def _warn_of_attention_in_vain(scorer: Scorer) -> None:
+    """Rows of equal length have a warning of their own, which does not know what was asked for trees."""
+    model, asked = scorer.model, scorer.config.attention
+    if asked != "auto" and _is_first(model):
+        logger.warning(
+            '%s is scored in rows of equal length, where `attention="%s"` has no effect: leave it out.',
+            type(get_inner_model(model)).__name__, asked,
+        )  # fmt: skip
+
+
+def find_attention(scorer: Scorer, layout: str) -> Attention | Literal["none"]:
+    """How layers attend in rows of trees; `"none"` in other rows, which have the model's own attention."""
+    return choose_tree_attention(scorer.model, scorer.config.attention) if layout == "tree" else "none"
 
 
 def _check_forwards(scorer: Scorer, exemplars: np.ndarray) -> CheckedModel:

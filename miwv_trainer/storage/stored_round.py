@@ -155,6 +155,10 @@ class RoundSummary(RoundIdentity, RoundNotes, total=False):
         tokens_forwarded: Tokens of all forwards, padding included, without those of the refinement in float32.
         seconds: Wall-clock time of the round, earlier attempts at it included.
         epochs: The cost of its forwards, as a multiple of the cost of training an epoch of the selection.
+        layout: How samples shared a forward: `"tree"`, `"padded"`, `"equal"` (rows of equal length), these without
+            exemplars (`"zero_shot"`, `"zero_shot_equal"`), or `"none"` if the round forwarded nothing.
+        attention: How layers attended in rows of trees (`"varlen"`, `"segments"`, `"blocks"`, `"mask"`); `"none"` in
+            other rows. Versions before it wrote no such entry.
         statistics: What the Trainer logs.
         exemplars: What the exemplars look like as a whole; left out where no sample has one.
         exemplar_warning: Why the exemplars tell little, if they do.
@@ -185,6 +189,7 @@ class RoundSummary(RoundIdentity, RoundNotes, total=False):
     tokens_per_second: float
     epochs: float
     layout: str
+    attention: str
     refined_samples: int
     refined_tokens: int
     refined_seconds: float

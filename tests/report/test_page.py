@@ -232,6 +232,18 @@ def test_the_page_names_the_dataset_and_the_model_without_folders_and_the_round_
     assert "<b>30.0 s</b> <span>for 12,345 tokens of round 1</span>" in page
 
 
+@pytest.mark.parametrize("layout", ["tree", "padded"])
+def test_the_page_says_how_the_rows_were_laid_out_and_attended_to(layout: str, tmp_path: Path) -> None:
+    old = write_round(tmp_path, made_columns(20), [1, 2])
+    assert "attention" not in old.summary  # as versions before the entry wrote it
+    page = write_page(tmp_path, [old])[0].read_text()
+    assert "<dt>layout</dt><dd>tree</dd>" in page and "<dt>attention</dt>" not in page
+    attention = "segments" if layout == "tree" else "none"
+    new = replace(old, summary={**old.summary, "layout": layout, "attention": attention})
+    page = write_page(tmp_path, [new])[0].read_text()
+    assert f"<dt>layout</dt><dd>{layout}</dd></div><div><dt>attention</dt><dd>{attention}</dd>" in page
+
+
 def lead(browser: Browser) -> str:
     return " ".join(browser.texts(".lead"))
 

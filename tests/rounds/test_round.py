@@ -14,6 +14,7 @@ from miwv_trainer.rounds import round as round_module
 from miwv_trainer.rounds.identity import TrainingPoint, fingerprint_run
 from miwv_trainer.rounds.messages import describe_round
 from miwv_trainer.rounds.round import run_round
+from miwv_trainer.scoring import losses as losses_module
 from miwv_trainer.scoring.context import find_context_length
 from miwv_trainer.scoring.refine import score_refined
 from miwv_trainer.scoring.scorer import prepare_scorer
@@ -44,6 +45,51 @@ def test_a_round_scores_selects_and_writes_both_files(model, pool, store):
     assert len({line["miwv"] for line in lines}) == COUNT
 
 
+@pytest.mark.parametrize(
+    ("values", "implementation", "expected"),
+    [
+        ({}, "sdpa", ("tree", "segments")),
+        ({}, "eager", ("tree", "mask")),
+        ({"attention": "mask"}, "sdpa", ("tree", "mask")),
+        ({"layout": "padded"}, "sdpa", ("padded", "none")),
+        ({"score": "zero_shot_loss", "attention": "mask"}, "sdpa", ("zero_shot", "none")),
+        ({"score": "longest"}, "sdpa", ("none", "none")),
+    ],
+    ids=str,
+)
+def test_the_summary_has_the_layout_and_the_attention_that_ran(
+    values, implementation, expected, pool, store, monkeypatch
+):
+    """The attention is compared with what is put into the model while its rows of trees are forwarded."""
+    model, used = tiny_model(), []
+    model.set_attn_implementation(implementation)
+    monkeypatch.setattr(losses_module, "use_tree_attention", record_attention(used))
+    finished = finished_round(model, pool, store, MIWVConfig(embedder="tfidf", fraction=0.25, **values))
+    summary = json.loads((finished.folder / "round.json").read_text(encoding="utf-8"))
+    assert (summary["layout"], summary["attention"]) == expected
+    assert set(used) == ({expected[1]} if expected[0] == "tree" else set())
+    names = list(summary)
+    assert names[names.index("layout") + 1] == "attention"
+
+
+def record_attention(used):
+    own = losses_module.use_tree_attention
+
+    def use(model, attention):
+        used.append(attention)
+        return own(model, attention)
+
+    return use
+
+
+def test_losses_that_were_read_from_another_run_attended_to_nothing_here(model, pool, store, tmp_path):
+    finished_round(model, pool, store)
+    again = finished_round(
+        model, pool, Store(tmp_path / "again"), dataclasses.replace(CONFIG, scores_from=str(store.output))
+    )
+    assert (again.summary["layout"], again.summary["attention"]) == ("none", "none")
+
+
 def test_the_summary_says_what_the_design_lists(model, pool, store, monkeypatch):
     seen = []
     model.register_forward_pre_hook(lambda m, a, kwargs: seen.append(kwargs["input_ids"].numel()), with_kwargs=True)
@@ -66,7 +112,7 @@ def test_the_summary_says_what_the_design_lists(model, pool, store, monkeypatch)
     assert seen.pop(0) == 4  # the head is checked again
     assert summary["tokens_forwarded"] == sum(seen)
     assert summary["refined_samples"] == summary["refined_tokens"] == summary["refined_seconds"] == 0
-    assert summary["seconds"] > 0
+    assert summary["seconds"] > 0 and summary["attention"] == "none"
     assert summary["samples_per_second"] == pytest.approx(COUNT / summary["seconds"], rel=0.05)
     assert summary["tokens_per_second"] == pytest.approx(sum(seen) / summary["seconds"], rel=0.05)
     fingerprint = summary["fingerprint"]

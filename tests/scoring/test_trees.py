@@ -2,6 +2,7 @@
 
 import logging
 import re
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -18,7 +19,7 @@ from miwv_trainer.scoring import layout as layout_module
 from miwv_trainer.scoring.isolation import leave_no_trace
 from miwv_trainer.scoring.layout import check_layout, choose_layout
 from miwv_trainer.scoring.losses import Losses
-from miwv_trainer.scoring.scorer import prepare_scorer
+from miwv_trainer.scoring.scorer import Scorer, prepare_scorer
 from miwv_trainer.scoring.tree_masks import RowSegments
 from miwv_trainer.scoring.trees import Tree, TreeBatch, make_tree_batches, make_tree_row, plan_trees
 from tests.helpers.forks import fork_python
@@ -318,6 +319,44 @@ def test_other_families_fall_back_with_a_warning_that_says_why(
         )  # the next round says nothing new
         assert choose_layout(prepare_scorer(model, case[0], MIWVConfig(layout="padded"), WORLD), case[1]) == "padded"
     assert not [message for message in caplog.messages if "is scored in" in message]
+
+
+@pytest.mark.parametrize("family", ["GPTNeo", "Bloom", "Llama4Text"])
+def test_an_attention_that_is_asked_for_in_vain_is_told_with_advice_that_can_be_followed(
+    family: str, case: tuple[Pool, np.ndarray], caplog: pytest.LogCaptureFixture
+) -> None:
+    values, reason = OTHERS[family]
+    model, config = random_model(family, values), MIWVConfig(attention="mask")
+    with leave_no_trace(model), caplog.at_level(logging.WARNING, logger="miwv_trainer"):
+        check_layout(model, config, WORLD.device)
+        assert choose_layout(prepare_scorer(model, case[0], config, WORLD), case[1]) == "padded"
+        (warning,) = (message for message in caplog.messages if "is scored in" in message)
+        assert reason in warning and '`attention="mask"` has no effect there: leave it out' in warning
+        with pytest.raises(ValueError, match='`attention` is .*and `layout` is "padded"'):
+            MIWVConfig(attention="mask", layout="padded")
+        assert 'without it, `layout="padded"` silences this' in warning
+        caplog.clear()
+        assert choose_layout(prepare_scorer(model, case[0], config, WORLD), case[1]) == "padded"
+        assert not [message for message in caplog.messages if "is scored in" in message]
+
+
+def test_an_attention_that_is_asked_for_in_rows_of_equal_length_is_told_to_have_no_effect(
+    case: tuple[Pool, np.ndarray], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def find_that_padding_changes_losses(scorer: Scorer, exemplars: Any) -> Scorer:
+        return replace(scorer, sharing=scorer.sharing.without_padding())
+
+    monkeypatch.setattr(layout_module, "settle_padding", find_that_padding_changes_losses)
+    model = tiny_model()
+    with leave_no_trace(model), caplog.at_level(logging.WARNING, logger="miwv_trainer"):
+        assert choose_layout(prepare_scorer(model, case[0], MIWVConfig(), WORLD), case[1]) == "equal"
+        assert not caplog.messages
+        asked = prepare_scorer(model, case[0], MIWVConfig(attention="mask"), WORLD)
+        assert choose_layout(asked, case[1]) == "equal" and choose_layout(asked, case[1]) == "equal"
+    (warning,) = caplog.messages
+    assert warning == (
+        'LlamaForCausalLM is scored in rows of equal length, where `attention="mask"` has no effect: leave it out.'
+    )
 
 
 def test_attention_that_takes_no_mask_falls_back(

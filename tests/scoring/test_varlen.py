@@ -470,7 +470,9 @@ def test_a_round_of_a_model_loaded_with_flash_attention_selects_as_float32_does(
     exact = finished_round(tiny_model(seed=3).bfloat16().float(), pool, Store(tmp_path / "exact"), config)
     model.set_attn_implementation(flash_stand_in)
     found = finished_round(model, pool, Store(tmp_path / "low"), config)
-    assert found.summary["layout"] == "tree" and 0 < found.summary["refined_samples"] < len(pool)
+    assert (found.summary["layout"], found.summary["attention"]) == ("tree", "varlen")
+    assert exact.summary["attention"] == "segments"
+    assert 0 < found.summary["refined_samples"] < len(pool)
     assert found.selection.tolist() == exact.selection.tolist()
     assert model.config._attn_implementation == flash_stand_in
 
