@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from miwv_trainer.cli.options import OPTIONS, ReportOptions, ScoreOptions, SelectOptions, parse_options
+from miwv_trainer.foreign_errors import join_lines
 
 BAD_INPUT, INTERRUPTED = 2, 130  # 128 + SIGINT, as shells have it
 
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # of the library and shows its traceback.
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
         # The message begins on a line of its own, because a progress bar may stand on the current one.
-        print(f"\nmiwv: {name_as_typed(str(error))}", file=sys.stderr)
+        print(f"\nmiwv: {join_lines(name_as_typed(str(error)))}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
         print("\nmiwv: interrupted", file=sys.stderr)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from miwv_trainer.foreign_errors import describe_error
 from miwv_trainer.own_scores import ScoreFunction, is_function
 
 
@@ -61,7 +62,7 @@ def _load_function(typed: str) -> ScoreFunction:
     # Whatever the lines of the user's module raise.
     except Exception as error:
         raise ValueError(
-            f"`score` is {typed!r}, but the module {place!r} could not be imported ({type(error).__name__}: {error}). "
+            f"`score` is {typed!r}, but the module {place!r} could not be imported ({describe_error(error)}). "
             "Give package.module:function, with a module of the current folder or of an installed package."
         ) from error
     try:

@@ -22,6 +22,7 @@ from miwv_trainer.data.conversation import Conversation, has_value
 from miwv_trainer.data.token_masks import RenderedText
 from miwv_trainer.data.turn_markers import TurnMarkers, make_blank_test, strip_blank_end
 from miwv_trainer.data.turns import FUNCTION_CALL, Message, get_text, is_answer, is_blank
+from miwv_trainer.foreign_errors import quote_error
 
 # `chat_template_kwargs` cannot set these: they say how a sample is rendered, not what the template writes.
 RESERVED = ("add_generation_prompt", "continue_final_message", "tokenize", "return_dict", "return_tensors")
@@ -192,7 +193,7 @@ def _apply(
             messages, tokenize=False, add_generation_prompt=with_generation_prompt, **variables
         )
     except TemplateError as error:
-        raise ValueError(f"The tokenizer's chat template refuses it: {error}") from error
+        raise ValueError(f"The tokenizer's chat template refuses it: {quote_error(error)}") from error
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from miwv_trainer.data.files import is_folder
+from miwv_trainer.foreign_errors import take_first_line
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -35,13 +36,9 @@ def load_encoder(name: str, alternatives: str, smaller: str, device: str | None 
         return SentenceTransformer(name, device=device)
     # The hub, the network, transformers and torch each fail with exceptions of their own.
     except Exception as error:
-        reason = "is a folder without a model" if is_folder(name) else "is no folder here, and the hub did not give it"
+        where = "is a folder without a model" if is_folder(name) else "is no folder here, and the hub did not give it"
+        reason = f"{type(error).__name__}: {take_first_line(error)}"
         raise OSError(
-            f"The embedder {name!r} could not be loaded: it {reason} ({type(error).__name__}: {_first_line(error)}). "
-            f"Give a sentence-transformers name that is reachable or cached ({smaller}), a folder, or one of "
-            f"{alternatives}."
+            f"The embedder {name!r} could not be loaded: it {where} ({reason}). Give a sentence-transformers name that "
+            f"is reachable or cached ({smaller}), a folder, or one of {alternatives}."
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), "")

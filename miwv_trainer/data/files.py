@@ -8,6 +8,7 @@ import datasets
 
 from miwv_trainer.data.rows import JsonRows
 from miwv_trainer.data.text_files import read_csv, read_json
+from miwv_trainer.foreign_errors import describe_error, quote_error
 
 Rows: TypeAlias = datasets.Dataset | JsonRows
 
@@ -77,7 +78,7 @@ def _read_tables(path: Path, kind: str, files: list[str]) -> datasets.Dataset:
     try:
         return datasets.load_dataset(kind, data_files=files, split="train")
     except Exception as error:
-        raise ValueError(f"{path} could not be read as {kind}: {error.__cause__ or error}") from error
+        raise ValueError(f"{path} could not be read as {kind}: {quote_error(error.__cause__ or error)}") from error
 
 
 def _read_folder(path: Path) -> Rows:
@@ -89,7 +90,7 @@ def _read_folder(path: Path) -> Rows:
         try:
             return datasets.Dataset.load_from_disk(str(path))
         except Exception as error:
-            raise ValueError(f"{path} could not be read as what `save_to_disk` wrote: {error}") from error
+            raise ValueError(f"{path} could not be read as what `save_to_disk` wrote: {quote_error(error)}") from error
     kind, files = _find_shards(path)
     if kind not in TEXT_READERS:
         return _read_tables(path, kind, files)
@@ -109,7 +110,7 @@ def _find_shards(path: Path) -> tuple[str, list[str]]:
     try:
         splits = datasets.load_dataset_builder(str(path)).config.data_files or {}
     except Exception as error:
-        raise ValueError(f"The folder {path} could not be read: {error}") from error
+        raise ValueError(f"The folder {path} could not be read: {quote_error(error)}") from error
     _check_split(path, [str(split) for split in splits])
     return kinds[0], [str(file) for file in splits[SPLIT] if found.get(Path(file).resolve()) == kinds[0]]
 
@@ -131,6 +132,6 @@ def _read_hub(name: str) -> datasets.Dataset:
         return datasets.load_dataset(name, split=SPLIT)
     except Exception as error:
         raise FileNotFoundError(
-            f"{name!r} is no file here and could not be loaded from the hub ({type(error).__name__}: {error}). Give a "
+            f"{name!r} is no file here and could not be loaded from the hub ({describe_error(error)}). Give a "
             "local JSON, JSON Lines, CSV or Parquet file, or a hub name that is reachable or cached."
         ) from error

@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from miwv_trainer.choices import DTYPES
 from miwv_trainer.compat import make_gguf_options
+from miwv_trainer.foreign_errors import take_first_line
 
 
 def load_model(name: str, dtype: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -35,7 +36,7 @@ def load_model(name: str, dtype: str | None = None) -> tuple[PreTrainedModel, Pr
         # transformers' messages have up to ten lines, of which the first says what is missing.
         raise OSError(
             f"No model could be loaded from {name!r}: give a folder with a saved model or a GGUF file, or a hub name "
-            f"that is reachable or cached. ({str(error).strip().splitlines()[0]})"
+            f"that is reachable or cached. ({take_first_line(error)})"
         ) from error
     if gguf:
         # Otherwise training starts, and fails at its first checkpoint.

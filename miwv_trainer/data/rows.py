@@ -11,6 +11,7 @@ import numpy as np
 
 from miwv_trainer.checks import check_argument
 from miwv_trainer.compat import make_column
+from miwv_trainer.foreign_errors import quote_error
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +82,8 @@ def _make_column(name: str, values: list[object]) -> datasets.Dataset:
     try:
         return make_column(name, values)
     except (ValueError, TypeError, OverflowError) as error:
-        logger.warning("The column `%s` becomes JSON text, because a table cannot hold it as it is: %s", name, error)
+        logger.warning(
+            "The column `%s` becomes JSON text, because a table cannot hold it as it is: %s", name, quote_error(error)
+        )
     texts = [None if value is None else json.dumps(value, ensure_ascii=False) for value in values]
     return datasets.Dataset.from_dict({name: texts})

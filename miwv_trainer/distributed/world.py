@@ -26,6 +26,7 @@ import torch.distributed as dist
 from torch import nn
 
 from miwv_trainer.distributed.sharding import is_sharded
+from miwv_trainer.foreign_errors import join_lines, quote_error
 
 T = TypeVar("T")
 HEARTBEAT_SECONDS = 20.0
@@ -257,7 +258,7 @@ class World:
         # Two flags in one message, because this runs after every forward. Texts are exchanged only after a failure.
         failed, more = self.all_reduce_sum(np.array([error is not None, has_more], dtype=np.int64))
         if failed:
-            messages = self.all_gather(None if error is None else f"{type(error).__name__}: {error}")
+            messages = self.all_gather(None if error is None else f"{type(error).__name__}: {join_lines(str(error))}")
             if error is not None:
                 raise error
             rank, message = next((rank, message) for rank, message in enumerate(messages) if message is not None)
@@ -291,5 +292,5 @@ def _explain_lost_contact() -> Iterator[None]:
     except RuntimeError as error:
         raise ConnectionError(
             f"Another rank's process is gone, or silent for {TIMEOUT.seconds // 60} minutes; what it printed, or the "
-            f"launcher did, says why ({error})."
+            f"launcher did, says why ({quote_error(error)})."
         ) from error

@@ -23,6 +23,7 @@ from miwv_trainer.distributed.world import World
 from miwv_trainer.embeddings.sentences import encode_sentences
 from miwv_trainer.embeddings.vectors import Embeddings
 from miwv_trainer.embeddings.words import iterate_terms, needs_character_terms
+from miwv_trainer.foreign_errors import quote_error
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +127,7 @@ def _weigh_terms(texts: Sequence[str]) -> scipy.sparse.csr_matrix:
         return vectorizer.fit_transform(texts)
     except ValueError as error:
         raise ValueError(
-            f'`embedder="tfidf"` found no word of two or more letters in the instructions ({error}). Use '
+            f'`embedder="tfidf"` found no word of two or more letters in the instructions ({quote_error(error)}). Use '
             '`embedder="model"` or an array of shape (N, d).'
         ) from error
 

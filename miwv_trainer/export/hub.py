@@ -5,6 +5,8 @@ from pathlib import Path
 import huggingface_hub
 from huggingface_hub.utils import validate_repo_id
 
+from miwv_trainer.foreign_errors import describe_error
+
 
 def check_hub_name(name: str) -> None:
     """
@@ -39,9 +41,8 @@ def push_folder(folder: Path, name: str, private: bool) -> str:
     try:
         return _upload(folder, name, private)
     except Exception as error:  # huggingface_hub raises its own errors, httpx's and ValueError alike
-        reason = " ".join(str(error).split())
         raise OSError(
-            f"{name} could not be written to the hub ({type(error).__name__}: {reason}). {folder} is whole: try again, "
+            f"{name} could not be written to the hub ({describe_error(error)}). {folder} is whole: try again, "
             f"or run `hf upload {name} {folder} --repo-type dataset`."
         ) from error
 

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from miwv_trainer.distributed.wrappers import get_inner_model
+from miwv_trainer.foreign_errors import take_first_line
 from miwv_trainer.scoring.logits import finish_logits
 from miwv_trainer.scoring.root_forward import (
     PADDING_ID,
@@ -72,7 +73,7 @@ def _run_first_forward(model: nn.Module, inputs: ForwardInputs) -> torch.Tensor:
         return run_root_forward(model, inputs).logits
     # Those that Python raises about arguments, parts and shapes. Running out of memory is a RuntimeError.
     except (TypeError, AttributeError, ValueError, LookupError, AssertionError) as error:
-        name, reason = type(get_inner_model(model)).__name__, str(error).strip().partition("\n")[0]
+        name, reason = type(get_inner_model(model)).__name__, take_first_line(error)
         raise ValueError(
             f"{name} cannot be scored: a forward of `input_ids` and `attention_mask` alone fails "
             f"({type(error).__name__}: {reason}). Give a causal language model that takes these and returns logits."

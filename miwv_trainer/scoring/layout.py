@@ -18,6 +18,7 @@ from miwv_trainer.choices import Attention
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.pool import NO_EXEMPLAR, rank_columns
 from miwv_trainer.distributed.wrappers import get_inner_model
+from miwv_trainer.foreign_errors import take_first_line
 from miwv_trainer.scoring.attention import (
     choose_tree_attention,
     find_attention_obstacle,
@@ -309,7 +310,7 @@ def _compare_samples(scorer: Scorer, exemplars: np.ndarray, few: np.ndarray) -> 
         difference = np.abs(alone - score("tree")).mean()
     # XLM asserts the shape of its mask.
     except (RuntimeError, ValueError, TypeError, AssertionError, LookupError, AttributeError) as error:
-        return f"a forward of trees fails ({type(error).__name__}: {str(error).strip().partition(chr(10))[0]})"
+        return f"a forward of trees fails ({type(error).__name__}: {take_first_line(error)})"
     least = find_least_tolerance(scorer.model, any(noticed))
     # NaN compares as false: if the loss itself is NaN, in both layouts alike, the round will say so.
     if not difference > least and not scorer.world.sharded:  # Ranks that hold shards must run the same forwards.

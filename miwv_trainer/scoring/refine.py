@@ -18,6 +18,7 @@ from torch import nn
 
 from miwv_trainer.distributed.world import World
 from miwv_trainer.distributed.wrappers import get_inner_model
+from miwv_trainer.foreign_errors import take_first_line
 from miwv_trainer.scoring.float32 import is_low_precision, use_float32
 from miwv_trainer.scoring.isolation import watch_autocast
 from miwv_trainer.scoring.layout import score_pool
@@ -126,7 +127,7 @@ def refine(
         if world.is_main:
             logger.warning(
                 "Only %d samples near the threshold could be scored again in float32: %s. "
-                "`refine_near_threshold=False` leaves it out.", is_done.sum(), str(error).strip().partition("\n")[0],
+                "`refine_near_threshold=False` leaves it out.", is_done.sum(), take_first_line(error),
             )  # fmt: skip
     else:
         if len(wanted) and world.is_main:

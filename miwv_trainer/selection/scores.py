@@ -15,6 +15,7 @@ import numpy as np
 
 from miwv_trainer.choices import ExtraLosses
 from miwv_trainer.config import MIWVConfig
+from miwv_trainer.foreign_errors import describe_error
 from miwv_trainer.own_scores import ScoreFunction, describe_score, is_array, is_function, validate_scores
 from miwv_trainer.selection.measured import (
     Measured,
@@ -265,7 +266,7 @@ def _call_function(function: ScoreFunction, name: str, measured: Measured) -> np
         values = function(measured)
     # Whatever the user's lines raise: after hours of scoring the error must say whose lines they are.
     except Exception as error:
-        raise ValueError(f"`score` {name} failed: {type(error).__name__}: {error}") from error
+        raise ValueError(f"`score` {name} failed: {describe_error(error)}") from error
     return validate_scores(values, len(measured.response_tokens), f"`score` {name}")
 
 

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from miwv_trainer.foreign_errors import quote_error
+
 
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
@@ -70,8 +72,8 @@ def explain_write_errors(target: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         raise OSError(
-            f"{target} could not be written ({error}). What stood there before is unchanged. Free space on the disk, "
-            "or give another output folder."
+            f"{target} could not be written ({quote_error(error)}). What stood there before is unchanged. Free "
+            "space on the disk, or give another output folder."
         ) from error
 
 

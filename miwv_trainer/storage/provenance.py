@@ -9,6 +9,8 @@ from typing import Any
 import pyarrow as pa
 from safetensors import SafetensorError
 
+from miwv_trainer.foreign_errors import quote_error
+
 FORMAT_VERSION = 1
 # An object as JSON holds it: its values are texts, numbers, booleans, None, and lists and objects of such values.
 JsonObject = Mapping[str, Any]
@@ -54,8 +56,8 @@ def explain_read_errors(path: Path) -> Iterator[None]:
         yield
     except (OSError, json.JSONDecodeError, pa.ArrowInvalid, SafetensorError) as error:
         raise ValueError(
-            f"{path} could not be read, it is cut or damaged ({error}). Delete it or move it away, and what it held is "
-            "computed again; or use a fresh output folder."
+            f"{path} could not be read, it is cut or damaged ({quote_error(error)}). Delete it or move it "
+            "away, and what it held is computed again; or use a fresh output folder."
         ) from error
 
 

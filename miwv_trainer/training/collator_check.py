@@ -19,6 +19,7 @@ from transformers.trainer_utils import RemoveColumnsCollator
 from miwv_trainer.data.map_style import MapStyleDataset
 from miwv_trainer.data.pool import Pool
 from miwv_trainer.distributed.world import World
+from miwv_trainer.foreign_errors import describe_error
 from miwv_trainer.training.batch_check import BatchCheck
 
 Collator = Callable[[Sequence[Any]], Any]
@@ -105,10 +106,9 @@ def pick_samples(lengths: np.ndarray, batch: int) -> np.ndarray:
 
 def explain_failure(collate: Collator, lengths: np.ndarray, error: Exception) -> str:
     """What the collator was given, how it failed, and what to do."""
-    reason = " ".join(str(error).split())
     return (
         f"The data collator ({name_collator(collate)}) makes no batch of {_describe_given(lengths)}, so that the first "
-        f"training step would fail: {type(error).__name__}: {reason[:200]}. Give the Trainer a collator that takes "
+        f"training step would fail: {describe_error(error)}. Give the Trainer a collator that takes "
         "such rows and pads token ids and labels, such as `data_collator=DataCollatorForSeq2Seq(tokenizer)`. If it "
         "needs what exists only in training, or if your `compute_loss` takes what it returns, set "
         "`check_batches=False`."

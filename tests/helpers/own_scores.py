@@ -30,5 +30,9 @@ def too_many(measured: Measured) -> np.ndarray:
     return np.zeros(len(measured.response_tokens) + 1)
 
 
+def in_several_lines(measured: Measured) -> np.ndarray:
+    raise ValueError("columns do not match:\n    left: a\n\n    right: b\n")
+
+
 def in_vain(measured: Measured) -> np.ndarray:
     raise KeyError("quality")

@@ -26,7 +26,7 @@ PACKAGE = ROOT / "miwv_trainer"
 WINGS = (*measure_code.WINGS, "package")
 PURE = ("config", "embeddings", "selection", "metrics")
 FIRST, LAST = (
-    ("version", "compat", "checks", "choices", "descriptions", "own_scores", "config"),
+    ("version", "compat", "checks", "choices", "descriptions", "foreign_errors", "own_scores", "config"),
     ("__init__", "__main__"),
 )
 FILES = sorted(PACKAGE.rglob("*.py"))
