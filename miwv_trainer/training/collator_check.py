@@ -83,8 +83,10 @@ def count_samples(batch: Mapping[str, Any], lengths: np.ndarray) -> int:
         counts.append(int((positions == positions[0, 0]).sum()))
     if isinstance(ends, torch.Tensor):
         counts.append(ends.numel() - 1)
-    is_masked = isinstance(mask, torch.Tensor) and mask.shape == ids.shape
-    if int((mask != 0).sum() if is_masked else ids.numel()) >= lengths.sum():
+    tokens = ids.numel()
+    if isinstance(mask, torch.Tensor) and mask.shape == ids.shape:
+        tokens = int(torch.count_nonzero(mask))
+    if tokens >= lengths.sum():
         counts.append(len(lengths))
     return max(counts)
 
