@@ -170,15 +170,27 @@ def explain_no_candidate(left_out: Mapping[str, int], measured: Measured, config
 
 def _explain_no_number(measured: Measured, config: MIWVConfig) -> str:
     """Why the user's own function may have given no number: nothing is forwarded for it by itself."""
-    losses = {"zero_shot_loss": measured.zero_shot_loss, "one_shot_loss": measured.one_shot_loss}
+    response_loss = np.nan if measured.response_loss is None else measured.response_loss
+    losses = {
+        "zero_shot_loss": measured.zero_shot_loss,
+        "one_shot_loss": measured.one_shot_loss,
+        "response_loss": response_loss,
+    }
     lacking = [f"`{name}`" for name, values in losses.items() if np.isnan(values).all()]
     told = f" {describe_score(config.score)} gave NaN for each of them."
     if not lacking:
         return told
-    return (
-        f"{told} It got NaN as {' and '.join(lacking)}, which no forward has measured: score the pool with "
-        '`extra_losses="zero_shot"`, or "both" for exemplars and MIWV.'
-    )
+    advice = []
+    if lacking != ["`response_loss`"]:
+        advice.append('score the pool with `extra_losses="zero_shot"`, or "both" for exemplars and MIWV')
+    if "`response_loss`" in lacking:
+        advice.append(
+            '`response_loss` is measured by `score="ifd"` alone: score the pool so, and select from that round by the '
+            "function"
+        )
+    *others, last = lacking
+    named = f"{', '.join(others)} and {last}" if others else last
+    return f"{told} It got NaN as {named}, which no forward has measured: {'. '.join(advice)}."
 
 
 def explain_missing_losses(missing: Sequence[LossName], scored: StoredRound, config: MIWVConfig) -> str:

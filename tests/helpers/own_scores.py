@@ -22,6 +22,16 @@ def middle_miwv(measured: Measured) -> np.ndarray:
     return np.where(measured.response_tokens % 2 == 1, np.nan, distance)
 
 
+def nothing(measured: Measured) -> np.ndarray:
+    return np.full(len(measured.response_tokens), np.nan)
+
+
+def ratio_of_losses(measured: Measured) -> np.ndarray:
+    """As docs/curricula.md has it."""
+    ratio = measured.zero_shot_loss / measured.response_loss
+    return np.where(ratio > 1, np.nan, ratio)
+
+
 def another_on_each_rank(measured: Measured) -> np.ndarray:
     return measured.response_tokens + int(os.environ.get("RANK", "0"))
 

@@ -23,6 +23,7 @@ from benchmarks.measure_code import WINGS
 from miwv_trainer.cli.main import main
 from miwv_trainer.cli.options import OPTIONS
 from miwv_trainer.config import MIWVConfig
+from miwv_trainer.selection.measured import Measured
 from tests.helpers.launch import ROOT
 
 README = ROOT / "README.md"
@@ -172,6 +173,15 @@ def test_every_option_that_is_written_about_exists(monkeypatch: pytest.MonkeyPat
         written = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", without_code(text_of(path))))
         # Of Hugging Face's, git's and ms-swift's own commands.
         assert written - known <= {"--repo-type", "--lazy_tokenize", "--streaming"}, path.name
+
+
+def test_the_page_on_scores_of_your_own_lists_all_that_a_function_gets() -> None:
+    text = (ROOT / "docs" / "curricula.md").read_text(encoding="utf-8")
+    listed = re.findall(
+        r"^\| (`[^|]+) \|", text.partition("`Measured` holds")[2].partition("Nothing is")[0], re.MULTILINE
+    )
+    names = [name for cell in listed for name in re.findall(r"`(\w+)`", cell)]
+    assert sorted(names) == sorted([*(field.name for field in fields(Measured)), "miwv"])
 
 
 def table_of_fields() -> dict[str, str]:

@@ -172,14 +172,35 @@ def test_a_column_that_is_empty_selects_nothing(pool: Pool, tmp_path: Path) -> N
     with pytest.raises(ValueError, match="No sample of the pool may be selected: not one has a score"):
         finished_round(tiny_model(), pool, Store(tmp_path), MIWVConfig(score=empty))
     # A function has no losses by itself, and is told what measures them.
+    by_ifd = '`response_loss` is measured by `score="ifd"` alone: score the pool so, and select from that round'
     for extra, words in (
-        ("none", 'NaN as `zero_shot_loss` and `one_shot_loss`, .*: score the pool with `extra_losses="zero_shot"`'),
-        ("zero_shot", 'middle_miwv gave NaN for each of them. It got NaN as `one_shot_loss`, .* or "both"'),
-    ):
+        ("none", "NaN as `zero_shot_loss`, `one_shot_loss` and `response_loss`, .*"
+         f': score the pool with `extra_losses="zero_shot"`, or "both" for exemplars and MIWV. {by_ifd}'),
+        ("zero_shot", "middle_miwv gave NaN for each of them. It got NaN as `one_shot_loss` and `response_loss`, .* or "
+         f'"both" for exemplars and MIWV. {by_ifd}'),
+    ):  # fmt: skip
         with pytest.raises(ValueError, match=f"not one has a score. .*{words}"):
             config = MIWVConfig(score=middle_miwv, extra_losses=extra, embedder="tfidf")
             score_and_select(tiny_model(), pool, config, tmp_path / extra)
     assert exemplars_of(tiny_model(), pool, Store(tmp_path), MIWVConfig(score=empty)).indices.tolist() == [-1] * COUNT
+
+
+def test_a_function_that_gives_no_number_is_told_of_the_losses_that_it_lacks_and_of_no_other(
+    pool: Pool, tmp_path: Path
+) -> None:
+    by_ifd = a_round(pool, tmp_path / "ifd", EMBEDDED, score="ifd", extra_losses="both")
+    with pytest.raises(ValueError, match=r"own_scores:nothing gave NaN for each of them\.$"):
+        select_again(by_ifd, MIWVConfig(score=own_scores.nothing))
+    by_both = a_round(pool, tmp_path / "both", EMBEDDED, score="miwv")
+    words = (
+        r"It got NaN as `response_loss`, which no forward has measured: `response_loss` is measured by `score=\"ifd\"`"
+    )
+    with pytest.raises(ValueError, match=words):
+        select_again(by_both, MIWVConfig(score=own_scores.nothing))
+    ratio = by_ifd.column("zero_shot_loss") / by_ifd.column("response_loss")
+    ratio[ratio > 1] = np.nan
+    chosen = select_again(by_ifd, MIWVConfig(fraction=0.25, score=own_scores.ratio_of_losses)).selection
+    assert chosen.tolist() == select_highest(ratio, 6).tolist()
 
 
 def test_a_column_goes_through_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
