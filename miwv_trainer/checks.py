@@ -5,6 +5,7 @@ this file: a message names the argument as it was typed and gives an example of 
 """
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from numbers import Real
@@ -99,6 +100,21 @@ def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
         guesses = get_close_matches(value, allowed, n=1) if isinstance(value, str) else []
         hint = f" Did you mean {guesses[0]!r}?" if guesses else ""
         raise ValueError(f"`{name}` must be one of {', '.join(map(repr, allowed))}, but got {value!r}.{hint}")
+
+
+def is_nearly(text: str, name: str) -> bool:
+    """
+    Whether a text is a mistyped name: one letter more, less or other, or two neighbours exchanged.
+
+    Case, hyphens and underscores do not count.
+    """
+    first, second = sorted((re.sub("[-_]", "", each.lower()) for each in (text, name)), key=len)
+    same = next(
+        (place for place, pair in enumerate(zip(first, second, strict=False)) if len(set(pair)) > 1), len(first)
+    )
+    rest, other = first[same:], second[same:]
+    is_exchanged = rest[:2] == other[:2][::-1] and rest[2:] == other[2:]
+    return rest == other[1:] or rest[1:] == other[1:] or is_exchanged
 
 
 def check_whole_number(name: str, value: object, least: int = 1) -> None:

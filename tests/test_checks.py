@@ -8,8 +8,23 @@ import numpy as np
 import pytest
 
 from miwv_trainer import MIWVConfig
+from miwv_trainer.checks import is_nearly
 
 NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize("name", ["tfidf", "model", "ab", "a"])
+def test_a_text_is_nearly_a_name_if_one_change_of_a_letter_makes_it(name):
+    """Against all texts of four letters' kinds that are two letters longer at most, changed in every way there is."""
+    letters = "abtm"
+    one = {name[:i] + x + name[i:] for i in range(len(name) + 1) for x in letters}
+    one |= {name[:i] + name[i + 1 :] for i in range(len(name))}
+    one |= {name[:i] + x + name[i + 1 :] for i in range(len(name)) for x in letters}
+    one |= {name[:i] + name[i + 1] + name[i] + name[i + 2 :] for i in range(len(name) - 1)}
+    two = {text[:i] + x + text[i:] for text in one for i in range(len(text) + 1) for x in letters}
+    two |= {text[:i] + text[i + 1 :] for text in one for i in range(len(text))}
+    assert all(is_nearly(text, name) for text in one | {name, name.upper(), f"-{name}_"})
+    assert [text for text in two - one - {name} if is_nearly(text, name)] == []
 
 
 def refuses(words: str, **values):

@@ -20,6 +20,7 @@ from miwv_trainer.data.own_columns import add_scores_of_column
 from miwv_trainer.distributed.agreement import check_same_pool
 from miwv_trainer.distributed.launched import join_launched, leave_launched
 from miwv_trainer.distributed.world import World
+from miwv_trainer.embeddings.embedders import get_embedder
 from miwv_trainer.export.destination import check_outside
 from miwv_trainer.export.writers import SELECTED, write_jsonl
 from miwv_trainer.report.tables import format_rounds, format_scores
@@ -51,6 +52,7 @@ def _score_together(options: ScoreOptions, world: World) -> None:
         check_output(Path(options.output))
         check_outside(Path(options.output), options.dataset, "--output")
         config = MIWVConfig.from_dict(load_settings(options.settings))
+        get_embedder(config.embedder)  # raises for a mistyped name, before the model is loaded
         rows = load_rows(options.dataset, options.max_samples)
         model, tokenizer = load_model(options.model, options.dtype)
         model.to(world.device)

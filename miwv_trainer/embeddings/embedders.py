@@ -18,7 +18,9 @@ import scipy.sparse
 import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 
+from miwv_trainer.checks import is_nearly
 from miwv_trainer.config import describe_embedder
+from miwv_trainer.data.files import is_folder
 from miwv_trainer.distributed.world import World
 from miwv_trainer.embeddings.sentences import encode_sentences
 from miwv_trainer.embeddings.vectors import Embeddings
@@ -139,9 +141,33 @@ EMBEDDERS: Mapping[str, Embedder] = {
 
 
 def get_embedder(embedder: str | GivenArray) -> Embedder:
-    """Returns the record of a value of `MIWVConfig.embedder`."""
+    """
+    Returns the record of a value of `MIWVConfig.embedder`.
+
+    Raises:
+        ValueError: a mistyped name.
+    """
     if not isinstance(embedder, str):
         return Embedder(describe_embedder(embedder), array=embedder)
     if embedder in EMBEDDERS:
         return EMBEDDERS[embedder]
+    check_encoder_name(embedder)
     return Embedder(embedder, encode=partial(encode_sentences, embedder, ALTERNATIVES, SMALLER_ENCODERS))
+
+
+def check_encoder_name(name: str) -> None:
+    """
+    Raises `ValueError` if a name of sentence-transformers is nearly a built-in one, or that of an array's file.
+
+    The hub knows neither, and without a network it takes more than a minute to say so.
+    """
+    if name.endswith(".npy"):
+        raise ValueError(
+            f"Unknown embedder: {name!r} is the name of a file. Give the array itself, `embedder=numpy.load({name!r})`."
+        )
+    meant = next((each for each in EMBEDDERS if is_nearly(name, each)), None)
+    if meant is not None and "/" not in name and not is_folder(name):
+        raise ValueError(
+            f"Unknown embedder: {name!r} is no folder here. Did you mean {meant!r}? A model of the hub that has so "
+            f"near a name is given with its owner, 'OWNER/{name}'."
+        )

@@ -15,6 +15,7 @@ from miwv_trainer.data.own_columns import read_scores
 from miwv_trainer.data.pool import A_POOL, Pool, find_complete_samples
 from miwv_trainer.distributed.agreement import check_same_pool
 from miwv_trainer.distributed.world import World
+from miwv_trainer.embeddings.embedders import get_embedder
 from miwv_trainer.embeddings.vectors import Embeddings
 from miwv_trainer.rounds.exemplars import find_exemplars
 from miwv_trainer.rounds.inputs import read_measured
@@ -64,6 +65,7 @@ def score_and_select(
         )
     check_model(model, pool)
     check_layout(model, config, model.device)
+    get_embedder(config.embedder)  # raises for a mistyped name, before anything in the folder is moved aside
     world = World.current(model.device, model)  # the launched processes, where this runs on several
     check_same_pool(pool, world)
     store = Store(output)

@@ -23,6 +23,7 @@ from miwv_trainer.data.pool import Pool
 from miwv_trainer.data.sample_hashes import describe_difference, hash_sample_ids, hash_sample_masks
 from miwv_trainer.distributed.agreement import check_same_pool, check_same_weights
 from miwv_trainer.distributed.world import World
+from miwv_trainer.embeddings.embedders import get_embedder
 from miwv_trainer.rounds.exemplars import embeds_text, find_exemplars
 from miwv_trainer.rounds.identity import fingerprint_exemplars, fingerprint_run
 from miwv_trainer.scoring.context import find_context_length
@@ -127,6 +128,7 @@ def check_training(start: TrainingStart, config: MIWVConfig, sampler: MIWVDataSa
     check_model(start.model, pool)
     check_layout(start.scoring_model, config, start.world.device)
     check_batches(start.args, sampler)
+    get_embedder(config.embedder)  # raises for a mistyped name; `attach` has asked, a callback by hand has not
     if start.world.is_main:
         warn_of_last_batch(start.args, sampler)
         warn_of_missing_parts(start.dataloader, start.processing_class, start.model.config, pool)

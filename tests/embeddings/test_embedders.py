@@ -49,6 +49,42 @@ def test_an_unknown_embedder_is_an_error_that_names_the_alternatives(tmp_path):
     assert "'sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2' (50 languages" in str(hub.value)
 
 
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("tfdif", "tfidf"), ("tfidff", "tfidf"), ("tfid", "tfidf"), ("tfidg", "tfidf"), ("tf-idf", "tfidf"),
+        ("TF-IDF", "tfidf"), ("models", "model"), ("mode", "model"), ("Model", "model"), ("moedl", "model"),
+    ],
+)  # fmt: skip
+def test_a_name_that_is_nearly_a_built_in_one_is_refused_before_the_hub_is_asked(typed, meant, monkeypatch, tmp_path):
+    def fail(*args, **kwargs):
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr("sentence_transformers.SentenceTransformer", fail)
+    monkeypatch.chdir(tmp_path)
+    expected = rf"Unknown embedder: {typed!r} is no folder here\. Did you mean {meant!r}\? .* 'OWNER/{typed}'"
+    for ask in (lambda: get_embedder(typed), lambda: embed_texts(typed, ["red apples", "green apples"])):
+        with pytest.raises(ValueError, match=expected):
+            ask()
+
+
+@pytest.mark.parametrize("name", ["somebody/tfdif", "all-MiniLM-L6-v2", "tfidfs2", "moddels", "./models"])
+def test_other_names_may_be_on_the_hub(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert get_embedder(name).name == name and get_embedder(name).reads_text
+
+
+def test_the_name_of_an_arrays_file_is_refused_before_the_hub_is_asked():
+    with pytest.raises(ValueError, match=r"'v.npy' is the name of a file.*`embedder=numpy.load\('v.npy'\)`"):
+        get_embedder("v.npy")
+
+
+def test_a_folder_is_never_taken_for_a_mistyped_name(monkeypatch, tmp_path):
+    (tmp_path / "models").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert get_embedder("models").name == "models"
+
+
 def test_a_missing_sentence_transformers_is_an_error_that_names_the_extra_and_the_alternatives(monkeypatch):
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(ImportError, match=r"pip install 'miwv-trainer\[embed\]'.*\"tfidf\".*\"model\".*array"):

@@ -317,6 +317,10 @@ OPTIONS: dict[str, tuple[Prepare, str]] = {
         with_options("--embedder", "{folder}/none"),
         "The embedder .* could not be loaded",
     ),
+    "an embedder that is nearly a built-in one": (
+        with_options("--embedder", "tfdif"),
+        "Unknown embedder: 'tfdif' is no folder here. Did you mean 'tfidf'",
+    ),
     "a band whose quantiles descend": (
         with_options("--quantile-band", "0.9", "0.1"),
         "`--quantile-band` must be two numbers",

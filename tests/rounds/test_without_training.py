@@ -49,6 +49,13 @@ def scored(output: Path) -> StoredRound:
     return score_and_select(tiny_model(), pool_from_rows(ROWS, tiny_tokenizer()), CONFIG, output)
 
 
+def test_a_mistyped_embedder_is_refused_before_the_folder_is_touched(tmp_path: Path) -> None:
+    pool = pool_from_rows(ROWS, tiny_tokenizer())
+    with pytest.raises(ValueError, match="Unknown embedder: 'modell' is no folder here. Did you mean 'model'"):
+        score_and_select(tiny_model(), pool, MIWVConfig(embedder="modell"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_pool_is_scored_as_the_command_line_scores_it(scored: StoredRound, output: Path, tmp_path: Path) -> None:
     model = save_tiny(tmp_path / "model")
     (tmp_path / "pool.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
