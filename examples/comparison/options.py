@@ -100,6 +100,11 @@ def _add_training(group: argparse._ArgumentGroup) -> None:
     add("--epochs", type=float, default=3, help="epochs over a selection of --fraction (default: %(default)s)")
     add("--batch-size", type=make_minimum(1), default=8, help="samples of a step (default: %(default)s)")
     add(
+        "--micro-batch-size",
+        type=make_minimum(1),
+        help="samples of a forward, by which --batch-size can be divided (default: 2 on a CPU, else the whole batch)",
+    )
+    add(
         "--learning-rates",
         type=make_share("a learning rate such as 5e-4"),
         nargs="+",

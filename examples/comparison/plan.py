@@ -107,7 +107,7 @@ class Orders:
     def order(self, arm: Arm, seed: int) -> np.ndarray:
         """`(steps * batch,)` pool indices, of an arm that is scored again those of its first selection."""
         setting, lengths = self.setting, self.setting.samples.lengths
-        batch = BatchRule(setting.arguments.batch_size, seed)
+        batch = BatchRule(setting.arguments.batch_size, seed, setting.arguments.micro_batch_size)
         if arm.target is not None:
             passes = setting.count / setting.count_selected(setting.arguments.fraction)
             return fit_to_cost(self.draw_all(seed), arm.target, passes, lengths, batch)
@@ -122,8 +122,9 @@ class Orders:
         return np.concatenate([choice.ranked, rest])
 
     def count_tokens(self, arm: Arm, seed: int) -> int:
-        """Tokens of all training batches."""
-        return count_tokens(self.order(arm, seed), self.setting.samples.lengths, self.setting.arguments.batch_size)
+        """Tokens of all forwards of the training."""
+        lengths, forwarded = self.setting.samples.lengths, self.setting.arguments.micro_batch_size
+        return count_tokens(self.order(arm, seed), lengths, forwarded)
 
 
 def describe_identity(arm: Arm) -> dict[str, Any]:

@@ -17,10 +17,18 @@ TRAINED = 3  # forwards that training on a token costs: the backward takes about
 
 @dataclass(frozen=True)
 class BatchRule:
-    """Samples of a batch, and the seed of the order."""
+    """
+    How samples make batches.
+
+    Args:
+        size: Samples of a batch, which make an optimizer step.
+        seed: Seed of the order.
+        forwarded: Samples of a forward, by which `size` can be divided.
+    """
 
     size: int
     seed: int
+    forwarded: int
 
 
 def round_to_batches(count: float, size: int, batch_size: int) -> int:
@@ -58,9 +66,9 @@ def order_samples(selection: np.ndarray, epoch: int, count: int, lengths: np.nda
     return np.concatenate(epochs)[:count]
 
 
-def count_tokens(order: np.ndarray, lengths: np.ndarray, batch_size: int) -> int:
-    """Tokens of the batches of an order, padding included: a batch is as long as its longest sample."""
-    return int(lengths[order].reshape(-1, batch_size).max(axis=1).sum()) * batch_size
+def count_tokens(order: np.ndarray, lengths: np.ndarray, forwarded: int) -> int:
+    """Tokens of the forwards of an order, of so many samples each, padding to the longest of them included."""
+    return int(lengths[order].reshape(-1, forwarded).max(axis=1).sum()) * forwarded
 
 
 def fit_to_cost(draw: np.ndarray, target: int, passes: float, lengths: np.ndarray, batch: BatchRule) -> np.ndarray:
@@ -82,6 +90,6 @@ def fit_to_cost(draw: np.ndarray, target: int, passes: float, lengths: np.ndarra
         count = len(best) + batch.size
         selected = round_to_batches(count / passes, len(draw), batch.size)
         order = order_samples(draw[:selected], selected, count, lengths, batch)
-        if len(best) and TRAINED * count_tokens(order, lengths, batch.size) > target:
+        if len(best) and TRAINED * count_tokens(order, lengths, batch.forwarded) > target:
             return best
         best = order

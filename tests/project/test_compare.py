@@ -1,5 +1,7 @@
 """`examples/compare.py` as a whole: what it trains, that processes share its runs, and that a killed one goes on."""
 
+import argparse
+import copy
 import json
 import re
 import signal
@@ -7,11 +9,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tests.helpers.launch import ROOT, torchrun
 from tests.helpers.tiny import instruction_rows, save_tiny
@@ -28,11 +32,12 @@ from comparison.results import read_result, write_result  # noqa: E402
 from comparison.samples import split_dataset  # noqa: E402
 from comparison.schedule import count_tokens  # noqa: E402
 from comparison.scoring import Scores, is_rescored  # noqa: E402
-from comparison.setting import Setting, prepare  # noqa: E402
+from comparison.setting import Setting, choose_micro_batch, prepare  # noqa: E402
 from comparison.training import make_run  # noqa: E402
 
 ALWAYS = ["full set", "random", "longest"]
 SAMPLES, HELD_OUT, BATCH = 40, 8, 4
+FORWARDED = 2  # samples of a forward on a CPU
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +114,7 @@ def test_what_is_trained_is_what_was_planned(setting: Setting, scores: Scores) -
     for name in ("MIWV", control.name):
         order = orders.order(runs[name].arm, 1)
         assert results[name].steps * BATCH == len(order)
-        assert results[name].trained_tokens == count_tokens(order, setting.samples.lengths, BATCH)
+        assert results[name].trained_tokens == count_tokens(order, setting.samples.lengths, FORWARDED)
         assert results[name].samples == len(np.unique(order))
     one, equal, again = results["MIWV"], results[control.name], results["again"]
     assert one.steps == again.steps == 4 and equal.steps > 4 and is_rescored(setting.make_config(runs["again"].arm))
@@ -141,6 +146,30 @@ def test_an_arm_with_rounds_reads_its_first_round_and_trains_in_the_same_order_u
     assert not list(copied.parents[1].glob("previous-*"))
 
 
+def test_a_batch_in_several_forwards_makes_the_same_step(setting: Setting, scores: Scores) -> None:
+    """Each response token counts alike, in whatever forward it stands; a mean over forwards would be another loss."""
+    assert setting.arguments.micro_batch_size == FORWARDED < BATCH
+    whole = argparse.Namespace(**{**vars(setting.arguments), "micro_batch_size": BATCH})
+    exact = replace(setting, model=copy.deepcopy(setting.model).float())  # bfloat16 rounds by more than 0.01
+    run = Run(arm_of(setting, "longest"), 1e-3, 1)
+    parts, one = make_run(exact, scores, run), make_run(replace(exact, arguments=whole), scores, run)
+    other = make_run(exact, scores, Run(run.arm, 1e-3, 0))
+    assert parts.steps == one.steps and parts.samples == one.samples and parts.trained_tokens < one.trained_tokens
+    (ours, theirs, others) = (np.asarray(each.losses["held-out samples"]) for each in (parts, one, other))
+    assert np.abs(ours - theirs).max() < 1e-3 * np.abs(ours - others).max()
+
+
+@pytest.mark.parametrize(("batch", "device", "size"), [(8, "cpu", 2), (5, "cpu", 1), (8, "cuda", 8)])
+def test_a_forward_takes_two_samples_on_a_cpu_and_the_batch_elsewhere(batch: int, device: str, size: int) -> None:
+    assert choose_micro_batch(batch, None, torch.device(device)) == size
+    assert choose_micro_batch(batch, batch, torch.device(device)) == batch
+
+
+def test_forwards_that_do_not_fill_a_batch_are_refused() -> None:
+    with pytest.raises(SystemExit, match="micro-batch-size 3 does not divide --batch-size 8. Give a divisor, or"):
+        choose_micro_batch(8, 3, torch.device("cpu"))
+
+
 def test_every_batch_that_enters_the_model_is_full(setting: Setting, scores: Scores, tmp_path: Path) -> None:
     """Counted where the batches go into the model, for a selection of ten and batches of eight."""
     order = np.resize(np.arange(10), 40)
@@ -160,7 +189,7 @@ def test_every_batch_that_enters_the_model_is_full(setting: Setting, scores: Sco
     assert all(ids[: len(rows[index])] == tuple(rows[index]) for ids, index in zip(flat, order, strict=True))
 
 
-@pytest.mark.parametrize("option", ["--seeds", "--batch-size", "--rescores"])
+@pytest.mark.parametrize("option", ["--seeds", "--batch-size", "--micro-batch-size", "--rescores"])
 def test_numbers_that_make_no_comparison_are_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         make_parser(None).parse_args([option, "0"])

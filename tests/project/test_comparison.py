@@ -274,19 +274,19 @@ def test_selections_fill_whole_batches() -> None:
 def test_an_order_holds_every_sample_equally_often_and_follows_its_seed() -> None:
     lengths = np.random.default_rng(0).integers(5, 50, 40)
     selection = np.arange(0, 32, 2)
-    order = order_samples(selection, 16, 48, lengths, BatchRule(8, 1))
+    order = order_samples(selection, 16, 48, lengths, BatchRule(8, 1, 2))
     assert np.bincount(order, minlength=40)[selection].tolist() == [3] * 16 and len(order) == 48
-    assert np.array_equal(order, order_samples(selection, 16, 48, lengths, BatchRule(8, 1)))
-    assert not np.array_equal(order, order_samples(selection, 16, 48, lengths, BatchRule(8, 2)))
+    assert np.array_equal(order, order_samples(selection, 16, 48, lengths, BatchRule(8, 1, 2)))
+    assert not np.array_equal(order, order_samples(selection, 16, 48, lengths, BatchRule(8, 2, 2)))
     # Of more samples than an epoch holds, each is seen as often as any other, or once more.
-    counts = np.bincount(order_samples(np.arange(40), 32, 96, lengths, BatchRule(8, 1)), minlength=40)
+    counts = np.bincount(order_samples(np.arange(40), 32, 96, lengths, BatchRule(8, 1, 2)), minlength=40)
     assert counts.min() == 2 and counts.max() == 3
     # Of fewer, some are repeated to fill the batches.
-    counts = np.bincount(order_samples(np.arange(5), 8, 16, lengths, BatchRule(8, 1)))
+    counts = np.bincount(order_samples(np.arange(5), 8, 16, lengths, BatchRule(8, 1, 2)))
     assert counts.sum() == 16 and counts.min() >= 2
 
 
-def test_tokens_are_those_of_padded_batches() -> None:
+def test_tokens_are_those_of_padded_forwards() -> None:
     lengths = np.array([3, 5, 2, 9])
     assert count_tokens(np.array([0, 1, 2, 3]), lengths, 2) == 2 * 5 + 2 * 9
 
@@ -294,10 +294,10 @@ def test_tokens_are_those_of_padded_batches() -> None:
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_draws_at_equal_cost_cost_as_much_and_are_seen_as_often(seed: int) -> None:
     lengths = np.random.default_rng(seed).integers(20, 60, 200)
-    draw, batch = np.random.default_rng(seed).permutation(200), BatchRule(8, seed)
+    draw, batch = np.random.default_rng(seed).permutation(200), BatchRule(8, seed, 2)
     for target in (8 * 3 * 60, 20_000, 60_000):
         order = fit_to_cost(draw, target, 3.0, lengths, batch)
-        cost = 3 * count_tokens(order, lengths, 8)
+        cost = 3 * count_tokens(order, lengths, 2)
         # One more step, of the longest samples, would cost more.
         assert target - 2 * 3 * 8 * 60 < cost <= max(target, 3 * 8 * 60)
         seen = np.bincount(order, minlength=200)
