@@ -5,7 +5,7 @@ resumes a run. So a lambda, which has neither, is refused.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Set
 from dataclasses import dataclass
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
@@ -57,12 +57,12 @@ def check_own_score(score: object, names: tuple[str, ...]) -> None:
         given = "a lambda, which has no name by which a resumed run could know it: define it with `def`"
     elif is_array(score):
         given = f"an array of shape {tuple(score.shape)}"
-    elif isinstance(score, list | tuple):
+    elif isinstance(score, Collection) and not isinstance(score, str | Mapping | Set):  # A list, a Series of pandas.
         given = f"a {type(score).__name__}, which `numpy.asarray` turns into an array"
     elif callable(score):
         given = f"an object of type {type(score).__name__}: call it in a function that is defined with `def`"
     else:
-        given = repr(score)[:60]
+        given = " ".join(repr(score).split())[:60]
     raise ValueError(
         f"`score` must be one of {', '.join(map(repr, names))}, a function, or an array of shape (N,) with one number "
         f"a sample, but got {given}."

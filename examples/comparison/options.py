@@ -7,6 +7,7 @@ from quickstart import name_columns
 
 from comparison.arms import parse_arm
 from comparison.corruption import parse_corruptions
+from miwv_trainer import MIWVConfig
 
 
 def make_minimum(least: int) -> Callable[[str], int]:
@@ -33,6 +34,25 @@ def make_share(kind: str) -> Callable[[str], float]:
         return value
 
     return parse_share
+
+
+def parse_fraction(typed: str) -> float:
+    """A type for argparse: what `MIWVConfig` takes as `fraction`."""
+    try:
+        return MIWVConfig(fraction=float(typed)).fraction
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def parse_epochs(typed: str) -> float:
+    """A type for argparse: a finite number above 0."""
+    try:
+        value = float(typed)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number above 0, but got {typed}")
+    return value
 
 
 def make_parser(description: str | None) -> argparse.ArgumentParser:
@@ -89,7 +109,7 @@ def _add_arms(group: argparse._ArgumentGroup) -> None:
         metavar='"NAME: KEY=VALUE, ..."',
         help="a configuration of MIWVConfig to compare; may be given several times (default: MIWV and four variants)",
     )
-    add("--fraction", type=float, default=0.1, help="share that is selected (default: %(default)s)")
+    add("--fraction", type=parse_fraction, default=0.1, help="share that is selected (default: %(default)s)")
     add("--embedder", default="tfidf", help="what finds exemplars (default: %(default)s)")
     add("--rescores", type=make_minimum(1), default=1, help='rounds after the first with rescore_strategy="steps"')
     add("--refine", action="store_true", help="score samples near the threshold again in float32, as `attach` does")
@@ -97,7 +117,7 @@ def _add_arms(group: argparse._ArgumentGroup) -> None:
 
 def _add_training(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--epochs", type=float, default=3, help="epochs over a selection of --fraction (default: %(default)s)")
+    add("--epochs", type=parse_epochs, default=3, help="epochs over a selection of --fraction (default: %(default)s)")
     add("--batch-size", type=make_minimum(1), default=8, help="samples of a step (default: %(default)s)")
     add(
         "--micro-batch-size",

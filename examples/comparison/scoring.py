@@ -45,12 +45,22 @@ class Scores:
         return share_rounds({arm.name: self.setting.make_config(arm) for arm in self.arms})
 
     def score(self) -> None:
-        """Scores all rounds, those that no other process scores, and returns when all are there."""
+        """
+        Scores all rounds, those that no other process scores, and returns when all are there.
+
+        Raises:
+            SystemExit: an arm's round cannot be scored, by `scores_from` of another pool for example; the message names
+                the arm.
+        """
         setting = self.setting
         rounds = list({scoring.slug: scoring for scoring in self.scorings.values()}.values())
         folder = setting.output / FOLDER
         for scoring in deal(rounds, folder, lambda one: len(self._read(one)) > 0):
-            score_and_select(setting.model, setting.samples.pool, scoring.config, folder / scoring.slug)
+            try:
+                score_and_select(setting.model, setting.samples.pool, scoring.config, folder / scoring.slug)
+            except (OSError, TypeError, ValueError) as error:
+                arms = " and ".join(repr(name) for name, used in self.scorings.items() if used == scoring)
+                raise SystemExit(f"The pool cannot be scored for the arm {arms}: {error}") from error
 
     def _read(self, scoring: Scoring) -> list[StoredRound]:
         folder = self.setting.output / FOLDER / scoring.slug

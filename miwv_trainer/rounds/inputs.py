@@ -130,8 +130,11 @@ def prepare_inputs(
     """
     pool, config = scorer.pool, scorer.config
     scored_behind = get_one_shot_exemplars(exemplars, config)
-    can_score = find_scorable(pool, scored_behind, scorer.context)
     needs_forwards = get_score(config).needs_forwards
+    if source is None:
+        can_score = find_scorable(pool, scored_behind, scorer.context)
+    else:  # Whatever fits the context of this run, the losses are those of the other.
+        can_score = has_losses(read_measured(source), get_score(config))
     if needs_forwards and not can_score.any():
         raise ValueError(explain_nothing_scorable(pool, scored_behind, scorer.context))
     nothing = np.full(len(pool), np.nan, dtype=np.float32)

@@ -110,7 +110,8 @@ def describe_proxy(found: ProxyCheck) -> str:
     agreement = "no correlation can be computed" if correlation is None else f"rank correlation {correlation:.2f}"
     shared = "" if overlap is None else f", {overlap:.0%} of the selected in common"
     price, whole = format_duration(found["seconds"], 1), format_duration(found["seconds_of_model"], 1)
-    return f"on {found['samples']} samples {agreement}{shared}; {price} for the pool, the model would take {whole}"
+    number = f"{found['samples']} sample{'' if found['samples'] == 1 else 's'}"
+    return f"on {number} {agreement}{shared}; {price} for the pool, the model would take {whole}"
 
 
 def describe_threshold(choice: Choice, config: MIWVConfig) -> str:
@@ -204,11 +205,11 @@ def explain_missing_losses(missing: Sequence[LossName], scored: StoredRound, con
     )
 
 
-def explain_no_finite_loss() -> str:
-    """The error if every loss is NaN or infinite."""
+def explain_no_finite_loss(is_proxy: bool) -> str:
+    """The error if every loss is NaN or infinite. `is_proxy` says that a smaller model has scored."""
     return (
-        "Not one loss is finite: the model gives NaN or infinity on every sample of the pool. Check its weights "
-        "and dtype (float16 overflows easily; use bfloat16 or float32)."
+        f"Not one loss is finite: the {'`scorer`' if is_proxy else 'model'} gives NaN or infinity on every sample of "
+        "the pool. Check its weights and dtype (float16 overflows easily; use bfloat16 or float32)."
     )
 
 
@@ -237,6 +238,19 @@ def warn_of_unscorable(number: int, pool: Pool, exemplars: np.ndarray, context: 
             "Round %d: the exemplar of %d sample(s) was cut at its beginning, because none fits the %d tokens of the "
             "context together with the sample.", number, int(is_cut.sum()), context,
         )  # fmt: skip
+
+
+def warn_of_unmeasured(number: int, is_measured: np.ndarray, folder: str) -> None:
+    """Logs how many samples are left out because the run whose losses are read has none of them."""
+    missing = int((~is_measured).sum())
+    if missing:
+        logger.warning(
+            "Round %d: %d of %d samples have no losses in %s and are left out.",
+            number,
+            missing,
+            len(is_measured),
+            folder,
+        )
 
 
 def count_unscorable(pool: Pool, exemplars: np.ndarray, context: int) -> Mapping[str, int]:

@@ -41,6 +41,8 @@ def check_proxy(scorer: Scorer, inputs: RoundInputs, losses: Losses, seconds: fl
     if trained is None or not config.proxy_check or not inputs.is_scored.any():
         return None
     samples = choose_spread(inputs.score(inputs.merge(losses)), config.proxy_check)
+    if not len(samples):  # The smaller model gives no finite loss, which ends the round.
+        return None
     by_model, seconds_of_model = _score_with_model(trained, inputs, samples)
     # Both are ranked within the samples alone: a residual MIWV depends on which samples it is fitted to.
     measured, by_other = (inputs.merge(each.restrict_to(samples)) for each in (losses, by_model))
@@ -61,7 +63,12 @@ def check_proxy(scorer: Scorer, inputs: RoundInputs, losses: Losses, seconds: fl
         seconds_of_model=round(seconds_of_model, 3),
     )
     correlation = found["rank_correlation"]
-    if scorer.world.is_main and (correlation is None or correlation < config.proxy_warn_below):
+    if scorer.world.is_main and correlation is None:
+        logger.warning(
+            "It is not known whether the smaller model ranks the samples like the model in training: %s. A correlation "
+            "takes three samples whose scores differ. Give a larger `proxy_check`.", describe_proxy(found),
+        )  # fmt: skip
+    elif scorer.world.is_main and correlation is not None and correlation < config.proxy_warn_below:
         logger.warning(
             "The smaller model ranks the samples unlike the model in training: %s. Selected is what is hard for the "
             "smaller one. Score with a larger model, or with the model itself (no `scorer`).", describe_proxy(found),

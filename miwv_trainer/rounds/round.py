@@ -31,6 +31,7 @@ from miwv_trainer.rounds.messages import (
     explain_no_candidate,
     explain_no_finite_loss,
     tell_left_out,
+    warn_of_unmeasured,
     warn_of_unscorable,
 )
 from miwv_trainer.rounds.proxy import check_proxy
@@ -125,7 +126,7 @@ def run_round(
     seconds = time.perf_counter() - started + scored.earlier_seconds
     measured = inputs.merge(scored.refined.losses)
     proxy = check_proxy(scorer, inputs, scored.refined.losses, seconds)
-    choice = _select(scorer, inputs, measured, scored, store)
+    choice = _select(scorer, inputs, measured, scored, store, source)
     cost = _add_up(scored, seconds, inputs, choice)
     summary = {
         **identity,
@@ -207,9 +208,19 @@ def _check_function(inputs: RoundInputs, measured: Measured, world: World) -> No
     check_same_scores(scores, f"`score` {describe_score(inputs.config.score)}", world)
 
 
-def _select(scorer: Scorer, inputs: RoundInputs, measured: Measured, scored: ScoredRound, store: Store) -> Choice:
+def _select(
+    scorer: Scorer,
+    inputs: RoundInputs,
+    measured: Measured,
+    scored: ScoredRound,
+    store: Store,
+    source: StoredRound | None,
+) -> Choice:
     """
     The choice of rank 0, on every rank.
+
+    Args:
+        source: The round of another run whose losses these are, or None.
 
     Raises:
         ValueError: not one loss is finite, or the guards leave no sample.
@@ -222,9 +233,12 @@ def _select(scorer: Scorer, inputs: RoundInputs, measured: Measured, scored: Sco
     if inputs.is_scored.any() and is_lost[inputs.is_scored].all():
         if world.is_main:
             scored.forget()
-        raise ValueError(explain_no_finite_loss())
+        raise ValueError(explain_no_finite_loss(is_proxy=scorer.stands_for is not None))
     if world.is_main and get_score(config).needs_forwards and not inputs.point.is_drawn_again:
-        warn_of_unscorable(number, inputs.pool, inputs.scored_behind, inputs.context, is_lost)
+        if source is None:
+            warn_of_unscorable(number, inputs.pool, inputs.scored_behind, inputs.context, is_lost)
+        else:
+            warn_of_unmeasured(number, has_losses(measured, get_score(config)), str(source.folder))
     embeddings = find_embeddings(scorer, store, may_embed=number == 0) if config.needs_embeddings else None
     choice: Choice | None = None
     with world.run_together("selecting"):

@@ -32,11 +32,15 @@ SEEING_UNLESS_SWITCHED = {
     "xlm-roberta-xl", "xmod",
 }  # fmt: skip
 SEEING_ALWAYS = {"cpmant", "prophetnet", "xlnet"}
+TRAIN_ANOTHER = "Train an `AutoModelForCausalLM`, or train without a selection."
 
 
-def check_model_kind(model: nn.Module) -> None:
+def check_model_kind(model: nn.Module, advice: str = TRAIN_ANOTHER) -> None:
     """
     Checks that a model predicts each token from those before it, as far as its class and configuration tell.
+
+    Args:
+        advice: What to do, in errors about models for other tasks.
 
     Raises:
         ValueError:
@@ -56,12 +60,12 @@ def check_model_kind(model: nn.Module) -> None:
         if any(base.endswith(ending) for base in bases):
             raise ValueError(
                 f"{name} is no causal language model: it {task}, and gives no loss of a response behind its prompt. "
-                "Train an `AutoModelForCausalLM`, or train without a selection."
+                f"{advice}"
             )
     if inside.config.is_encoder_decoder:
         raise ValueError(
             f"{name} is an encoder-decoder model; MIWV is defined for causal language models, where the exemplar "
-            "stands before the sample in one sequence. Train an `AutoModelForCausalLM`, or train without a selection."
+            f"stands before the sample in one sequence. {advice}"
         )
     if is_known_to_see(inside):
         raise ValueError(explain_sight(inside))

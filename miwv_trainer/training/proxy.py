@@ -14,9 +14,11 @@ from miwv_trainer.data.models import load_tokenizer
 from miwv_trainer.data.pool import Pool
 from miwv_trainer.data.vocabulary import describe_vocabulary_difference, find_tokenizer
 from miwv_trainer.distributed.sharding import is_whole
+from miwv_trainer.own_scores import describe_score
 from miwv_trainer.scoring.memory import read_sizes
 from miwv_trainer.scoring.model_checks import check_model_kind
 from miwv_trainer.scoring.scorer import Scorer, prepare_scorer
+from miwv_trainer.selection.scores import get_score
 
 logger = logging.getLogger(__name__)
 OTHER_TOKENIZER = (
@@ -32,7 +34,7 @@ def check_scorer(proxy: PreTrainedModel, processing_class: object, pool: Pool, c
     Raises:
         TypeError: it is no loaded model.
         ValueError: it is no causal language model, is split over ranks, means other tokens by the pool's ids, or the
-            configuration asks for later rounds or for losses of another run.
+            configuration asks for later rounds, for losses of another run or for none.
     """
     given: object = proxy  # a path is easily given instead
     if not isinstance(given, torch.nn.Module):
@@ -40,7 +42,15 @@ def check_scorer(proxy: PreTrainedModel, processing_class: object, pool: Pool, c
             "`scorer` must be a loaded model (`AutoModelForCausalLM.from_pretrained(...)`), but got "
             f"{describe_given(given)}."
         )
-    check_model_kind(proxy)
+    try:
+        check_model_kind(proxy, advice="Give an `AutoModelForCausalLM`, or leave the `scorer` out.")
+    except ValueError as error:
+        raise ValueError(f"The `scorer` cannot score. {error}") from error
+    if not get_score(config).needs_forwards:
+        raise ValueError(
+            f"`score={describe_score(config.score)!r}` needs no loss, so that a `scorer` would forward nothing. Leave "
+            "the `scorer` out, or give a score that is made of losses."
+        )
     most, vocabulary = int(pool.tokens.max()), read_sizes(proxy).vocabulary
     if most >= vocabulary:
         raise ValueError(
@@ -62,8 +72,9 @@ def check_scorer(proxy: PreTrainedModel, processing_class: object, pool: Pool, c
     if own is None or other is None:
         whose = "The Trainer has no tokenizer" if own is None else "No tokenizer lies beside the `scorer`"
         logger.warning(
-            "%s, so that only the size of the vocabulary was compared. Both must mean the same tokens.", whose
-        )
+            "%s, so that only the highest token id of the pool was compared with the size of the vocabulary. Both must "
+            "mean the same tokens.", whose,
+        )  # fmt: skip
         return
     difference = describe_vocabulary_difference(pool, own, other)
     if difference is not None:

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 
+from miwv_trainer import pool_from_rows, score_and_select
 from tests.helpers.launch import ROOT, torchrun
 from tests.helpers.tiny import instruction_rows, save_tiny
 
@@ -202,6 +203,10 @@ def test_numbers_that_make_no_comparison_are_refused(option: str, capsys: pytest
         (["--known", "1"], "must be a number above 0 and below 1, but got 1"),
         (["--known", "half"], "must be a number above 0 and below 1, but got half"),
         (["--learning-rates", "5e-4", "fast"], "must be a learning rate such as 5e-4, but got fast"),
+        (["--fraction", "5"], "fraction"),
+        (["--fraction", "all"], "all"),
+        (["--epochs", "0"], "must be a number above 0, but got 0"),
+        (["--epochs", "inf"], "must be a number above 0, but got inf"),
         (["--held-out", "1"], "must be a whole number from 2 on, but got 1"),
         (["--arm", "score=miwv"], r'must be "name: key=value, ..."'),
         (["--corrupt", "swaped=0.3"], "must be one of swapped, truncated, duplicated with a share of the pool"),
@@ -211,6 +216,15 @@ def test_options_say_what_is_allowed(typed: list[str], message: str, capsys: pyt
     with pytest.raises(SystemExit):
         make_parser(None).parse_args(typed)
     assert message in capsys.readouterr().err
+
+
+def test_an_arm_whose_scores_are_of_another_pool_is_named(setting: Setting, scores: Scores, tmp_path: Path) -> None:
+    other = pool_from_rows(instruction_rows(20, 9), setting.tokenizer)
+    score_and_select(setting.model, other, setting.make_config(arm_of(setting, "MIWV")), tmp_path / "other")
+    arms = [Arm("taken", {"scores_from": str(tmp_path / "other")})]
+    arguments = argparse.Namespace(**{**vars(setting.arguments), "output": str(tmp_path / "compared")})
+    with pytest.raises(SystemExit, match="cannot be scored for the arm 'taken': `scores_from` names scores of another"):
+        Scores(replace(setting, arms=arms, arguments=arguments)).score()
 
 
 def test_too_few_samples_are_refused(options: list[str], setting: Setting) -> None:

@@ -147,6 +147,27 @@ def test_scores_that_do_not_serve_are_refused_with_both_values(name: str, tmp_pa
     assert not list((tmp_path / "out").glob("miwv/round*"))
 
 
+@pytest.mark.parametrize("ours_is_shorter", [True, False])
+def test_what_is_left_out_is_what_has_no_loss_there_whatever_the_context_is_here(
+    ours_is_shorter: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = pool_of()
+    short = int(np.median(pool.lengths)) + len(pool.preamble)
+    theirs, ours = (None, short) if ours_is_shorter else (short, None)
+    source = score_and_select(
+        tiny_model(), pool, MIWVConfig(fraction=0.1, embedder="tfidf", scoring_max_length=theirs), tmp_path / "source"
+    )
+    caplog.clear()
+    config = MIWVConfig(fraction=0.1, embedder="tfidf", scoring_max_length=ours, scores_from=output_of(source))
+    found = score_and_select(tiny_model(), pool, config, tmp_path / "out")
+    missing = int(np.isnan(source.column("miwv")).sum())
+    assert found.selection.tolist() == source.selection.tolist()
+    assert (missing > 0) != ours_is_shorter
+    told = f"Round 0: {missing} of {COUNT} samples have no losses in {source.folder} and are left out."
+    assert (told in caplog.text) == (missing > 0)
+    assert "could not be scored" not in caplog.text and "was cut" not in caplog.text
+
+
 def test_other_labels_and_another_order_are_another_pool(tmp_path: Path, scored: StoredRound) -> None:
     config = MIWVConfig(embedder="tfidf", scores_from=output_of(scored))
     for rows in (tiny_dataset(COUNT).shuffle(seed=1), tiny_dataset(COUNT, seed=1)):

@@ -6,7 +6,9 @@ import re
 from dataclasses import replace
 from typing import Any
 
+import datasets
 import numpy as np
+import pandas
 import pytest
 import torch
 
@@ -48,6 +50,9 @@ def test_a_score_is_known_by_its_name_or_its_shape(score: Any, name: str) -> Non
         (Quality(), "an object of type Quality: call it in a function"),
         (np.zeros((3, 1)), r"an array of shape \(3, 1\)"),
         ([0.1, 0.2], "a list, which `numpy.asarray` turns into an array"),
+        (datasets.Dataset.from_dict({"a": [0.1, 0.2]})["a"], "a Column, which `numpy.asarray` turns into an array"),
+        (pandas.Series([0.1, 0.2]), "a Series, which `numpy.asarray` turns into an array"),
+        ({"a": 0.1}, "{'a': 0.1}"),
         (0.5, "0.5"),
         (None, "None"),
     ],

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import spearmanr
+from transformers import BertConfig, BertForSequenceClassification
 
 from miwv_trainer import MIWVConfig, attach, pool_from_rows, score_and_select
 from miwv_trainer.report.tables import format_rounds
@@ -122,6 +123,39 @@ def test_a_scorer_with_other_tokens_is_refused_and_one_with_the_same_is_not(tmp_
     ):
         attach(trainer, MIWVConfig(**VALUES), scorer=type(small).from_pretrained(tmp_path / "other"))
     attach(trainer, MIWVConfig(**VALUES), scorer=type(small).from_pretrained(tmp_path / "same"))
+
+
+def test_too_few_samples_tell_nothing_of_a_smaller_model(tmp_path: Path, caplog: Any) -> None:
+    """One that ranks exactly alike, as it is the same, must not be called unlike."""
+    found, _ = trained_by(tmp_path, tiny_model(), proxy_check=1)
+    assert found.summary["proxy"]["rank_correlation"] is None and found.summary["proxy"]["samples"] == 1
+    assert "It is not known whether the smaller model ranks the samples like the model in training: on 1 sample no" in (
+        caplog.text
+    )
+    assert "Give a larger `proxy_check`" in caplog.text and "unlike" not in caplog.text
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_a_smaller_model_without_a_finite_loss_is_named(tmp_path: Path) -> None:
+    broken = small_model()
+    torch.nn.init.constant_(broken.lm_head.weight, float("nan"))
+    with pytest.raises(ValueError, match="Not one loss is finite: the `scorer` gives NaN"):
+        trained_by(tmp_path, broken)
+
+
+def test_models_of_other_kinds_are_refused_as_scorers_by_that_name(tmp_path: Path) -> None:
+    trainer = noting_trainer(tmp_path)
+    other = BertForSequenceClassification(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1))
+    for given, words in ((other, "is no causal language model.*"), (torch.nn.Linear(2, 2), "The model is a Linear.*")):
+        with pytest.raises(ValueError, match=f"The `scorer` cannot score. .*{words}`AutoModelForCausalLM`") as refused:
+            attach(trainer, MIWVConfig(**VALUES), scorer=given)
+        assert "train without a selection" not in str(refused.value)
+
+
+@pytest.mark.parametrize("score", ["random", "longest", np.zeros(COUNT)])
+def test_a_scorer_is_refused_where_nothing_is_forwarded(tmp_path: Path, score: Any) -> None:
+    with pytest.raises(ValueError, match="needs no loss, so that a `scorer` would forward nothing. Leave the `scorer`"):
+        attach(noting_trainer(tmp_path), MIWVConfig(**VALUES, score=score), scorer=small_model())
 
 
 def test_what_a_scorer_cannot_do_is_refused(tmp_path: Path) -> None:
