@@ -26,7 +26,7 @@ from miwv_trainer.scoring.context import get_text_config, read_size
 from miwv_trainer.scoring.root_forward import PADDING_ID, ForwardInputs, pad
 from miwv_trainer.scoring.tree_masks import RowSegments, make_block_mask, make_mask, restrict_window
 from miwv_trainer.scoring.trees import TreeRow
-from miwv_trainer.scoring.varlen import VARLEN, find_varlen_obstacle, use_sequences
+from miwv_trainer.scoring.varlen import VARLEN, find_unsupported, find_varlen_obstacle, use_sequences
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -96,6 +96,9 @@ def find_attention_obstacle(model: nn.Module, asked: AttentionChoice, device: to
         return reason
     if not _calls_registered(get_inner_model(model)):
         return "its layers call an attention function of their own"
+    unsupported = find_unsupported(get_inner_model(model)) if asked == "segments" else None
+    if unsupported is not None:
+        return f"segments call torch's scaled dot product attention, which computes no {unsupported}"
     varlen = find_varlen_obstacle(model, device) if asked != "segments" else None
     if varlen is None or asked == "varlen":
         return varlen

@@ -141,10 +141,16 @@ def find_varlen_obstacle(model: nn.Module, device: torch.device | None = None) -
     width = find_head_width(inner)
     if width > WIDEST_HEAD:
         return f"it takes attention heads of at most {WIDEST_HEAD} numbers, and the model's have {width}"
-    if getattr(get_text_config(inner), "attn_logit_softcapping", None) is not None:
-        return f"it computes no {UNSUPPORTED['softcap']}"
-    if any(name.endswith(".sinks") for name, _ in inner.named_parameters()):
-        return f"it computes no {UNSUPPORTED['s_aux']}"
+    unsupported = find_unsupported(inner)
+    return None if unsupported is None else f"it computes no {unsupported}"
+
+
+def find_unsupported(model: nn.Module) -> str | None:
+    """What the attention of a model has that neither this kernel nor torch's scaled dot product attention computes."""
+    if getattr(get_text_config(model), "attn_logit_softcapping", None) is not None:
+        return UNSUPPORTED["softcap"]
+    if any(name.endswith(".sinks") for name, _ in model.named_parameters()):
+        return UNSUPPORTED["s_aux"]
     return None
 
 

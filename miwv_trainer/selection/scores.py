@@ -286,8 +286,8 @@ def read_given_scores(config: MIWVConfig, column_scores: np.ndarray | None, coun
         return None
     if column_scores is None:
         raise ValueError(
-            f"`score_column` is {config.score_column!r}, but the pool has no numbers of it: a pool of token ids has no "
-            "columns. Give them as an array, `score=numpy.asarray(...)`."
+            f"`score_column` is {config.score_column!r}, but the pool has no numbers of it: columns are read by "
+            "`attach`, `miwv score` and `select_again`. Give them as an array, `score=numpy.asarray(...)`."
         )
     return validate_scores(column_scores, count, f"`score_column` {config.score_column!r}")
 

@@ -395,6 +395,17 @@ def test_an_attention_that_is_asked_for_and_cannot_be_is_refused(
         choose(model, case, attention=asked)
 
 
+@pytest.mark.parametrize(("family", "part"), [("Gemma2", "soft-capped scores"), ("GptOss", "attention sinks")])
+def test_segments_are_refused_where_torchs_attention_lacks_a_part_of_the_models(
+    family: str, part: str, case: tuple[Pool, np.ndarray]
+) -> None:
+    model = random_model(family, WINDOWED[family])
+    expected = f'`attention="segments"`: segments call torch\'s scaled dot product attention, which computes no {part}'
+    with pytest.raises(ValueError, match=expected):
+        check_layout(model, MIWVConfig(attention="segments"), CPU)
+    assert choose(model, case) == "tree"  # by masks, which the family's own attention takes
+
+
 @pytest.mark.parametrize("asked", ["segments", "varlen"])
 def test_layers_that_call_an_attention_of_their_own_are_refused(asked: str, varlen_on_cpu: None) -> None:
     expected = f'`attention="{asked}"`: its layers call an attention function of their own'
