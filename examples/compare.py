@@ -14,11 +14,12 @@ comparison.md, comparison.png and a file for each run.
 import argparse
 import logging
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from comparison.arms import Arm
+from comparison.arms import UNTRAINED, Arm
 from comparison.dealing import deal, leave_launcher
 from comparison.judgement import Losses, judge
 from comparison.options import make_parser
@@ -43,7 +44,13 @@ from comparison.training import make_run
 from comparison.wording import write_power, write_verdict
 from quickstart import find_default_model
 
-MAY_DIFFER = ("output", "seeds", "arm", "learning_rates")  # options that may change when a comparison is continued
+MAY_DIFFER = (
+    "output",
+    "seeds",
+    "arm",
+    "learning_rates",
+    "page_only",
+)  # options that may change when a comparison is continued
 
 
 def main() -> None:
@@ -59,7 +66,8 @@ def main() -> None:
     scores.score()
     plan = make_plan(setting, scores)
     runs = plan.list_runs(arguments.seeds, arguments.learning_rates)
-    make_runs(setting, scores, runs, processes)
+    if not arguments.page_only:
+        make_runs(setting, scores, runs, processes)
     if rank == 0:
         show(setting, plan, runs)
         print(f"{time.perf_counter() - started:.0f} s")
@@ -114,13 +122,15 @@ def find_file(setting: Setting, run: Run) -> Path:
 def show(setting: Setting, plan: Plan, runs: Sequence[Run]) -> None:
     """Prints the table, and writes the page and the picture."""
     results = [found for run in runs if (found := read_result(find_file(setting, run))) is not None]
+    if len(results) < 2 or results[0].arm != UNTRAINED:
+        raise SystemExit(f"{setting.output} has too few runs for a page. Leave --page-only out.")
     sections = make_sections(setting, plan, results)
     first = sections[0]
     print(f"\n{first.title}; untrained {first.untrained:.4f}\n{format_text(first.judged)}\n")
     print(f"{write_verdict(first.judged)}\n{write_power(first.judged)}\n")
     shown = [section for section in sections if section.title in list_main_titles(setting)]
     draw_comparison(shown, setting.output / "comparison.png")
-    write_text(setting.output / "comparison.md", build_page(sections, collect_facts(setting, results)))
+    write_text(setting.output / "comparison.md", build_page(sections, collect_facts(setting, results, runs)))
     print(f"{setting.output / 'comparison.md'}\n{setting.output / 'comparison.png'}")
 
 
@@ -152,7 +162,7 @@ def make_sections(setting: Setting, plan: Plan, results: Sequence[Result]) -> li
     return sections
 
 
-def collect_facts(setting: Setting, results: Sequence[Result]) -> dict[str, str]:
+def collect_facts(setting: Setting, results: Sequence[Result], runs: Sequence[Run]) -> dict[str, str]:
     """What the page says about a comparison besides its numbers."""
     arguments, samples = setting.arguments, setting.samples
     name = Path(arguments.dataset).name if arguments.dataset else "Python's documentation strings"
@@ -165,12 +175,22 @@ def collect_facts(setting: Setting, results: Sequence[Result]) -> dict[str, str]
         "held out": ", ".join(held_out),
         "arms": "; ".join(describe_arm(arm) for arm in setting.arms if arm.settings),
         "training and evaluation": f"{sum(result.seconds for result in results) / 60:.0f} min in all",
+        **describe_missing(results, runs),
         "command": f"`{describe_command(arguments)}`",
         "steps": str(setting.steps),
         "batch": str(arguments.batch_size),
         "seeds": str(arguments.seeds),
         "rates": ", ".join(f"{rate:g}" for rate in arguments.learning_rates),
     }
+
+
+def describe_missing(results: Sequence[Result], runs: Sequence[Run]) -> dict[str, str]:
+    """What the page says of a comparison that is not at its end; nothing of one that is."""
+    if len(results) == len(runs):
+        return {}
+    made, asked = Counter(result.arm for result in results), Counter(run.arm.name for run in runs)
+    fewer = ", ".join(f"{name} {made[name]}" for name in asked if made[name] < asked[name])
+    return {"unfinished": f"{len(results)} of {len(runs)} runs; arms that lack some, with those they have: {fewer}"}
 
 
 def describe_arm(arm: Arm) -> str:
@@ -182,7 +202,7 @@ def describe_command(arguments: argparse.Namespace) -> str:
     """The command line that makes the same comparison."""
     parser, words = make_parser(__doc__), ["python examples/compare.py"]
     for name, value in vars(arguments).items():
-        if value == parser.get_default(name):
+        if name == "page_only" or value == parser.get_default(name):
             continue
         option = f"--{name.replace('_', '-')}"
         if name == "columns":

@@ -133,5 +133,6 @@ def _add_training(group: argparse._ArgumentGroup) -> None:
         help="with several, every arm is trained at each of them, and compared at each and tuned (default: 5e-4)",
     )
     add("--seeds", type=make_minimum(1), default=3, help="runs of each arm (default: %(default)s)")
+    add("--page-only", action="store_true", help="make no further runs; page and picture are of those that there are")
     add("--generations", type=make_minimum(0), default=0, help="held-out prompts to answer (default: %(default)s)")
     add("--max-new-tokens", type=make_minimum(1), default=48, help="longest answer (default: %(default)s)")

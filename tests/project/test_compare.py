@@ -250,6 +250,28 @@ def test_the_command_on_the_page_is_parsed_to_the_same_options(options: list[str
     assert again == arguments
 
 
+def test_a_page_of_the_runs_so_far_makes_no_further_ones_and_says_what_is_missing(
+    options: list[str], tmp_path: Path, typed: Callable[[list[str]], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [*options, "--arm", "MIWV: score=miwv", "--output", str(tmp_path)]
+    with pytest.raises(SystemExit, match=f"{tmp_path} has too few runs for a page. Leave --page-only out."):
+        typed([*given, "--page-only"])
+    setting = prepare(make_parser(None).parse_args(given))
+    scores = Scores(setting)
+    plan = make_plan(setting, scores)
+    runs = plan.list_runs(2, setting.arguments.learning_rates)
+    for run in [run for run in runs if run.arm.target is None and (run.seed == 0 or run.arm.name == "random")]:
+        write_result(compare.find_file(setting, run), make_run(setting, scores, run))
+    before = results_of(tmp_path)
+    typed([*given, "--page-only"])
+    assert results_of(tmp_path) == before
+    page, control = (tmp_path / "comparison.md").read_text(), plan.same_cost["MIWV"]
+    missing = f"full set 1, longest 1, MIWV 1, {control} 0"
+    assert f"- unfinished: 6 of {len(runs)} runs; arms that lack some, with those they have: {missing}\n" in page
+    assert "--page-only" not in page and "| MIWV |" in page and (tmp_path / "comparison.png").is_file()
+    assert "runs to go" not in capsys.readouterr().out
+
+
 def results_of(output: Path) -> dict[str, dict[str, Any]]:
     """The files of all runs, without their times."""
     found = {path.stem: json.loads(path.read_text()) for path in sorted((output / "runs").glob("*.json"))}
