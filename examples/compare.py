@@ -44,13 +44,8 @@ from comparison.training import make_run
 from comparison.wording import write_power, write_verdict
 from quickstart import find_default_model
 
-MAY_DIFFER = (
-    "output",
-    "seeds",
-    "arm",
-    "learning_rates",
-    "page_only",
-)  # options that may change when a comparison is continued
+# Options that may change when a comparison is continued.
+MAY_DIFFER = ("output", "seeds", "arm", "learning_rates", "page_only")
 
 
 def main() -> None:

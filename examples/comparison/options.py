@@ -1,6 +1,7 @@
 """The command line of `compare.py`."""
 
 import argparse
+import math
 from collections.abc import Callable
 
 from quickstart import name_columns
@@ -21,19 +22,19 @@ def make_minimum(least: int) -> Callable[[str], int]:
     return parse_number
 
 
-def make_share(kind: str) -> Callable[[str], float]:
-    """A type for argparse: numbers between 0 and 1, both excluded. `kind` says in an error what must be given."""
+def make_number(kind: str, below: float = 1.0) -> Callable[[str], float]:
+    """A type for argparse: numbers above 0 and below `below`. `kind` says in an error what must be given."""
 
-    def parse_share(typed: str) -> float:
+    def parse_number(typed: str) -> float:
         try:
             value = float(typed)
         except ValueError:
             value = 0.0
-        if not 0 < value < 1:
+        if not 0 < value < below:
             raise argparse.ArgumentTypeError(f"must be {kind}, but got {typed}")
         return value
 
-    return parse_share
+    return parse_number
 
 
 def parse_fraction(typed: str) -> float:
@@ -42,17 +43,6 @@ def parse_fraction(typed: str) -> float:
         return MIWVConfig(fraction=float(typed)).fraction
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def parse_epochs(typed: str) -> float:
-    """A type for argparse: a finite number above 0."""
-    try:
-        value = float(typed)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a number above 0, but got {typed}")
-    return value
 
 
 def make_parser(description: str | None) -> argparse.ArgumentParser:
@@ -94,7 +84,7 @@ def _add_data(group: argparse._ArgumentGroup) -> None:
     )
     add(
         "--known",
-        type=make_share("a number above 0 and below 1"),
+        type=make_number("a number above 0 and below 1"),
         metavar="SHARE",
         help="first train the model on this share of the pool, one pass, so that it knows a part of it",
     )
@@ -117,7 +107,12 @@ def _add_arms(group: argparse._ArgumentGroup) -> None:
 
 def _add_training(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--epochs", type=parse_epochs, default=3, help="epochs over a selection of --fraction (default: %(default)s)")
+    add(
+        "--epochs",
+        type=make_number("a number above 0", math.inf),
+        default=3,
+        help="epochs over a selection of --fraction (default: %(default)s)",
+    )
     add("--batch-size", type=make_minimum(1), default=8, help="samples of a step (default: %(default)s)")
     add(
         "--micro-batch-size",
@@ -126,7 +121,7 @@ def _add_training(group: argparse._ArgumentGroup) -> None:
     )
     add(
         "--learning-rates",
-        type=make_share("a learning rate such as 5e-4"),
+        type=make_number("a learning rate such as 5e-4"),
         nargs="+",
         default=[5e-4],
         metavar="RATE",
