@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 import numpy as np
 
+from miwv_trainer.foreign_errors import join_lines
+
 if TYPE_CHECKING:
     import torch
 
@@ -62,7 +64,7 @@ def check_own_score(score: object, names: tuple[str, ...]) -> None:
     elif callable(score):
         given = f"an object of type {type(score).__name__}: call it in a function that is defined with `def`"
     else:
-        given = " ".join(repr(score).split())[:60]
+        given = join_lines(repr(score))[:60]
     raise ValueError(
         f"`score` must be one of {', '.join(map(repr, names))}, a function, or an array of shape (N,) with one number "
         f"a sample, but got {given}."
