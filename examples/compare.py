@@ -53,6 +53,8 @@ def main() -> None:
     rank, processes = leave_launcher()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     started = time.perf_counter()
+    if arguments.page_only:
+        check_has_runs(Path(arguments.output))
     setting = prepare(arguments)
     check_same_comparison(setting)
     scores = Scores(setting)
@@ -66,6 +68,17 @@ def main() -> None:
     if rank == 0:
         show(setting, plan, runs)
         print(f"{time.perf_counter() - started:.0f} s")
+
+
+def check_has_runs(output: Path) -> None:
+    """Refuses to make a page of nothing, which would first load a model and score a pool."""
+    if not list((output / RUNS).glob("*.json")):
+        raise SystemExit(explain_too_few_runs(output))
+
+
+def explain_too_few_runs(output: Path) -> str:
+    """The error if a page is asked for before there is anything to show."""
+    return f"{output} has too few runs for a page. Leave --page-only out."
 
 
 def check_same_comparison(setting: Setting) -> None:
@@ -118,7 +131,7 @@ def show(setting: Setting, plan: Plan, runs: Sequence[Run]) -> None:
     """Prints the table, and writes the page and the picture."""
     results = [found for run in runs if (found := read_result(find_file(setting, run))) is not None]
     if len(results) < 2 or results[0].arm != UNTRAINED:
-        raise SystemExit(f"{setting.output} has too few runs for a page. Leave --page-only out.")
+        raise SystemExit(explain_too_few_runs(setting.output))
     sections = make_sections(setting, plan, results)
     first = sections[0]
     print(f"\n{first.title}; untrained {first.untrained:.4f}\n{format_text(first.judged)}\n")

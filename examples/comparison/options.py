@@ -40,7 +40,11 @@ def make_number(kind: str, below: float = 1.0) -> Callable[[str], float]:
 def parse_fraction(typed: str) -> float:
     """A type for argparse: what `MIWVConfig` takes as `fraction`."""
     try:
-        return MIWVConfig(fraction=float(typed)).fraction
+        value = float(typed)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number such as 0.1, but got {typed}") from None
+    try:
+        return MIWVConfig(fraction=value).fraction
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 

@@ -204,7 +204,7 @@ def test_numbers_that_make_no_comparison_are_refused(option: str, capsys: pytest
         (["--known", "half"], "must be a number above 0 and below 1, but got half"),
         (["--learning-rates", "5e-4", "fast"], "must be a learning rate such as 5e-4, but got fast"),
         (["--fraction", "5"], "fraction"),
-        (["--fraction", "all"], "all"),
+        (["--fraction", "all"], "must be a number such as 0.1, but got all"),
         (["--epochs", "0"], "must be a number above 0, but got 0"),
         (["--epochs", "inf"], "must be a number above 0, but got inf"),
         (["--held-out", "1"], "must be a whole number from 2 on, but got 1"),
@@ -256,8 +256,10 @@ def test_a_page_of_the_runs_so_far_makes_no_further_ones_and_says_what_is_missin
     given = [*options, "--arm", "MIWV: score=miwv", "--output", str(tmp_path)]
     with pytest.raises(SystemExit, match=f"{tmp_path} has too few runs for a page. Leave --page-only out."):
         typed([*given, "--page-only"])
+    assert not (tmp_path / "scores").exists()
     setting = prepare(make_parser(None).parse_args(given))
     scores = Scores(setting)
+    scores.score()
     plan = make_plan(setting, scores)
     runs = plan.list_runs(2, setting.arguments.learning_rates)
     for run in [run for run in runs if run.arm.target is None and (run.seed == 0 or run.arm.name == "random")]:
