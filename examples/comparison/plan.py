@@ -52,10 +52,14 @@ class Plan:
     same_cost: Mapping[str, str]
 
     def list_runs(self, seeds: int, rates: Sequence[float]) -> list[Run]:
-        """All runs, seed by seed: a comparison that is stopped early then has results of every arm."""
-        runs = [Run(Arm(UNTRAINED, None), 0.0, 0)]
-        runs += [Run(arm, rate, seed) for seed in range(seeds) for rate in rates for arm in self.arms]
-        return runs
+        """
+        All runs, seed by seed: a comparison that is stopped early then has results of every arm.
+
+        Random draws at equal cost come last. They take longer than all others together may, and the table at equal
+        selection is whole without them.
+        """
+        runs = [Run(arm, rate, seed) for seed in range(seeds) for rate in rates for arm in self.arms]
+        return [Run(Arm(UNTRAINED, None), 0.0, 0), *sorted(runs, key=lambda run: run.arm.target is not None)]
 
 
 def make_plan(setting: Setting, scores: Scores) -> Plan:

@@ -325,6 +325,19 @@ def test_names_of_draws_at_equal_cost_are_distinct(seed: int) -> None:
     assert len({arm.slug for arm in controls}) == len(controls) > 5
 
 
+def test_runs_go_seed_by_seed_and_draws_at_equal_cost_come_last() -> None:
+    plan = Plan([Arm("random", {}), Arm("miwv", {}), Arm("more", {}, target=9), Arm("most", {}, target=20)], {}, {})
+    runs = [(run.arm.name, run.seed, run.rate) for run in plan.list_runs(2, [1e-3, 1e-4])]
+    assert runs[0] == ("untrained", 0, 0.0)
+    assert runs[1:] == [
+        (name, seed, rate)
+        for names in (["random", "miwv"], ["more", "most"])
+        for seed in (0, 1)
+        for rate in (1e-3, 1e-4)
+        for name in names
+    ]
+
+
 # Corruption
 
 
