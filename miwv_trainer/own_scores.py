@@ -92,9 +92,7 @@ def validate_scores(values: object, count: int, name: str) -> np.ndarray:
     Raises:
         ValueError: they are of another shape, no numbers, infinite, or too large for float32.
     """
-    import torch
-
-    array = np.asarray(values.detach().cpu() if isinstance(values, torch.Tensor) else values)
+    array = _to_numpy(values)
     if array.shape != (count,) or array.dtype.kind not in "fiub":
         raise ValueError(
             f"{name} must give one number for each of the pool's {count} samples, an array of shape ({count},), but "
@@ -118,3 +116,15 @@ def validate_scores(values: object, count: int, name: str) -> np.ndarray:
             "order of the pool. Ranks instead of the numbers keep the order.", name, distinct, kept,
         )  # fmt: skip
     return scores
+
+
+def _to_numpy(values: object) -> np.ndarray:
+    """As an array, with NaN for what a masked array masks. NumPy knows neither bfloat16 nor gradients."""
+    import torch
+
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu()
+        return (values.float() if values.is_floating_point() and values.itemsize < 4 else values).numpy()
+    if isinstance(values, np.ma.MaskedArray) and values.dtype.kind in "fiub":
+        return values.astype(np.float64).filled(np.nan)
+    return np.asarray(values)

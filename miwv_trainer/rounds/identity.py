@@ -115,7 +115,7 @@ def fingerprint_run(pool: Pool, config: MIWVConfig, context: int) -> dict[str, o
         fingerprint["given_scores"] = hash_array(given)
     if pool.groups is not None:
         fingerprint["groups"] = hash_array(pool.groups)
-    if get_score(config).is_random or config.rescore_budget < 1:
+    if get_score(config).is_random or config.selection == "sample" or config.rescore_budget < 1:
         fingerprint["sampler_seed"] = config.sampler_seed
     return fingerprint
 

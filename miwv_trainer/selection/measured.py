@@ -36,6 +36,10 @@ class Measured:
     further_exemplars: np.ndarray | None = None
     further_losses: np.ndarray | None = None
 
+    def copy(self) -> "Measured":
+        """The same in arrays of its own, which a user's function may clip or sort in place."""
+        return replace(self, **{name: each.copy() for name, each in vars(self).items() if isinstance(each, np.ndarray)})
+
     @property
     def miwv(self) -> np.ndarray:
         """One-shot minus zero-shot loss."""

@@ -263,7 +263,7 @@ def _describe_own(score: object) -> Score:
 
 def _call_function(function: ScoreFunction, name: str, measured: Measured) -> np.ndarray:
     try:
-        values = function(measured)
+        values = function(measured.copy())
     # Whatever the user's lines raise: after hours of scoring the error must say whose lines they are.
     except Exception as error:
         raise ValueError(f"`score` {name} failed: {describe_error(error)}") from error

@@ -32,6 +32,24 @@ def ratio_of_losses(measured: Measured) -> np.ndarray:
     return np.where(ratio > 1, np.nan, ratio)
 
 
+MOST_TOKENS = 6
+
+
+def clipped(measured: Measured) -> np.ndarray:
+    return np.minimum(measured.zero_shot_loss, 5) / np.minimum(measured.response_tokens, MOST_TOKENS)
+
+
+def clipped_in_place(measured: Measured) -> np.ndarray:
+    """The same, by changing what it gets."""
+    tokens, losses = measured.response_tokens, measured.zero_shot_loss
+    tokens[tokens > MOST_TOKENS] = MOST_TOKENS
+    losses[losses > 5] = 5
+    for each in (measured.similarity, measured.one_shot_loss, measured.exemplars):
+        if each is not None:
+            each[:] = -1
+    return losses / tokens
+
+
 def another_on_each_rank(measured: Measured) -> np.ndarray:
     return measured.response_tokens + int(os.environ.get("RANK", "0"))
 

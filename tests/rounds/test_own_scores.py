@@ -109,6 +109,22 @@ def test_guards_and_budgets_work_with_a_score_of_ones_own(values: dict[str, Any]
     assert own.selection.tolist() != plain.selection.tolist()
 
 
+def test_a_function_that_writes_into_what_it_gets_changes_its_own_numbers_only(pool: Pool, tmp_path: Path) -> None:
+    asked = {"extra_losses": "both", "fraction": 0.25}
+    tokens = pool.response_tokens.copy()
+    expected = a_round(pool, tmp_path / "pure", EMBEDDED, score=own_scores.clipped, **asked)
+    found = a_round(pool, tmp_path / "in_place", EMBEDDED, score=own_scores.clipped_in_place, **asked)
+    np.testing.assert_array_equal(pool.response_tokens, tokens)
+    assert len(np.unique(tokens)) > 2 and tokens.max() > own_scores.MOST_TOKENS
+    for name in ("response_tokens", "zero_shot_loss", "one_shot_loss", "similarity", "exemplar", "score", "selected"):
+        np.testing.assert_array_equal(found.column(name), expected.column(name))
+    # What is read from the disk cannot be written to.
+    again = a_round(pool, tmp_path / "in_place", EMBEDDED, score=own_scores.clipped_in_place, **asked)
+    assert again.was_there
+    chosen = select_again(again, MIWVConfig(score=own_scores.clipped_in_place, fraction=0.25)).selection
+    assert chosen.tolist() == expected.selection.tolist()
+
+
 def test_a_round_is_read_again_only_while_its_numbers_are_the_same(
     pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

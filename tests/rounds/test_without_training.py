@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -114,6 +115,21 @@ def test_random_draws_follow_the_seed(scored: StoredRound) -> None:
         for seed in (1, 1, 2)
     ]
     assert drawn[0] == drawn[1] != drawn[2]
+
+
+@pytest.mark.parametrize("values", [{"score": "random"}, {"selection": "sample", "temperature": 4.0}])
+def test_draws_of_another_seed_are_not_read_from_the_folder(values: dict[str, Any], tmp_path: Path) -> None:
+    pool = pool_from_rows(ROWS, tiny_tokenizer())
+
+    def scored_with(seed: int) -> StoredRound:
+        config = MIWVConfig(fraction=0.25, embedder="tfidf", sampler_seed=seed, **values)
+        found = score_and_select(tiny_model(), pool, config, tmp_path)
+        assert found.selection.tolist() == select_again(found, config).selection.tolist()
+        return found
+
+    first, same, other = scored_with(0), scored_with(0), scored_with(1)
+    assert [first.was_there, same.was_there, other.was_there] == [False, True, False]
+    assert first.selection.tolist() == same.selection.tolist() != other.selection.tolist()
 
 
 def test_groups_are_those_of_the_rows(scored: StoredRound) -> None:

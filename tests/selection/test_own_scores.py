@@ -79,7 +79,16 @@ def test_numbers_that_cannot_rank_are_refused(values: Any, words: str) -> None:
         validate_scores(values, 3, "S")
 
 
-@pytest.mark.parametrize("values", [[1, np.nan, 3], (1, np.nan, 3), torch.tensor([1, torch.nan, 3])])
+@pytest.mark.parametrize(
+    "values",
+    [
+        *([1, np.nan, 3], (1, np.nan, 3), torch.tensor([1, torch.nan, 3])),
+        torch.tensor([1, torch.nan, 3], dtype=torch.bfloat16),  # which NumPy does not know
+        torch.tensor([1, torch.nan, 3], requires_grad=True),
+        np.ma.masked_equal([1, 7, 3], 7),
+        np.ma.masked_array([1.0, 2.0, 3.0], mask=[False, True, False]),
+    ],
+)
 def test_numbers_of_any_kind_become_float32(values: Any) -> None:
     found = validate_scores(values, 3, "S")
     assert found.dtype == np.float32
