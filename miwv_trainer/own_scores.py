@@ -126,5 +126,5 @@ def _to_numpy(values: object) -> np.ndarray:
         values = values.detach().cpu()
         return (values.float() if values.is_floating_point() and values.itemsize < 4 else values).numpy()
     if isinstance(values, np.ma.MaskedArray) and values.dtype.kind in "fiub":
-        return values.astype(np.float64).filled(np.nan)
+        return np.asarray(np.ma.filled(values.astype(np.float64), np.nan))
     return np.asarray(values)

@@ -18,7 +18,7 @@ from miwv_trainer.report.page_data import build_data
 from miwv_trainer.report.round_facts import count_moves, find_finite, find_miwv_threshold
 from miwv_trainer.report.svg import draw_legend, draw_svg
 from miwv_trainer.report.texts import PoolTexts
-from miwv_trainer.rounds.messages import format_duration
+from miwv_trainer.rounds.messages import describe_proxy, describe_source, format_duration
 from miwv_trainer.rounds.stored_config import restore_config
 from miwv_trainer.selection.choose import compute_overlap
 from miwv_trainer.selection.scores import MIWV_MEANING, get_score
@@ -69,7 +69,9 @@ def build_page(
         "subtitle": escape(_describe_run(current)),
         "figures": _build_tiles(current),
         "settings": _build_settings(current),
-        "lead": "".join(f'<p class="lead">{escape(each)}</p>' for each in _explain_scores(current)),
+        "lead": "".join(
+            f'<p class="lead">{escape(each)}</p>' for each in [*_explain_scores(current), *_tell_origins(rounds)]
+        ),
         "charts": "".join(_build_figure(chart) for chart in charts),
         "missing": "".join(f'<p class="note">{escape(sentence)}</p>' for sentence in missing),
         "rounds": _build_rounds_table(rounds),
@@ -107,6 +109,17 @@ def _explain_scores(current: StoredRound) -> list[str]:
     meaning = get_score(restore_config(current)).meaning
     is_other = MIWV_MEANING not in meaning and bool(find_finite(current, "miwv").any())
     return [meaning, *([MIWV_MEANING] if is_other else [])]
+
+
+def _tell_origins(rounds: Sequence[StoredRound]) -> list[str]:
+    """Whose losses those are that the model in training did not make."""
+    told = []
+    for each in rounds:
+        if "proxy" in each.summary:
+            told.append(f"Round {each.number} is scored by a smaller model: {describe_proxy(each.summary['proxy'])}.")
+        if "scores_from" in each.summary:
+            told.append(f"Round {each.number}: {describe_source(each)}.")
+    return told
 
 
 def _build_tiles(current: StoredRound) -> str:

@@ -1,6 +1,7 @@
 """What is known of samples, and what scores compute of it: MIWV and its residual, IFD, influence. Pure functions."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -38,7 +39,10 @@ class Measured:
 
     def copy(self) -> "Measured":
         """The same in arrays of its own, which a user's function may clip or sort in place."""
-        return replace(self, **{name: each.copy() for name, each in vars(self).items() if isinstance(each, np.ndarray)})
+        copies: dict[str, Any] = {
+            name: array.copy() for name, array in vars(self).items() if isinstance(array, np.ndarray)
+        }
+        return replace(self, **copies)
 
     @property
     def miwv(self) -> np.ndarray:

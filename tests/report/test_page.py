@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from miwv_trainer import read_rounds
 from miwv_trainer.cli.main import main
 from miwv_trainer.report.page import write_page
 from miwv_trainer.report.shortening import CUT
@@ -299,3 +300,17 @@ def test_a_drawn_selection_and_a_round_without_forwards_say_so(tmp_path: Path) -
     page, charts = write_page(tmp_path, [none])
     assert "layout none" not in page.read_text().partition("<main>")[0]
     assert charts[-1].name == "cost" and charts[-1].y.high == 1.0
+
+
+def test_the_page_says_whose_losses_it_shows(run: Path, tmp_path: Path) -> None:
+    first, second = read_rounds(run)
+    origin = {"folder": "runs/<small>", "model": "small", "dtype": "float32", "date": "2026-12-01", "match": "rows"}
+    proxy = {"samples": 16, "rank_correlation": 0.61, "overlap": 0.5, "seconds": 2.0, "seconds_of_model": 30.0}
+    first = replace(first, summary={**first.summary, "scores_from": origin, "proxy": proxy})
+    write_page(tmp_path, [first, second])
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "Round 0: losses read from runs/&lt;small&gt;, where small (float32) made them on 2026-12-01" in page
+    assert "Round 0 is scored by a smaller model: on 16 samples rank correlation 0.61, 50% of the selected in" in page
+    write_page(tmp_path, [second])
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "losses read from" not in page and "smaller model" not in page
