@@ -23,6 +23,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from benchmarks.cases import DEFAULT_POOL, ROOT
@@ -35,6 +36,10 @@ PEAKS = {"H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "
 WAYS = "mask,blocks,varlen"
 # On a CPU flex attention is compiled by a C++ compiler, for a minute, and its place is taken by the CPU's own way.
 WAYS_ON_CPU = "mask,segments,varlen"
+# Characters of the answers in alpaca_gpt4_1k, at some quantiles: what a token costs depends on how long they are.
+QUANTILES, ANSWER_CHARACTERS = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1), (1, 29, 107, 465, 1217, 1952, 2837)
+# The files with tests for a GPU. Of all others pytest would import each, and end where one lacks a package.
+GPU_TESTS = ("tests/scoring/test_gpu.py", "tests/embeddings/test_exact.py")
 # Runs a command for at most so many seconds and returns its exit status and the end of what it wrote; None for the
 # status if it was stopped.
 Launch = Callable[[Sequence[str], float], tuple[int | None, str]]
@@ -92,7 +97,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", help="folder or hub name (default: the quickstart's SmolLM2-135M-Instruct)")
-    parser.add_argument("--pool", help=f"file (default: {DEFAULT_POOL.name} in ../shared/data, else docstrings)")
+    parser.add_argument(
+        "--pool", help=f"file (default: {DEFAULT_POOL.name} in ../shared/data, else docstrings as long)"
+    )
     parser.add_argument("--output", default=str(ROOT / "benchmarks" / "RESULTS.md"), help="Markdown file")
     parser.add_argument("--minutes", type=float, default=MINUTES, help="for all parts (default: %(default)s)")
     parser.add_argument("--peak-tflops", type=float, help="the device's dense bfloat16 peak (default: by its name)")
@@ -101,15 +108,28 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def find_pool(folder: Path) -> str:
-    """The default pool; where it is missing, Python's documentation strings, which every machine has."""
+    """The default pool; where it is missing, texts that every machine has, in its lengths."""
     if DEFAULT_POOL.is_file():
         return str(DEFAULT_POOL)
+    path = folder / "docstrings_as_long_as_alpaca.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in make_rows(1000)), encoding="utf-8")
+    return str(path)
+
+
+def make_rows(count: int) -> list[dict[str, str]]:
+    """Questions about Python's functions, with answers of the default pool's lengths cut from documentation strings."""
     from docstring_pool import collect_docstring_rows
 
-    path = folder / "docstrings.jsonl"
-    rows = collect_docstring_rows(lambda row: True, 1000)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
+    rows = collect_docstring_rows(lambda row: True, count)
+    text = " ".join(row["output"] for row in rows)
+    generator = np.random.default_rng(0)
+    even = (generator.permutation(len(rows)) + 0.5) / len(rows)
+    lengths = np.interp(even, QUANTILES, ANSWER_CHARACTERS).astype(int)
+    starts = generator.integers(len(text) - max(ANSWER_CHARACTERS), size=len(rows))
+    return [
+        {"instruction": row["instruction"], "output": text[start : start + length]}
+        for row, start, length in zip(rows, starts, lengths, strict=True)
+    ]
 
 
 def list_parts(arguments: argparse.Namespace, pool: str) -> list[Part]:
@@ -117,7 +137,7 @@ def list_parts(arguments: argparse.Namespace, pool: str) -> list[Part]:
     llama, gemma = ("tiny-llama", "tiny-gemma-3") if arguments.tiny else ("llama-7b", "gemma-3-4b")
     few, fewer, some, ways = (8, 8, 8, WAYS_ON_CPU) if arguments.tiny else (192, 1000, 2000, WAYS)
     layouts = f"row,padded_full,padded,{ways},ceiling"
-    tests = ["pytest", "-q", "-m", "gpu", *(["tests/scoring/test_gpu.py"] if arguments.tiny else [])]
+    tests = ["pytest", "-q", "-m", "gpu", *(GPU_TESTS[:1] if arguments.tiny else GPU_TESTS)]
     return [
         Part("layouts and attentions", make_command(arguments, pool, few, layouts), 20, 120),
         Part("7B-shaped Llama", make_command(arguments, pool, some, "padded,tree,ceiling", llama), 40, 150),

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -103,7 +104,20 @@ def test_without_a_gpu_the_trial_is_pointed_to(capsys: pytest.CaptureFixture[str
     assert "there is no CUDA device. `--tiny` tries the run on a CPU" in capsys.readouterr().err
 
 
-def test_docstrings_take_the_place_of_a_missing_pool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_docstrings_as_long_as_the_answers_of_a_missing_pool_take_its_place(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(gpu, "DEFAULT_POOL", tmp_path / "missing.jsonl.gz")
     rows = [json.loads(line) for line in Path(gpu.find_pool(tmp_path)).read_text(encoding="utf-8").splitlines()]
-    assert len(rows) > 100 and all(rows)
+    lengths = np.array([len(row["output"]) for row in rows])
+    assert len(rows) > 500 and all(row["instruction"] for row in rows) and lengths.min() > 0
+    # Of the answers in alpaca_gpt4_1k: 702 characters on average, half of them shorter than 465.
+    assert lengths.mean() == pytest.approx(702, rel=0.1) and np.median(lengths) == pytest.approx(465, rel=0.15)
+
+
+def test_the_files_with_tests_for_a_gpu_are_those_that_run_on_one() -> None:
+    root = gpu.ROOT
+    found = [path for path in root.glob("tests/**/test_*.py") if "pytest.mark.gpu" in path.read_text(encoding="utf-8")]
+    assert {path.relative_to(root).as_posix() for path in found} - {"tests/project/test_benchmark_gpu.py"} == set(
+        gpu.GPU_TESTS
+    )
