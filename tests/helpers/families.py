@@ -59,6 +59,9 @@ OF_FAMILY: dict[str, dict[str, Any]] = {
         "encoder_hash_byte_group_vocab": 200},
     "cohere_compass_text": {"rope_parameters": {
         "full_attention": None, "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}},
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0},
+        "ffn_config": {"ffn_hidden_size": 64, "moe_num_experts": 4, "moe_top_k": 2}},
     "dots3_note_text": {
         "layer_types": ["full_attention"] * 2, "mlp_layer_types": ["dense", "sparse"], "index_n_heads": 2,
         "index_head_dim": 8, "index_topk": 16, "shared_experts_intermediate_size": 32, "head_dim": 8},
@@ -67,6 +70,7 @@ OF_FAMILY: dict[str, dict[str, Any]] = {
         "laurel_rank": 8},
     "gemma4_text": GEMMA4,
     "git": {"vision_config": {**VISION, "patch_size": 16, "image_size": 32}},
+    "lfm2": {"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"]},
     "lfm2_moe": {
         "num_dense_layers": 1, "num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"],
         "num_experts": 4, "num_experts_per_tok": 2},
@@ -75,6 +79,9 @@ OF_FAMILY: dict[str, dict[str, Any]] = {
         "qk_head_dim": 16},
     "mamba2": {"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 2, "chunk_size": 16},
     "mimo_v2_flash": {"num_attention_heads": 8, "num_key_value_heads": 2},
+    "mllama": {"num_hidden_layers": 3, "cross_attention_layers": [1]},
+    "musicgen": {"num_codebooks": 1},
+    "musicgen_melody": {"num_codebooks": 1},
     "phi4_multimodal": {
         "vision_config": {**VISION, "crop_size": 28, "image_size": 28, "image_token_id": 120},
         "audio_config": {
@@ -101,6 +108,8 @@ TEXT_OF = {
     "cohere_compass": "cohere_compass_text", "dots3_note": "dots3_note_text", "gemma3n": "gemma3n_text",
     "gemma4": "gemma4_text", "qwen4_exp": "qwen4_exp_text",
 }  # fmt: skip
+# Families whose text part has a class of its own, which `AutoModelForCausalLM` does not know by its configuration.
+WITH_OWN_CLASS = ("emu3", "mllama", "musicgen", "musicgen_melody")
 
 
 @dataclass(frozen=True)
@@ -146,7 +155,7 @@ def build_family(family: str, **changed: Any) -> PreTrainedModel:
     Args:
         changed: Entries of the configuration that are not to have the values of `SIZES`.
     """
-    known = AutoConfig.for_model(family).get_text_config()
+    known = AutoConfig.for_model(family).get_text_config(decoder=True)
     text = known.to_dict()
     values = {name: value for name, value in SIZES.items() if name in text or name in known.attribute_map}
     if "qk_rope_head_dim" in text:  # Latent attention derives it.
@@ -158,7 +167,8 @@ def build_family(family: str, **changed: Any) -> PreTrainedModel:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = type(known)(**{**values, **changed})
-        model = AutoModelForCausalLM.from_config(config).float().eval()
+        own = getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family]) if family in WITH_OWN_CLASS else None
+        model = (own(config) if own else AutoModelForCausalLM.from_config(config)).float().eval()
     if sum(parameter.numel() for parameter in model.parameters()) > 30_000_000:
         raise RuntimeError("its configuration has sizes of other names, and the model is not tiny")
     with torch.no_grad():  # Values that do not go together show only here.

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 import pytest
+import transformers
 
 from miwv_trainer.scoring.attention import choose_tree_attention, find_tree_obstacle
 from tests.helpers.families import CONTEXT, FAMILIES, Outcome, build_family, score_family
@@ -20,19 +21,22 @@ GUIDE = Path(__file__).resolve().parents[2] / "docs" / "scoring.md"
 START, END = "<!-- families: start -->", "<!-- families: end -->"
 PIECES = 10
 TOLERANCE = 1e-3
+# With the newest versions. Older ones cannot build more of them.
+NEWEST, NOT_BUILT = "5.23.0", {"gemma4_assistant"}
 ROWS: dict[str, str] = {}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("piece", range(PIECES))
 def test_losses_of_a_family_equal_a_plain_forward_or_it_is_refused(piece: int) -> None:
-    wrong = []
+    wrong, not_built = [], set()
     for family in FAMILIES[piece::PIECES]:
         try:
             model = build_family(family)
         # Whatever transformers raises where generic sizes do not make a configuration.
         except Exception as error:
             ROWS[family] = f"| {family} | not built | {type(error).__name__} |"
+            not_built.add(family)
             continue
         outcome = score_family(model)
         ROWS[family] = describe(family, outcome)
@@ -40,8 +44,9 @@ def test_losses_of_a_family_equal_a_plain_forward_or_it_is_refused(piece: int) -
         if not outcome.difference < TOLERANCE or not outcome.is_ours:
             wrong.append(ROWS[family])
     assert not wrong
-    built = [row for row in ROWS.values() if "not built" not in row]
-    assert len(built) > len(ROWS) / 2
+    assert len(not_built) < len(FAMILIES[piece::PIECES]) / 2
+    if transformers.__version__ == NEWEST:
+        assert not_built <= NOT_BUILT
 
 
 @pytest.mark.slow
