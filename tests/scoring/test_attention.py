@@ -24,9 +24,11 @@ from tests.helpers.trees import (
     WINDOWED,
     WINDOWS,
     a_row,
+    both_layouts,
     random_case,
     random_model,
     sees,
+    several_windows,
     skip_if_masked,
     synthetic_pool,
 )
@@ -186,6 +188,36 @@ def test_flex_attention_has_the_same_losses_as_masks() -> None:
     expected = scoring_of(random_model("Llama", values, "sdpa"), rows, pool, "mask")
     found = scoring_of(random_model("Llama", values, "flex_attention"), rows, pool, "blocks")
     np.testing.assert_allclose(found, expected, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["Mistral", "Qwen2", "Gemma2", "Gemma3Text"])
+def test_block_masks_hide_what_lies_before_the_window(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By flex attention as it is written, without the compiler, against padded rows of eager attention."""
+    flex = pytest.importorskip("transformers.integrations.flex_attention")
+    if not hasattr(flex, "compile_friendly_flex_attention"):
+        pytest.skip("this transformers has no place where flex attention can be taken uncompiled")
+    from torch.nn.attention import flex_attention
+
+    def attend(*args: Any, training: bool = False, **kwargs: Any) -> Any:
+        return flex_attention.flex_attention(*args, **{**kwargs, "kernel_options": None})
+
+    monkeypatch.setattr(flex, "compile_friendly_flex_attention", attend)
+    monkeypatch.setattr(flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True, raising=False)
+    values = {**WINDOWED[family], "hidden_size": 64, "head_dim": 16}  # flex attention takes no heads below 16
+    case, settings = several_windows("branches are longer than the window")
+    rows = plan_trees(*case, CONTEXT, settings["tokens_per_row"])
+    model = random_model(family, values, "flex_attention")
+    assert choose_tree_attention(model) == "blocks"
+    found = scoring_of(model, rows, case[0], "blocks")
+    expected = scoring_of(random_model(family, values, "eager"), rows, case[0], "mask")
+    np.testing.assert_allclose(found, expected, atol=2e-5, rtol=0)
+    _, padded = both_layouts(random_model(family, values, "eager"), case, **settings)
+    losses = np.concatenate([padded[0], padded[1][np.isfinite(padded[1])]])
+    for loss in found:
+        assert np.abs(losses - loss).min() < 2e-5
+    unlimited = {**values, "sliding_window": 512}
+    others = scoring_of(random_model(family, unlimited, "eager"), rows, case[0], "mask")
+    assert np.abs(others - expected).max() > 1e-3  # the windows hide something here
 
 
 def scoring_of(model: Any, rows: list[list[Tree]], pool: Any, attention: Attention) -> np.ndarray:
