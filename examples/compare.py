@@ -38,7 +38,7 @@ from comparison.results import (
 )
 from comparison.samples import HELD_OUT, describe_limits
 from comparison.scoring import Scores
-from comparison.setting import Setting, prepare
+from comparison.setting import Setting, learn_known, prepare
 from comparison.tables import format_text
 from comparison.training import make_run
 from comparison.wording import write_power, write_verdict
@@ -57,6 +57,7 @@ def main() -> None:
         check_has_runs(Path(arguments.output))
     setting = prepare(arguments)
     check_same_comparison(setting)
+    setting = learn_known(setting)
     scores = Scores(setting)
     if rank == 0:
         print(describe_start(setting), flush=True)

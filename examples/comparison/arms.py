@@ -5,7 +5,7 @@ import ast
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from miwv_trainer import MIWVConfig
@@ -29,11 +29,14 @@ class Arm:
 
     Args:
         target: Tokens, a trained one counted three times, that a random draw may cost. None: the steps of all arms.
+        is_draw: Whether the comparison itself made it, as the random draws of its size. A random draw that the user
+            typed is an arm like any other.
     """
 
     name: str
     settings: dict[str, Any] | None
     target: int | None = None
+    is_draw: bool = field(default=False, compare=False)
 
     @property
     def slug(self) -> str:
@@ -41,10 +44,21 @@ class Arm:
         return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
 
     @property
-    def size(self) -> tuple[float | None, str]:
-        """How much is selected, also where a preset says it. Arms of one size are held against the same draws."""
+    def is_baseline(self) -> bool:
+        """Whether it is there to hold others against: the full set, or a random draw that the comparison made."""
+        # No arm of the user's can have the name of the random draws.
+        return self.settings is None or self.target is not None or self.is_draw or self.name == RANDOM
+
+    def find_size(self, fraction: float | None = None) -> tuple[float | None, str]:
+        """
+        How much is selected, also where a preset says it. Arms of one size are held against the same draws.
+
+        Args:
+            fraction: What arms have that give none.
+        """
         given = self.settings or {}
-        return given.get("fraction"), MIWVConfig(**fill_settings(given, rescore_steps=1)).selection_budget
+        own = given.get("fraction", fraction)
+        return None if own is None else float(own), MIWVConfig(**fill_settings(given, rescore_steps=1)).selection_budget
 
 
 def parse_arm(typed: str) -> Arm:
@@ -117,17 +131,21 @@ def fill_settings(settings: dict[str, Any], rescore_steps: int) -> dict[str, Any
     return {"rescore_steps": rescore_steps, **settings} if settings.get("rescore_strategy") == "steps" else settings
 
 
-def list_arms(given: Sequence[Arm] | None) -> list[Arm]:
+def list_arms(given: Sequence[Arm] | None, fraction: float | None = None) -> list[Arm]:
     """
     The full set, random draws, the longest responses, and the given arms; each other size has random draws too.
+
+    Args:
+        fraction: What arms have that give none.
 
     Raises:
         SystemExit: two arms have one name, or the name of an arm that is always there.
     """
     chosen = list(given) if given else [Arm(name, settings) for name, settings in DEFAULT.items()]
-    always = [Arm(FULL, None), Arm(RANDOM, {"score": RANDOM}), Arm(LONGEST, {"score": LONGEST})]
-    drawn = {arm.size for arm in (*always, *chosen) if (arm.settings or {}).get("score") == RANDOM}
-    always += [make_random(*size) for size in dict.fromkeys(arm.size for arm in chosen) if size not in drawn]
+    always = [Arm(FULL, None), make_random(None, MIWVConfig.selection_budget), Arm(LONGEST, {"score": LONGEST})]
+    usual = always[0].find_size(fraction)
+    sizes = dict.fromkeys(arm.find_size(fraction) for arm in chosen)
+    always += [make_random(None if own == usual[0] else own, budget) for own, budget in sizes if (own, budget) != usual]
     arms = always + chosen
     slugs = [arm.slug for arm in arms]
     for arm in arms:
@@ -137,17 +155,18 @@ def list_arms(given: Sequence[Arm] | None) -> list[Arm]:
 
 
 def make_random(fraction: float | None, budget: str) -> Arm:
-    """Random draws of another size than the default one."""
+    """Random draws, of another size than the default one if one is given."""
     name: str = RANDOM
     settings: dict[str, Any] = {"score": RANDOM}
     if fraction is not None:
         name, settings = f"{name}, {100 * fraction:g} %", {**settings, "fraction": fraction}
     if budget != MIWVConfig.selection_budget:
         name, settings = f"{name}, equal {budget}", {**settings, "selection_budget": budget}
-    return Arm(name, settings)
+    return Arm(name, settings, is_draw=True)
 
 
-def find_random(arm: Arm, arms: Sequence[Arm]) -> Arm:
-    """The random draws that select as much as an arm does."""
-    draws = [other for other in arms if other.target is None and (other.settings or {}).get("score") == RANDOM]
-    return next((other for other in draws if other.size == arm.size), draws[0])
+def find_random(arm: Arm, arms: Sequence[Arm], fraction: float | None = None) -> Arm:
+    """The random draws, of those that the comparison made, that select as much as an arm does."""
+    draws = [other for other in arms if other.is_baseline and other.target is None and other.settings is not None]
+    size = arm.find_size(fraction)
+    return next((other for other in draws if other.find_size(fraction) == size), draws[0])

@@ -51,6 +51,11 @@ class Plan:
     same_size: Mapping[str, str]
     same_cost: Mapping[str, str]
 
+    @property
+    def baselines(self) -> frozenset[str]:
+        """The arms that the comparison made to hold others against: the full set and all random draws of its own."""
+        return frozenset(arm.name for arm in self.arms if arm.is_baseline)
+
     def list_runs(self, seeds: int, rates: Sequence[float]) -> list[Run]:
         """
         All runs, seed by seed: a comparison that is stopped early then has results of every arm.
@@ -74,7 +79,8 @@ def make_plan(setting: Setting, scores: Scores) -> Plan:
     # For the names only, so of more seeds than are run: a single draw may be of short samples.
     base = TRAINED * sum(orders.count_tokens(random, seed) for seed in range(NAMING_DRAWS)) // NAMING_DRAWS
     controls, same_cost = make_controls(costs, base)
-    same_size = {arm.name: find_random(arm, setting.arms).name for arm in setting.arms if arm.name != RANDOM}
+    fraction = setting.arguments.fraction
+    same_size = {arm.name: find_random(arm, setting.arms, fraction).name for arm in setting.arms if arm.name != RANDOM}
     return Plan([*setting.arms, *controls], same_size, same_cost)
 
 

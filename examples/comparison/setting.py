@@ -3,11 +3,10 @@
 import argparse
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
 from adapter import make_adapter_trainer
@@ -70,12 +69,12 @@ class Setting:
 
 def prepare(arguments: argparse.Namespace) -> Setting:
     """
-    Loads everything, and trains the model on the part that it is to know already.
+    Loads everything.
 
     Raises:
         SystemExit: an option, an arm or the dataset makes no comparison.
     """
-    arms = list_arms(arguments.arm)
+    arms = list_arms(arguments.arm, arguments.fraction)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     arguments.micro_batch_size = choose_micro_batch(arguments.batch_size, arguments.micro_batch_size, device)
     path = str(arguments.model or find_default_model())
@@ -83,8 +82,6 @@ def prepare(arguments: argparse.Namespace) -> Setting:
     samples, evaluated = load_samples(arguments, tokenizer)
     if len(samples.pool) < arguments.batch_size:
         raise SystemExit(f"The pool has {len(samples.pool)} samples, less than a batch of {arguments.batch_size}.")
-    if KNOWN in samples.faults:
-        model = learn_known(model, tokenizer, samples, arguments)
     selected = len(MIWVDataSampler(len(samples.pool), MIWVConfig(fraction=arguments.fraction).fraction))
     size = round_to_batches(selected, len(samples.pool), arguments.batch_size)
     steps = max(1, round(arguments.epochs * size / arguments.batch_size))
@@ -122,27 +119,30 @@ def load_pretrained(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase
     return model, tokenizer
 
 
-def learn_known(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, samples: Samples, arguments: argparse.Namespace
-) -> PreTrainedModel:
-    """The model after one pass over the known samples, trained by the process that comes first and read by all."""
-    folder = Path(arguments.output) / "known-model"
+def learn_known(setting: Setting) -> Setting:
+    """
+    The setting with the model after one pass over the known samples, if there are any.
+
+    The process that comes first trains it, and all read it. A model that is there was made by the same options, which
+    `check_same_comparison` must have compared before; it keeps the learning rate with which the comparison began.
+    """
+    if KNOWN not in setting.samples.faults:
+        return setting
+    folder = setting.output / "known-model"
     with hold(folder):
         if not (folder / "done").is_file():
-            train_known(model, tokenizer, samples.rows.select(np.flatnonzero(samples.faults[KNOWN])), arguments)
+            train_known(setting, folder)
             (folder / "done").touch()
-    return load_pretrained(str(folder))[0]
+    return replace(setting, model=load_pretrained(str(folder))[0].to(setting.model.device))
 
 
-def train_known(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, known: datasets.Dataset, arguments: argparse.Namespace
-) -> None:
+def train_known(setting: Setting, folder: Path) -> None:
     """Trains an adapter on the known samples, adds it to the weights, and writes the model."""
-    folder = Path(arguments.output) / "known-model"
+    tokenizer, samples, arguments = setting.tokenizer, setting.samples, setting.arguments
     trainer = make_adapter_trainer(
-        model,
+        setting.model,
         tokenizer,
-        known,
+        samples.rows.select(np.flatnonzero(samples.faults[KNOWN])),
         folder,
         seed=0,
         num_train_epochs=1,

@@ -88,6 +88,46 @@ def test_arms_of_the_same_forwards_share_a_round(setting: Setting, scores: Score
     assert twice < scores.count_tokens(arm_of(setting, "MIWV")) < 1.5 * twice
 
 
+def test_a_round_of_another_configuration_is_scored_again_and_one_that_fits_is_kept(
+    setting: Setting, tmp_path: Path
+) -> None:
+    """A comparison that was stopped after scoring, and goes on with other arms."""
+    arguments = argparse.Namespace(**{**vars(setting.arguments), "output": str(tmp_path)})
+
+    def score(**arms: dict[str, Any]) -> Scores:
+        listed = [Arm(name, settings) for name, settings in arms.items()]
+        scores = Scores(replace(setting, arms=listed, arguments=arguments))
+        scores.score()
+        return scores
+
+    four, two = ({"score": "influence", "exemplars_per_sample": count} for count in (4, 2))
+    for settings in (four, two):
+        scores = score(inf=settings)
+        assert scores.read(scores.arms[0]).summary["config"]["exemplars_per_sample"] == settings["exemplars_per_sample"]
+    file = tmp_path / "scores" / "again" / "miwv" / "round-000" / "round.json"
+    assert score(again={}).scorings["again"].slug == "again"
+    before = file.read_bytes()
+    scores = score(again={}, MIWV={}, rescored={"rescore_strategy": "epoch"})
+    assert {one.slug for one in scores.scorings.values()} == {"again"} and file.read_bytes() == before
+    assert sorted(path.name for path in (tmp_path / "scores").iterdir() if path.is_dir()) == ["again", "inf", "inf-2"]
+
+
+def test_the_known_part_is_learnt_only_when_the_options_are_those_of_the_folder(
+    options: list[str], tmp_path: Path, typed: Callable[[list[str]], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = [*options, "--known", "0.5", "--arm", "a: score=longest, fraction=0.5", "--output", str(tmp_path)]
+
+    def die(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("comparison.setting.train_known", die)
+        typed(given)
+    with pytest.raises(SystemExit, match="was made with --known 0.5, not 0.25: give that, or another --output"):
+        typed([*given, "--known", "0.25"])
+    assert not (tmp_path / "known-model" / "done").exists()
+
+
 def test_an_arm_selects_by_columns_of_the_dataset(
     setting: Setting, scores: Scores, monkeypatch: pytest.MonkeyPatch
 ) -> None:

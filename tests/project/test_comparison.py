@@ -1,6 +1,7 @@
 """The parts of `examples/comparison/`, each with worked examples or an independent computation."""
 
 import argparse
+import json
 import math
 import os
 import sys
@@ -18,7 +19,7 @@ from tests.helpers.launch import ROOT
 
 sys.path.insert(0, str(ROOT / "examples"))
 
-from comparison.arms import Arm, list_arms, make_config, parse_arm
+from comparison.arms import Arm, find_random, list_arms, make_config, parse_arm
 from comparison.corruption import (
     Tokens,
     corrupt,
@@ -40,7 +41,8 @@ from comparison.schedule import (
     order_samples,
     round_to_batches,
 )
-from comparison.scoring import count_later_rounds, share_rounds
+from comparison.scoring import count_later_rounds
+from comparison.sharing import read_stored, share_rounds
 from comparison.statistics import (
     Difference,
     average,
@@ -214,9 +216,32 @@ def test_random_draws_the_longest_and_the_full_set_are_always_there() -> None:
     assert [arm.name for arm in list_arms(presets)][3:] == ["random, equal tokens", "e", "f"]
     both = list_arms([Arm("g", {"fraction": 0.02, "selection_budget": "tokens"})])[3]
     assert both == Arm("random, 2 %, equal tokens", {"score": "random", "fraction": 0.02, "selection_budget": "tokens"})
-    own = [Arm("b", {"selection_budget": "tokens"}), Arm("mine", {"selection_budget": "tokens", "score": "random"})]
-    assert [arm.name for arm in list_arms(own)] == ["full set", "random", "longest", "b", "mine"]
     assert {"full set", "random", "longest", "MIWV", "lowest MIWV"} < {arm.name for arm in list_arms(None)}
+
+
+def test_only_draws_of_the_comparisons_own_are_held_against() -> None:
+    """A random draw that was typed, with a guard or of another size, is an arm that is judged like any other."""
+    guarded = Arm("guarded", {"score": "random", "fraction": 0.5, "min_response_tokens": 12})
+    half, same = Arm("half", {"fraction": 0.5}), Arm("mine", {"score": "random"})
+    arms = list_arms([guarded, half, same])
+    plan = Plan([*arms, Arm("random at 2 times the cost", {"score": "random"}, target=9)], {}, {})
+    assert plan.baselines == {"full set", "random", "random, 50 %", "random at 2 times the cost"}
+    found = {arm.name: find_random(arm, plan.arms).name for arm in (guarded, half, same, arms[0])}
+    assert found == {"guarded": "random, 50 %", "half": "random, 50 %", "mine": "random", "full set": "random"}
+
+
+def test_a_fraction_that_is_typed_at_its_default_is_the_default() -> None:
+    given = [
+        Arm("a", {"fraction": 0.1}),
+        Arm("b", {"fraction": 0.1, "selection_budget": "tokens"}),
+        Arm("c", {"selection_budget": "tokens"}),
+        Arm("d", {"fraction": 1}),
+    ]
+    arms = list_arms(given, fraction=0.1)
+    draws = ["random, equal tokens", "random, 100 %"]
+    assert [arm.name for arm in arms] == ["full set", "random", "longest", *draws, "a", "b", "c", "d"]
+    found = [find_random(arm, arms, fraction=0.1).name for arm in given]
+    assert found == ["random", "random, equal tokens", "random, equal tokens", "random, 100 %"]
 
 
 @pytest.mark.parametrize("names", [("a", "A"), ("random", "b"), ("untrained", "b")])
@@ -251,6 +276,74 @@ def test_rounds_are_shared_by_arms_of_the_same_forwards() -> None:
         name: found[name] for name in ("influence of 4", "loss", "other", "rescored by tokens", "random", "diverse")
     }
     assert list(alone.values()) == ["influence-of-4", "loss", "other", "rescored-by-tokens", "random", "diverse"]
+
+
+def store(**configs: MIWVConfig) -> dict[str, dict[str, Any]]:
+    """Rounds that are there, as their files hold them, in the order in which they were made."""
+    return {slug: json.loads(json.dumps(config.to_dict())) for slug, config in configs.items()}
+
+
+def test_a_round_that_was_made_with_something_else_is_not_selected_from() -> None:
+    base = MIWVConfig(embedder="tfidf", score="influence")
+    for one, other in [
+        (replace(base, exemplars_per_sample=4), replace(base, exemplars_per_sample=2)),
+        (base, replace(base, embedder="model")),
+        (base, replace(base, score="zero_shot_loss")),
+        (base, replace(base, layout="padded")),
+        (replace(base, score="random"), replace(base, score="random", extra_losses="zero_shot")),
+        (replace(base, score="random"), replace(base, score="random", diversity="mmr")),
+    ]:
+        assert share_rounds({"inf": one}, store(inf=one))["inf"].slug == "inf"
+        # The round that is there stays: runs may rest on it.
+        assert share_rounds({"inf": other}, store(inf=one))["inf"].slug == "inf-2"
+        # A round of an arm of another name is taken, if it fits.
+        assert share_rounds({"inf": other}, store(inf=one, elsewhere=other))["inf"].slug == "elsewhere"
+    assert share_rounds({"inf": base}, {"inf": {}})["inf"].slug == "inf-2"  # all defaults
+
+
+def test_a_round_that_is_there_is_kept_when_arms_are_added() -> None:
+    base = MIWVConfig(embedder="tfidf")
+    low, again = replace(base, score="low_miwv", fraction=0.2), replace(base, rescore_strategy="epoch")
+    by_tokens = replace(again, selection_budget="tokens")
+    arms = {"MIWV": base, "low": low, "again": again, "again by tokens": by_tokens}
+    found = {name: one.slug for name, one in share_rounds(arms, store(miwv=base)).items()}
+    # The arm that is scored again takes the round too: it would have selected the same.
+    assert found == {"MIWV": "miwv", "low": "miwv", "again": "miwv", "again by tokens": "again-by-tokens"}
+    # Of several that fit, an arm's own, then the oldest.
+    found = {name: one.slug for name, one in share_rounds(arms, store(x=base, again=again, low=low)).items()}
+    assert found == {"MIWV": "x", "low": "low", "again": "again", "again by tokens": "again-by-tokens"}
+
+
+def test_the_rounds_of_a_finished_comparison_go_on_fitting() -> None:
+    """docs/evidence.md was made by an earlier version, whose files say less."""
+    folder = ROOT / "benchmarks" / "evidence" / "code_alpaca_2k"
+    settings = json.loads((folder / "settings.json").read_text())["settings"]
+    scores: dict[str, dict[str, Any]] = {
+        "random": {"score": "random"},
+        "longest": {"score": "longest"},
+        "MIWV": {"score": "miwv"},
+        "lowest MIWV": {"score": "low_miwv"},
+        "MIWV again": {"rescore_strategy": "epoch"},
+        "IFD": {"score": "ifd"},
+        "highest loss": {"score": "zero_shot_loss"},
+        "middle losses": {"score": "zero_shot_loss", "loss_band": [0.3, 0.7]},
+    }
+    common = {"fraction": settings["fraction"], "embedder": settings["embedder"], "refine_near_threshold": False}
+    configs = {name: make_config(Arm(name, given), common, 20) for name, given in scores.items()}
+    found = share_rounds(configs, read_stored(folder / "scores"))
+    assert {name: one.slug for name, one in found.items()} == {
+        "random": "random", "longest": "longest", "MIWV": "miwv", "lowest MIWV": "miwv", "MIWV again": "miwv",
+        "IFD": "ifd", "highest loss": "highest-loss", "middle losses": "highest-loss",
+    }  # fmt: skip
+
+
+def test_rounds_that_are_there_come_the_oldest_first(tmp_path: Path) -> None:
+    for slug, date in (("b", "2026-12-02"), ("a", "2026-12-01"), ("c", None)):
+        file = tmp_path / slug / "miwv" / "round-000" / "round.json"
+        file.parent.mkdir(parents=True)
+        file.write_text(json.dumps({"config": {"score": slug}} | ({"date": date} if date else {})))
+    assert list(read_stored(tmp_path).items()) == [(slug, {"score": slug}) for slug in "cab"]
+    assert read_stored(tmp_path / "none") == {}
 
 
 def test_later_rounds_are_counted() -> None:
