@@ -10,8 +10,10 @@ from comparison.arms import RANDOM, UNTRAINED, Arm, find_random
 from comparison.schedule import TRAINED, BatchRule, count_tokens, fit_to_cost, order_samples
 from comparison.scoring import Scores
 from comparison.setting import Setting
+from comparison.sharing import OF_THE_MODEL
 
 NAMING_DRAWS = 10
+REVISION = 2  # a part of the identity of results that an earlier version made otherwise
 TOLERANCE = 0.1  # by which the compute of arms may differ that are held against one random draw
 
 
@@ -121,9 +123,12 @@ class Orders:
         if arm.target is not None:
             passes = setting.count / setting.count_selected(setting.arguments.fraction)
             return fit_to_cost(self.draw_all(seed), arm.target, passes, lengths, batch)
-        fraction = 1.0 if arm.settings is None else setting.make_config(arm).fraction
-        epoch = setting.count_selected(fraction)
-        return order_samples(self.scores.select(arm, seed), epoch, setting.count, lengths, batch)
+        selection = self.scores.select(arm, seed)
+        if arm.settings is None:
+            return order_samples(selection, setting.count_selected(1.0), setting.count, lengths, batch)
+        config = setting.make_config(arm)
+        epoch, difficulty = setting.count_selected(config.fraction), self.scores.measure_difficulty(arm, seed)
+        return order_samples(selection, epoch, setting.count, lengths, batch, config.epoch_order, difficulty)
 
     def draw_all(self, seed: int) -> np.ndarray:
         """`(N,)` the pool in the order in which random samples are drawn: the draws at equal size come first."""
@@ -141,7 +146,23 @@ def describe_identity(arm: Arm) -> dict[str, Any]:
     """What a stored result must have been made by."""
     if arm.target is not None:
         return {"target": arm.target}
-    return {"arm": "full set or untrained"} if arm.settings is None else dict(arm.settings)
+    if arm.settings is None:
+        return {"arm": "full set or untrained"}
+    return {**arm.settings, **({"revision": REVISION} if is_revised(arm.settings) else {})}
+
+
+def is_revised(settings: Mapping[str, Any]) -> bool:
+    """
+    Whether results of an arm by an earlier version are not the arm's, so that they must not be mixed with others.
+
+    That version trained an arm with an order by difficulty in a shuffled one, let all seeds draw the same first
+    selection, and counted neither what the scores of another run have cost nor prompts that the model itself embeds.
+    """
+    draws_again = settings.get("resample_each_epoch", False) or settings.get("rescore_strategy", "no") != "no"
+    is_sorted = settings.get("epoch_order", "shuffled") != "shuffled" and not draws_again
+    is_drawn = settings.get("selection", "top") == "sample" and draws_again
+    is_uncounted = settings.get("scores_from") is not None or settings.get("embedder") == OF_THE_MODEL
+    return is_sorted or is_drawn or is_uncounted
 
 
 def count_left(runs: Sequence[Run], orders: Orders) -> Iterator[tuple[str, int]]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from miwv_trainer import MIWVDataSampler
+from miwv_trainer.choices import EpochOrder
 
 TRAINED = 3  # forwards that training on a token costs: the backward takes about two
 
@@ -45,7 +46,15 @@ def fraction_of(count: int, size: int) -> float:
     return count / size
 
 
-def order_samples(selection: np.ndarray, epoch: int, count: int, lengths: np.ndarray, batch: BatchRule) -> np.ndarray:
+def order_samples(
+    selection: np.ndarray,
+    epoch: int,
+    count: int,
+    lengths: np.ndarray,
+    batch: BatchRule,
+    epoch_order: EpochOrder = "shuffled",
+    difficulty: np.ndarray | None = None,
+) -> np.ndarray:
     """
     The samples of a training, in its order.
 
@@ -55,13 +64,15 @@ def order_samples(selection: np.ndarray, epoch: int, count: int, lengths: np.nda
             samples are repeated within an epoch.
         count: Samples of the whole training, whole batches.
         lengths: `(N,)` tokens of each sample of the pool.
+        epoch_order: As in `MIWVConfig`.
+        difficulty: `(k,)` how hard each sample of the selection is, for an order by that.
 
     Returns:
         `(count,)` pool indices.
     """
     fraction = fraction_of(epoch, len(lengths))
-    sampler = MIWVDataSampler(len(lengths), fraction, batch.seed, "group_by_length", lengths, batch.size)
-    sampler.set_selection(selection)
+    sampler = MIWVDataSampler(len(lengths), fraction, batch.seed, "group_by_length", lengths, batch.size, epoch_order)
+    sampler.set_selection(selection, difficulty)
     epochs = [sampler.order(number) for number in range(math.ceil(count / epoch))]
     return np.concatenate(epochs)[:count]
 

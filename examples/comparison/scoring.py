@@ -11,12 +11,13 @@ from comparison.arms import Arm
 from comparison.dealing import deal
 from comparison.schedule import TRAINED
 from comparison.setting import Setting
-from comparison.sharing import Scoring, fits, needs_embeddings, read_stored, share_rounds
+from comparison.sharing import OF_THE_MODEL, Scoring, fits, has_own_score, needs_embeddings, read_stored, share_rounds
 from comparison.sharing import is_rescored as is_rescored
 from miwv_trainer import Choice, MIWVConfig, StoredRound, read_rounds, score_and_select, select_again
+from miwv_trainer.rounds.inputs import read_measured
+from miwv_trainer.selection.scores import compute_difficulty, get_score
 
 FOLDER = "scores"
-OF_THE_MODEL = "model"  # the embedder that forwards the prompts through the model itself
 
 
 class Cost(NamedTuple):
@@ -65,7 +66,11 @@ class Scores:
 
     def read(self, arm: Arm) -> StoredRound:
         """The round that an arm selects from."""
-        return read_rounds(self.folder / self.scorings[arm.name].slug)[0]
+        return read_rounds(self.find_folder(arm))[0]
+
+    def find_folder(self, arm: Arm) -> Path:
+        """Where the round of an arm lies."""
+        return self.folder / self.scorings[arm.name].slug
 
     def count_tokens(self, arm: Arm) -> int:
         """Tokens that the round of an arm has forwarded, or the run from which it took its losses."""
@@ -90,6 +95,17 @@ class Scores:
             return select_again(self.read(arm), self.setting.make_config(arm, seed), self.setting.samples.rows)
         except (KeyError, TypeError, ValueError) as error:
             raise SystemExit(f"The arm {arm.name!r}: {error}") from error
+
+    def measure_difficulty(self, arm: Arm, seed: int) -> np.ndarray | None:
+        """`(k,)` how hard each sample that an arm selects is; None if its `epoch_order` does not ask for it."""
+        config = self.setting.make_config(arm, seed)
+        if config.epoch_order == "shuffled":
+            return None
+        choice = self.choose(arm, seed)
+        # Of the user's own scores, the higher is the harder.
+        is_own = has_own_score(config)
+        difficulty = choice.scores if is_own else compute_difficulty(read_measured(self.read(arm)), get_score(config))
+        return difficulty[choice.selection]
 
     def predict_compute(self, arm: Arm, trained: int) -> int:
         """Tokens of scoring, of later rounds too, and of training, a trained token counted three times."""

@@ -21,6 +21,7 @@ LATER = ("rescore_strategy", "rescore_steps")
 OF_BOTH_LOSSES = ("miwv", "low_miwv", "residual_miwv", "one_shot_loss", "influence")
 FREE = ("random", "longest")  # no loss; `extra_losses` may ask for some
 BOTH = "both losses"
+OF_THE_MODEL = "model"  # the embedder that forwards the prompts through the model itself
 Values = Mapping[str, object]  # of a configuration by the names of its fields, as JSON holds them
 
 
@@ -87,14 +88,30 @@ def is_rescored(config: MIWVConfig) -> bool:
     return config.rescore_strategy != "no" or config.resample_each_epoch
 
 
+def has_own_score(config: MIWVConfig) -> bool:
+    """Whether an arm is ranked by numbers of the user's: a column, an array or a function."""
+    return config.score_column is not None or not isinstance(config.score, str)
+
+
+def is_taken_as_it_is(config: MIWVConfig) -> bool:
+    """
+    Whether a Trainer of an arm that is scored again finds round 0 finished where the arm's round was copied.
+
+    It does not where the selection depends on the seed of the run or on the user's numbers, nor where the model itself
+    found the exemplars, because another model would find others.
+    """
+    depends = has_own_score(config) or config.score == "random" or config.selection == "sample"
+    is_of_model = config.embedder == OF_THE_MODEL
+    return not depends and config.group_column is None and config.rescore_budget == 1 and not is_of_model
+
+
 def leave_own_values_out(config: MIWVConfig) -> MIWVConfig:
     """
     The configuration by which the pool is scored: without the user's own numbers, which count when an arm selects.
 
     A pool of token ids has no columns. A function is called with the losses that the round holds.
     """
-    is_own = config.score_column is not None or not isinstance(config.score, str)
-    if not is_own:
+    if not has_own_score(config):
         return replace(config, group_column=None)
     return replace(config, group_column=None, score="random", score_column=None, epoch_order="shuffled")
 

@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,8 +16,9 @@ from comparison.arms import UNTRAINED
 from comparison.plan import Orders, Run, describe_identity
 from comparison.results import Result
 from comparison.samples import HELD_OUT
-from comparison.scoring import FOLDER, Scores, is_rescored, total_tokens
+from comparison.scoring import Scores, total_tokens
 from comparison.setting import Setting
+from comparison.sharing import is_rescored, is_taken_as_it_is
 from miwv_trainer import attach, compute_response_losses
 
 TRAINED_FOLDER = "trained"
@@ -87,15 +89,24 @@ def train_fixed(setting: Setting, scores: Scores, run: Run) -> Trained:
 
 
 def train_rescored(setting: Setting, scores: Scores, run: Run) -> Trained:
-    """Trains with further rounds, as `attach` does for any Trainer. All seeds begin with the same round."""
-    folder = find_folder(setting, run)
+    """
+    Trains with further rounds, as `attach` does for any Trainer. The pool has been scored before the first step.
+
+    A first selection that is the same for all seeds is copied. Where each seed draws its own, or the columns of the
+    dataset decide, the Trainer selects from the losses of the arm's round, if that holds any.
+    """
+    folder, config = find_folder(setting, run), setting.make_config(run.arm)
     shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(setting.output / FOLDER / scores.scorings[run.arm.name].slug, folder)
-    (folder / "miwv" / "in-use.lock").unlink(missing_ok=True)
+    if is_taken_as_it_is(config):
+        shutil.copytree(scores.find_folder(run.arm), folder)
+        (folder / "miwv" / "in-use.lock").unlink(missing_ok=True)
+    elif np.isfinite(scores.read(run.arm).column("zero_shot_loss")).any():
+        config = replace(config, scores_from=str(scores.find_folder(run.arm)), match="tokens")
     trainer = make_trainer(setting, run, np.arange(len(setting.samples.pool)), setting.steps)
-    callback = attach(trainer, setting.make_config(run.arm))
+    callback = attach(trainer, config)
     trainer.train()
-    scoring_tokens, tokens = total_tokens(callback.rounds), trainer.state.num_input_tokens_seen
+    scoring_tokens = scores.count_tokens(run.arm) + total_tokens(callback.rounds[1:])
+    tokens = trainer.state.num_input_tokens_seen
     return Trained(trainer.model, callback.rounds[0].selection, setting.steps, tokens, scoring_tokens)
 
 

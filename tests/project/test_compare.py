@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from miwv_trainer import pool_from_rows, score_and_select
+from miwv_trainer import attach, pool_from_rows, read_rounds, score_and_select
 from tests.helpers.launch import ROOT, torchrun
 from tests.helpers.tiny import instruction_rows, save_tiny
 
@@ -34,7 +34,7 @@ from comparison.samples import split_dataset  # noqa: E402
 from comparison.schedule import count_tokens  # noqa: E402
 from comparison.scoring import Scores, is_rescored  # noqa: E402
 from comparison.setting import Setting, choose_micro_batch, prepare  # noqa: E402
-from comparison.training import make_run  # noqa: E402
+from comparison.training import make_run, make_trainer, train_rescored  # noqa: E402
 
 ALWAYS = ["full set", "random", "longest"]
 SAMPLES, HELD_OUT, BATCH = 40, 8, 4
@@ -185,6 +185,87 @@ def test_an_arm_with_rounds_reads_its_first_round_and_trains_in_the_same_order_u
     copied = setting.output / "trained" / run.slug / "miwv" / "round-000" / "scores.parquet"
     assert first.read_bytes() == copied.read_bytes()
     assert not list(copied.parents[1].glob("previous-*"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "columns"),
+    [
+        ({}, ["miwv"]),
+        ({"score": "low_miwv"}, ["miwv"]),
+        ({"score": "longest"}, ["response_tokens"]),
+        ({"score": "influence", "fraction": 0.25}, ["miwv"]),
+        ({"score_column": "quality"}, ["quality"]),
+        ({"score_column": "quality", "preset": "guarded", "extra_losses": "zero_shot"}, ["quality"]),
+    ],
+)
+@pytest.mark.parametrize("epoch_order", ["easy_to_hard", "hard_to_easy"])
+def test_an_arm_with_an_order_by_difficulty_is_trained_in_that_order(
+    setting: Setting, scores: Scores, settings: dict[str, Any], columns: list[str], epoch_order: str
+) -> None:
+    """Two batches make an epoch: the four easiest samples and the four hardest."""
+    arm = Arm("sorted", {**settings, "epoch_order": epoch_order})
+    own = Scores(replace(setting, arms=[arm]))
+    own.score()
+    selection, order = own.select(arm, 1), Orders(setting, own).order(arm, 1)
+    rows = setting.samples.rows
+    known = rows[columns[0]] if columns[0] in rows.column_names else own.read(arm).column(columns[0])
+    hardness = np.asarray(known, dtype=float)
+    for epoch in np.split(order, len(order) // 8):
+        assert len(np.unique(epoch)) == 8 and np.isin(epoch, selection).all()
+        first, second = hardness[epoch[:BATCH]], hardness[epoch[BATCH:]]
+        easy, hard = (first, second) if epoch_order == "easy_to_hard" else (second, first)
+        assert easy.max() <= hard.min()
+
+
+def test_an_order_by_difficulty_is_that_of_a_trainer(
+    setting: Setting, scores: Scores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arm = Arm("sorted", {"epoch_order": "hard_to_easy"})
+    monkeypatch.setitem(scores.scorings, "sorted", scores.scorings["MIWV"])
+    trainer = make_trainer(setting, Run(arm, 1e-3, 1), np.arange(len(setting.samples.pool)), 1)
+    source = str(scores.find_folder(arm))
+    callback = attach(trainer, replace(setting.make_config(arm), scores_from=source))
+    trainer.train()
+    trainer.model.unload()
+    expected = np.concatenate([callback.sampler.order(epoch) for epoch in (0, 1)])
+    assert np.array_equal(Orders(setting, scores).order(arm, 1), expected)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"selection": "sample", "temperature": 4.0, "resample_each_epoch": True},
+        {"selection": "sample", "temperature": 4.0, "rescore_strategy": "epoch"},
+        {"score_column": "quality", "selection": "sample", "temperature": 4.0, "resample_each_epoch": True},
+        {"score": "random", "rescore_strategy": "epoch"},
+    ],
+    ids=lambda settings: ", ".join(settings),
+)
+def test_each_seed_draws_a_first_selection_of_its_own(setting: Setting, settings: dict[str, Any]) -> None:
+    """The pool is scored once for all seeds, and what a seed draws is what its order was planned with."""
+    arm = Arm(f"drawn by {' and '.join(settings)}", settings)
+    scores = Scores(replace(setting, arms=[arm]))
+    scores.score()
+    found = []
+    for seed in (0, 1):
+        trained = train_rescored(setting, scores, Run(arm, 1e-3, seed))
+        trained.model.unload()
+        assert np.array_equal(trained.selection, scores.select(arm, seed))
+        rounds = 2 if settings.get("rescore_strategy") == "epoch" else 1
+        assert trained.scoring_tokens == rounds * scores.count_tokens(arm)
+        found.append(trained.selection)
+    assert not np.array_equal(*found)
+
+
+def test_an_arm_with_groups_and_rounds_begins_with_what_it_selects(setting: Setting) -> None:
+    arm = Arm("groups and rounds", {"group_column": "topic", "rescore_strategy": "epoch"})
+    scores = Scores(replace(setting, arms=[arm]))
+    scores.score()
+    trained = train_rescored(setting, scores, Run(arm, 1e-3, 0))
+    trained.model.unload()
+    assert np.array_equal(trained.selection, scores.select(arm, 0))
+    first = read_rounds(setting.output / "trained" / Run(arm, 1e-3, 0).slug)[0]
+    assert first.summary["tokens_forwarded"] == 0  # the losses are those of the arm's round
 
 
 def test_a_batch_in_several_forwards_makes_the_same_step(setting: Setting, scores: Scores) -> None:

@@ -31,7 +31,7 @@ from comparison.corruption import (
 )
 from comparison.dealing import deal, hold, leave_launcher
 from comparison.judgement import Judged, Losses, judge
-from comparison.plan import Plan, Run, make_controls
+from comparison.plan import Plan, Run, describe_identity, make_controls
 from comparison.results import Result, check_settings, estimate_seconds, is_made_by
 from comparison.schedule import (
     BatchRule,
@@ -588,6 +588,33 @@ def test_a_name_that_was_given_to_another_configuration_is_refused() -> None:
         is_made_by(one, {"score": "random"}, is_derived=False)
     # Draws at equal cost follow from the other arms. If these change, they are simply drawn again.
     assert not is_made_by(one, {"target": 5}, is_derived=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_revised"),
+    [
+        ({}, False),
+        ({"score": "low_miwv", "selection": "sample"}, False),
+        ({"rescore_strategy": "epoch", "epoch_order": "easy_to_hard"}, False),
+        ({"epoch_order": "shuffled", "embedder": "tfidf", "scores_from": None}, False),
+        ({"epoch_order": "easy_to_hard"}, True),
+        ({"selection": "sample", "resample_each_epoch": True}, True),
+        ({"selection": "sample", "rescore_strategy": "epoch"}, True),
+        ({"scores_from": "elsewhere"}, True),
+        ({"embedder": "model"}, True),
+    ],
+)
+def test_results_that_were_made_otherwise_are_told_from_those_of_today(
+    settings: dict[str, Any], is_revised: bool
+) -> None:
+    identity = describe_identity(Arm("a", settings))
+    assert identity == ({**settings, "revision": 2} if is_revised else settings)
+    stored = replace(result("a", 0, [1.0]), identity=settings)
+    if is_revised:
+        with pytest.raises(SystemExit, match="The arm 'a' was run as .*, not as .*revision=2"):
+            is_made_by(stored, identity, is_derived=False)
+    else:
+        assert is_made_by(stored, identity, is_derived=False)
 
 
 def test_a_run_is_shown_with_its_loss_over_response_tokens() -> None:
