@@ -468,6 +468,22 @@ def test_a_page_of_the_runs_so_far_makes_no_further_ones_and_says_what_is_missin
     assert f"- unfinished: 6 of {len(runs)} runs; arms that lack some, with those they have: {missing}\n" in page
     assert "--page-only" not in page and "| MIWV |" in page and (tmp_path / "comparison.png").is_file()
     assert "runs to go" not in capsys.readouterr().out
+    # Draws at another cost than the one of today are no result of this comparison.
+    stale = next(run for run in runs if run.arm.name == control)
+    other = read_result(compare.find_file(setting, next(run for run in runs if run.arm.name == "random")))
+    assert other is not None
+    write_result(compare.find_file(setting, stale), replace(other, arm=control, identity={"target": 1}))
+    typed([*given, "--page-only"])
+    page = (tmp_path / "comparison.md").read_text()
+    assert f"- unfinished: 6 of {len(runs)} runs" in page and f"| {control} |" not in page
+    # Runs of another configuration are refused, before the pool is scored for it.
+    changed = [*options, "--arm", "MIWV: score=zero_shot_loss", "--output", str(tmp_path)]
+    for more in (["--page-only"], []):
+        with pytest.raises(SystemExit, match='The arm .MIWV. was run as score="miwv", not as score="zero_shot_loss"'):
+            typed([*changed, *more])
+    rounds = [path.name for path in (tmp_path / "scores").iterdir() if path.is_dir()]
+    assert sorted(rounds) == ["longest", "miwv", "random"]
+    assert (tmp_path / "comparison.md").read_text() == page
 
 
 def results_of(output: Path) -> dict[str, dict[str, Any]]:
