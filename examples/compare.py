@@ -23,7 +23,7 @@ from comparison.arms import UNTRAINED, Arm
 from comparison.dealing import deal, leave_launcher
 from comparison.judgement import Losses, judge
 from comparison.options import make_parser
-from comparison.page import Section, build_page
+from comparison.page import Section, build_page, describe_left_out
 from comparison.plan import Orders, Plan, Run, count_left, describe_identity, make_plan
 from comparison.plot import draw_comparison
 from comparison.results import (
@@ -57,7 +57,6 @@ def main() -> None:
         check_has_runs(Path(arguments.output))
     setting = prepare(arguments)
     check_same_comparison(setting)
-    check_same_arms(setting)
     setting = learn_known(setting)
     scores = Scores(setting)
     if rank == 0:
@@ -90,13 +89,6 @@ def check_same_comparison(setting: Setting) -> None:
     check_settings(setting.output, described, {"pool": setting.samples.pool.fingerprint, **data})
 
 
-def check_same_arms(setting: Setting) -> None:
-    """Refuses an arm of whose name the folder holds runs of another configuration, before anything is scored."""
-    arguments = setting.arguments
-    for run in Plan(setting.arms, {}, {}).list_runs(arguments.seeds, arguments.learning_rates):
-        read_made(setting, run)
-
-
 def describe_start(setting: Setting) -> str:
     """What is about to be compared."""
     arguments, samples = setting.arguments, setting.samples
@@ -114,7 +106,8 @@ def make_runs(setting: Setting, scores: Scores, runs: Sequence[Run], processes: 
     orders = Orders(setting, scores)
 
     def is_done(run: Run) -> bool:
-        return read_made(setting, run) is not None
+        result = read_result(find_file(setting, run))
+        return is_made_by(result, describe_identity(run.arm), is_derived=run.arm.target is not None)
 
     left = [run for run in runs if not is_done(run)]
     print(f"{len(left)} of {len(runs)} runs to go.", flush=True)
@@ -122,7 +115,7 @@ def make_runs(setting: Setting, scores: Scores, runs: Sequence[Run], processes: 
         result = make_run(setting, scores, run)
         write_result(find_file(setting, run), result)
         left = [run for run in runs if not is_done(run)]
-        done = read_results(setting, runs)
+        done = [found for run in runs if (found := read_result(find_file(setting, run))) is not None]
         seconds = estimate_seconds(done, list(count_left(left, orders)), processes)
         left_in_words = "" if seconds is None else f" (about {seconds / 60:.0f} min left)"
         place = f"[{len(runs) - len(left)}/{len(runs)}]"
@@ -135,26 +128,16 @@ def find_file(setting: Setting, run: Run) -> Path:
     return setting.output / RUNS / f"{run.slug}.json"
 
 
-def read_made(setting: Setting, run: Run) -> Result | None:
-    """The result of a run; None if there is none yet, or one at another cost."""
-    result = read_result(find_file(setting, run))
-    is_asked = is_made_by(result, describe_identity(run.arm), is_derived=run.arm.target is not None)
-    return result if is_asked else None
-
-
-def read_results(setting: Setting, runs: Sequence[Run]) -> list[Result]:
-    """The results that are there, of runs as they are asked for."""
-    return [found for run in runs if (found := read_made(setting, run)) is not None]
-
-
 def show(setting: Setting, plan: Plan, runs: Sequence[Run]) -> None:
     """Prints the table, and writes the page and the picture."""
-    results = read_results(setting, runs)
+    results = [found for run in runs if (found := read_result(find_file(setting, run))) is not None]
     if len(results) < 2 or results[0].arm != UNTRAINED:
         raise SystemExit(explain_too_few_runs(setting.output))
     sections = make_sections(setting, plan, results)
     first = sections[0]
-    print(f"\n{first.title}; untrained {first.untrained:.4f}\n{format_text(first.judged)}\n")
+    untrained = " / ".join(f"{loss:.4f}" for loss in first.losses.untrained)
+    print(f"\n{first.title}, by response tokens / by samples; untrained {untrained}\n{format_text(first.judged)}\n")
+    print("\n".join(describe_left_out(first)))
     print(f"{write_verdict(first.judged)}\n{write_power(first.judged)}\n")
     shown = [section for section in sections if section.title in list_main_titles(setting)]
     draw_comparison(shown, setting.output / "comparison.png")
@@ -186,7 +169,7 @@ def make_sections(setting: Setting, plan: Plan, results: Sequence[Result]) -> li
         parts += [(rate, [rate]) for rate in rates] if len(rates) > 1 else []
         for rate, used in parts:
             title = make_title(name, len(rates) > 1, rate)
-            sections.append(Section(title, judge(losses, plan, used), losses.untrained, is_tuned=len(used) > 1))
+            sections.append(Section(title, judge(losses, plan, used), losses, used))
     return sections
 
 

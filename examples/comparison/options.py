@@ -3,6 +3,7 @@
 import argparse
 import math
 from collections.abc import Callable
+from typing import Any
 
 from quickstart import name_columns
 
@@ -35,6 +36,17 @@ def make_number(kind: str, below: float = 1.0) -> Callable[[str], float]:
         return value
 
     return parse_number
+
+
+class StoreDistinct(argparse.Action):
+    """Stores learning rates, of which no two may be equal in the six digits by which their runs are named."""
+
+    def __call__(self, parser: object, namespace: object, values: Any, option_string: str | None = None) -> None:
+        names = [f"{value:g}" for value in values]
+        for name in names:
+            if names.count(name) > 1:
+                raise argparse.ArgumentError(self, f"{name} is given twice; give each learning rate once")
+        setattr(namespace, self.dest, values)
 
 
 def parse_fraction(typed: str) -> float:
@@ -127,6 +139,7 @@ def _add_training(group: argparse._ArgumentGroup) -> None:
         "--learning-rates",
         type=make_number("a learning rate such as 5e-4"),
         nargs="+",
+        action=StoreDistinct,
         default=[5e-4],
         metavar="RATE",
         help="with several, every arm is trained at each of them, and compared at each and tuned (default: 5e-4)",

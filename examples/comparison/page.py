@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from comparison.judgement import Judged
-from comparison.tables import format_markdown, make_table
-from comparison.wording import count_by_chance, write_power, write_statements, write_verdict
+from comparison.judgement import DIVERGED, Judged, Losses
+from comparison.tables import format_markdown, make_sample_table, make_table
+from comparison.wording import describe_correction, write_power, write_statements, write_verdict
 from miwv_trainer import __version__
 
 EXPLANATION = """
@@ -22,13 +22,16 @@ token counts three times (forward and backward). × is its multiple of that of r
 that finds exemplars is not counted. A LoRA adapter needs no gradients of the frozen weights, so that its training costs
 less than three forwards. That is not deducted, which favours scoring.
 
-**Losses** are in nats per response token of the held-out samples: mean ± standard deviation over {seeds} seed(s).
-**Differences** are paired by seed and by sample: mean ± half of the 95 % interval over seeds (Student's t) and, in
-brackets, the 95 % interval over held-out samples (bootstrap). The first covers adapter, order and draws; the second
-covers the choice of the samples. "lower" and "higher" stand where both intervals exclude zero. "Equal selection" is
-random draws of as many samples, or of as many response tokens for arms that are chosen by tokens. "Equal cost" is
-random draws that cost as much as scoring and training of the arm together, or a little less; "costs ×" is the arm's
-cost as a multiple of theirs.
+**Losses** are in nats, mean ± standard deviation over {seeds} seed(s), and are weighted in two ways. *By response
+tokens*, each response token of the held-out samples counts the same, as in the training loss, so that long responses
+decide. *By samples*, each held-out sample counts the same. The verdict calls an arm lower or higher where both agree.
+
+**Differences** are paired by seed and by sample: mean ± half of the 95 % interval, which covers adapter, order and
+draws (seeds) and the choice of the held-out samples together. "lower" and "higher" stand where the difference is shown
+at 5 %, adjusted for the number of differences in the column. This is stricter than an interval that excludes zero.
+"Equal selection" is random draws of as many samples, or of as many response tokens for arms that are chosen by tokens.
+"Equal cost" is random draws that cost as much as scoring and training of the arm together, or a little less; "costs ×"
+is the arm's cost as a multiple of theirs.
 """
 RATES = """
 Learning rates: {rates}. {which}
@@ -43,12 +46,19 @@ SEVERAL_RATES = (
 
 @dataclass(frozen=True)
 class Section:
-    """One table: arms on one set of samples, at one learning rate or tuned."""
+    """One set of samples with arms at one learning rate, or at several of which each arm has the best."""
 
     title: str
     judged: Sequence[Judged]
-    untrained: float
-    is_tuned: bool = False
+    losses: Losses
+    rates: Sequence[float]
+
+    @property
+    def diverged(self) -> list[str]:
+        """The arms that are not judged because they have diverged."""
+        judged = [one.arm for one in self.judged]
+        found = dict.fromkeys(result.arm for result in self.losses.find_diverged(self.rates))
+        return [arm for arm in found if arm not in judged]
 
 
 def build_page(sections: Sequence[Section], facts: Mapping[str, str]) -> str:
@@ -76,16 +86,34 @@ def build_page(sections: Sequence[Section], facts: Mapping[str, str]) -> str:
 
 
 def format_section(section: Section) -> list[str]:
-    """A table, and what it says."""
+    """Two tables, and what they say."""
+    judged, (by_tokens, by_samples) = section.judged, section.losses.untrained
     return [
         f"## {section.title}\n",
-        f"{write_verdict(section.judged)}\n",
-        f"Untrained: {section.untrained:.4f}.\n",
-        format_markdown(make_table(section.judged, section.is_tuned)) + "\n",
-        *(f"- {line}" for line in write_statements(section.judged)),
-        f"- {write_power(section.judged)}",
-        f"- {count_by_chance(section.judged)}\n",
+        f"{write_verdict(judged)}\n",
+        f"By response tokens (untrained: {by_tokens:.4f}):\n",
+        format_markdown(make_table(judged, len(section.rates) > 1, section.diverged)) + "\n",
+        f"By samples (untrained: {by_samples:.4f}):\n",
+        format_markdown(make_sample_table(judged, section.diverged)) + "\n",
+        *(f"- {line}" for line in (*describe_left_out(section), *write_statements(judged))),
+        f"- {describe_correction(judged)}",
+        f"- {write_power(judged)}\n",
     ]
+
+
+def describe_left_out(section: Section) -> list[str]:
+    """Which runs and how many samples are not judged, because their losses are not finite."""
+    lines = []
+    if found := section.losses.find_diverged(section.rates):
+        runs = ", ".join(f"{result.arm} at {result.rate:g} with seed {result.seed}" for result in found)
+        lines.append(
+            f"Diverged: {runs}. More than {DIVERGED:.0%} of the losses of these runs are not finite. Their arms are "
+            "not judged at these learning rates."
+        )
+    if count := section.losses.left_out:
+        of = len(section.losses.is_judged)
+        lines.append(f"Left out for all arms: {count} of {of} samples, which have no finite loss in some run.")
+    return lines
 
 
 def describe_machine() -> str:

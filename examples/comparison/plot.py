@@ -1,13 +1,13 @@
 """The picture of a comparison: losses of all runs, and differences to random draws with their intervals."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from comparison.arms import RANDOM
-from comparison.judgement import Judged
+from comparison.judgement import Judged, Pair
 from comparison.page import Section
 from comparison.statistics import Difference
 
@@ -15,16 +15,17 @@ SCORED, OTHER, SIZE, COST = "#c2410c", "#475569", "#1d4ed8", "#b45309"
 
 
 def draw_comparison(sections: Sequence[Section], path: Path) -> None:
-    """Two panels for each section: the loss of each seed's run, and the differences at equal selection and cost."""
+    """Three panels for each section: the losses of all runs, and the differences by response tokens and by samples."""
     from matplotlib.figure import Figure
 
     tallest = max(len(section.judged) for section in sections)
-    figure = Figure(figsize=(12, (1.3 + 0.34 * tallest) * len(sections)), layout="constrained")
-    axes = figure.subplots(len(sections), 2, squeeze=False)
+    figure = Figure(figsize=(15, (1.3 + 0.34 * tallest) * len(sections)), layout="constrained")
+    axes = figure.subplots(len(sections), 3, squeeze=False)
     for row, section in zip(axes, sections, strict=True):
         judged = list(section.judged)[::-1]
         draw_losses(row[0], judged, section.title)
-        draw_differences(row[1], judged)
+        draw_differences(row[1], judged, "by response tokens", lambda pair: pair.tokens)
+        draw_differences(row[2], judged, "by samples", lambda pair: pair.samples)
     figure.savefig(path, dpi=150)
 
 
@@ -43,29 +44,28 @@ def draw_losses(panel: Any, judged: Sequence[Judged], title: str) -> None:
     panel.spines[["top", "right"]].set_visible(False)
 
 
-def draw_differences(panel: Any, judged: Sequence[Judged]) -> None:
-    """For each arm its difference to random draws, with the interval over seeds and, thinner, that over samples."""
+def draw_differences(panel: Any, judged: Sequence[Judged], title: str, take: Callable[[Pair], Difference]) -> None:
+    """For each arm its difference to random draws by one weighting, with its interval."""
     for height, one in enumerate(judged):
-        draw_interval(panel, height + 0.14, one.same_size, SIZE, "o")
-        draw_interval(panel, height - 0.14, one.same_cost, COST, "D")
+        if one.same_size is not None:
+            draw_interval(panel, height + 0.14, take(one.same_size), SIZE, "o")
+        if one.same_cost is not None:
+            draw_interval(panel, height - 0.14, take(one.same_cost), COST, "D")
     panel.plot([], [], "o", color=SIZE, label="equal selection")
     panel.plot([], [], "D", color=COST, label="equal cost")
     panel.axvline(0, color="#94a3b8", linewidth=1, linestyle="--", zorder=0)
     panel.set_yticks(range(len(judged)), [""] * len(judged))
     panel.set_ylim(-0.6, len(judged) - 0.4)
-    panel.set_xlabel(
-        "loss minus that of random draws; filled: shown\nthick: 95 % over seeds; thin: over samples", fontsize=9
-    )
+    panel.set_title(title, fontsize=10, loc="left")
+    panel.locator_params(axis="x", nbins=6)
+    panel.set_xlabel("loss minus that of random draws\nline: 95 % interval; filled: shown", fontsize=9)
     panel.legend(fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)
     panel.spines[["top", "right"]].set_visible(False)
 
 
-def draw_interval(panel: Any, height: float, difference: Difference | None, colour: str, marker: str) -> None:
-    """A marker at the mean, filled where the difference is shown, and both intervals."""
-    if difference is None:
-        return
+def draw_interval(panel: Any, height: float, difference: Difference, colour: str, marker: str) -> None:
+    """A marker at the mean, filled where the difference is shown, and its interval; none of a single seed."""
     half = 0.0 if np.isnan(difference.half) else difference.half
     mean, is_shown = difference.mean, difference.word != "not shown"
-    panel.plot([difference.low, difference.high], [height, height], color=colour, linewidth=1)
-    panel.plot([mean - half, mean + half], [height, height], color=colour, linewidth=3.5, alpha=0.35)
+    panel.plot([mean - half, mean + half], [height, height], color=colour, linewidth=1.5)
     panel.plot([mean], [height], marker, color=colour, markersize=5, markerfacecolor=colour if is_shown else "white")

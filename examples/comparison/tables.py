@@ -5,18 +5,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from comparison.judgement import Judged
+from comparison.judgement import Judged, Pair
 from comparison.statistics import Difference
 
 Table = list[list[str]]
 
 
 def format_difference(difference: Difference | None) -> str:
-    """The mean, ± half the interval over seeds, the interval over samples, and what both show."""
+    """The mean, ± half of its interval, and what is shown."""
     if difference is None:
         return ""
-    seeds = "" if math.isnan(difference.half) else f" ± {difference.half:.4f}"
-    return f"{difference.mean:+.4f}{seeds} [{difference.low:+.4f}, {difference.high:+.4f}] {difference.word}"
+    half = "" if math.isnan(difference.half) else f" ± {difference.half:.4f}"
+    return f"{difference.mean:+.4f}{half} {difference.word}"
 
 
 def format_spread(values: Sequence[float] | np.ndarray, digits: int) -> str:
@@ -37,11 +37,34 @@ def _format_cost(one: Judged) -> str:
     return "" if one.same_cost is None else f"; costs ×{one.cost_ratio:.2f}"
 
 
-def make_table(judged: Sequence[Judged], shows_rates: bool = False) -> Table:
-    """A head, and a row for each arm. Columns in which there is nothing are left out."""
-    lines = [_describe(one, shows_rates) for one in judged]
-    head = [name for name in lines[0] if any(line[name] for line in lines)]
-    return [head, *([line[name] for name in head] for line in lines)]
+def make_table(judged: Sequence[Judged], shows_rates: bool = False, diverged: Sequence[str] = ()) -> Table:
+    """By response tokens: a head, and a row for each arm. Columns in which there is nothing are left out."""
+    return _leave_out_empty([_describe(one, shows_rates) for one in judged], diverged)
+
+
+def make_sample_table(judged: Sequence[Judged], diverged: Sequence[str] = ()) -> Table:
+    """The losses and differences by samples, lowest loss first."""
+    return _leave_out_empty(
+        [
+            {
+                "selection": one.arm,
+                "held-out loss": format_spread(one.sample_losses, 4),
+                "against random, equal selection": format_difference(one.same_size.samples if one.same_size else None),
+                "against random, equal cost": format_difference(one.same_cost.samples if one.same_cost else None),
+                "against the full set": format_difference(one.full.samples if one.full else None),
+            }
+            for one in sorted(judged, key=lambda one: float(one.sample_losses.mean()))
+        ],
+        diverged,
+    )
+
+
+def _leave_out_empty(lines: Sequence[dict[str, str]], diverged: Sequence[str]) -> Table:
+    """A head, and a row for each line, without columns in which there is nothing; then arms that have diverged."""
+    columns = lines[0] if lines else {"selection": "", "held-out loss": ""}
+    head = [name for name in columns if any(line[name] for line in lines) or not lines]
+    marked = [{"selection": arm, "held-out loss": "diverged"} for arm in diverged]
+    return [head, *([line.get(name, "") for name in head] for line in (*lines, *marked))]
 
 
 def _describe(one: Judged, shows_rates: bool) -> dict[str, str]:
@@ -60,9 +83,10 @@ def _describe(one: Judged, shows_rates: bool) -> dict[str, str]:
         "learning rate": ", ".join(f"{rate:g}" for rate in one.rates) if shows_rates else "",
         "total compute": format_compute(one),
         "held-out loss": format_spread(one.losses, 4),
-        "against random, equal selection": format_difference(one.same_size),
-        "against random, equal cost": format_difference(one.same_cost) + _format_cost(one),
-        "against the full set": format_difference(one.full),
+        "against random, equal selection": format_difference(one.same_size.tokens if one.same_size else None),
+        "against random, equal cost": format_difference(one.same_cost.tokens if one.same_cost else None)
+        + _format_cost(one),
+        "against the full set": format_difference(one.full.tokens if one.full else None),
         **{name: "" if "nan" in value else value for name, value in answers.items()},
     }
 
@@ -75,7 +99,7 @@ def format_markdown(table: Table) -> str:
 
 
 def format_text(judged: Sequence[Judged]) -> str:
-    """A narrow table for a terminal: cost, loss, and the two comparisons with random draws."""
+    """A narrow table for a terminal: cost, loss, and the comparisons with random draws, by tokens / by samples."""
     head = ["selection", "total compute", "loss", "equal selection", "equal cost"]
     lines = [head] + [
         [one.arm, format_compute(one), format_spread(one.losses, 4), *map(_shorten, (one.same_size, one.same_cost))]
@@ -87,5 +111,6 @@ def format_text(judged: Sequence[Judged]) -> str:
     )
 
 
-def _shorten(difference: Difference | None) -> str:
-    return "" if difference is None else f"{difference.mean:+.4f} {difference.word}"
+def _shorten(pair: Pair | None) -> str:
+    """Both differences, and what they show."""
+    return "" if pair is None else f"{pair.tokens.mean:+.4f} / {pair.samples.mean:+.4f} {pair.description}"

@@ -1,72 +1,113 @@
 """What the numbers say, in sentences: the verdict, who wins at what, and what could have been shown."""
 
-import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from comparison.judgement import Judged
-from comparison.statistics import Difference
+from comparison.judgement import Judged, Pair
+from comparison.statistics import LEVEL, Difference
 
-Find = Callable[[Judged], Difference | None]
+Find = Callable[[Judged], Pair | None]
 SHARES = {2: "half", 3: "a third", 4: "a quarter", 5: "a fifth", 10: "a tenth", 20: "a twentieth"}
 
 
-def get_same_size(one: Judged) -> Difference | None:
+def get_same_size(one: Judged) -> Pair | None:
     return one.same_size
 
 
-def get_same_cost(one: Judged) -> Difference | None:
+def get_same_cost(one: Judged) -> Pair | None:
     return one.same_cost
 
 
-def get_full(one: Judged) -> Difference | None:
+def get_full(one: Judged) -> Pair | None:
     return one.full
 
 
+COLUMNS: dict[str, Find] = {
+    "At equal selection, against random draws of the same size": get_same_size,
+    "At equal cost, against random draws of the same total compute with scoring included": get_same_cost,
+    "Against the full set": get_full,
+}
+
+
 def list_where(judged: Sequence[Judged], find: Find, word: str) -> list[str]:
-    """The arms whose difference is shown to be `"lower"` or `"higher"`, or is `"not shown"`."""
+    """The arms whose difference is shown to be `"lower"` or `"higher"` by both weightings."""
     return [one.arm for one in judged if (found := find(one)) is not None and found.word == word]
+
+
+def list_by_one(judged: Sequence[Judged], find: Find) -> str:
+    """The arms that are lower by one of the weightings only, in brackets behind a sentence."""
+    found = group(judged, find)
+    partly = [f"{word}: {join(arms)}" for word, arms in found.items() if "lower" in word and word != "lower"]
+    return f" ({'; '.join(partly)})" if partly else ""
+
+
+def group(judged: Sequence[Judged], find: Find) -> dict[str, list[str]]:
+    """The arms by what is shown of them: lower, higher, by one weighting only, or not shown."""
+    found: dict[str, list[str]] = {"lower": [], "higher": []}
+    for one in judged:
+        if (pair := find(one)) is not None:
+            found.setdefault(pair.description, []).append(one.arm)
+    last = {"not shown": found.pop("not shown")} if "not shown" in found else {}
+    return {word: arms for word, arms in (found | last).items() if arms}
 
 
 def write_verdict(judged: Sequence[Judged]) -> str:
     """The verdict in one sentence: on the arms that are scored, and on those that need no scoring."""
+    if not judged:
+        return "No arm can be judged: all have diverged or have no runs."
     if max(len(one.losses) for one in judged) < 2:
         return "One seed shows nothing: give --seeds 2 or more."
     chosen = [one for one in judged if not one.is_baseline]
     scored = [one for one in chosen if one.is_scored]
-    free = list_where([one for one in chosen if not one.is_scored], get_same_size, "lower")
+    unscored = [one for one in chosen if not one.is_scored]
+    free, partly = list_where(unscored, get_same_size, "lower"), list_by_one(unscored, get_same_size)
     if not scored:
         better = f"{join(free)}: lower" if free else "No arm is shown to have a lower"
-        return f"{better} held-out loss than random draws of as many samples."
-    parts = [_judge_scored(scored)]
+        return f"{better} held-out loss than random draws of as many samples{partly}."
+    parts = [_judge_at_equal_size(scored), _judge_at_equal_cost(scored)]
     if free:
-        parts.append(f"{join(free)}, without scoring, trained a lower loss than random draws of as many samples")
-    return f"{'; '.join(parts)}."
-
-
-def _judge_scored(scored: Sequence[Judged]) -> str:
-    """The verdict on the arms that cost forwards before training."""
-    better, cheaper = list_where(scored, get_same_size, "lower"), list_where(scored, get_same_cost, "lower")
-    if cheaper:
-        also = "" if set(cheaper) == set(better) else f" (at equal selection: {join(better) or 'none'})"
-        return f"{join(cheaper)}: lower held-out loss than random draws of the same total cost{also}"
-    if better:
-        return (
-            f"{join(better)}: lower held-out loss than random draws of as many samples, but no scored arm is shown to "
-            f"be better than random draws of the same total cost{describe_worse(scored, get_same_cost)}"
+        parts.append(
+            f"{join(free)}, without scoring, trained a lower loss than random draws of as many samples{partly}"
         )
-    cost, worse = share(min(one.size_ratio for one in scored)), describe_worse(scored, get_same_size)
-    return f"No scored arm is shown to be better than random draws of as many samples, which cost {cost}{worse}"
+    elif partly:
+        parts.append(f"without scoring, no arm is shown to be better than random draws of as many samples{partly}")
+    return f"{'; '.join(part for part in parts if part)}."
 
 
-def describe_worse(scored: Sequence[Judged], find: Find) -> str:
-    """Which of the arms are shown to be worse, as the end of a sentence."""
-    worse = list_where(scored, find, "higher")
+def _judge_at_equal_size(scored: Sequence[Judged]) -> str:
+    """The verdict on the arms that cost forwards before training, against draws that do not."""
+    compared = [one for one in scored if one.same_size is not None]
+    if not compared:
+        return "No scored arm has random draws of as many samples to be held against"
+    better, worse = (list_where(compared, get_same_size, word) for word in ("lower", "higher"))
+    partly = list_by_one(compared, get_same_size)
+    if better:
+        found = f"{join(better)}: lower held-out loss than random draws of as many samples{partly}"
+        return f"{found}, which are shown to be better than {join(worse)}" if worse else found
+    cost = share(min(one.size_ratio for one in compared))
+    found = f"No scored arm is shown to be better than random draws of as many samples, which cost {cost}{partly}"
     if not worse:
+        return found
+    if len(worse) == len(compared) > 1:
+        return f"{found}, and each of them is shown to be worse"
+    return f"{found}, and {join(worse)} {'is' if len(worse) == 1 else 'are'} shown to be worse"
+
+
+def _judge_at_equal_cost(scored: Sequence[Judged]) -> str:
+    """The verdict against draws that cost as much, also where these win; nothing while they have no runs."""
+    compared = [one for one in scored if one.same_cost is not None]
+    if not compared:
         return ""
-    named = "each of them" if len(worse) == len(scored) > 1 else join(worse)
-    return f", and {named} {'is' if len(worse) == 1 or named == 'each of them' else 'are'} shown to be worse"
+    better, worse = (list_where(compared, get_same_cost, word) for word in ("lower", "higher"))
+    partly = list_by_one(compared, get_same_cost)
+    beaten = "every scored arm" if len(worse) == len(scored) > 1 else join(worse)
+    if better:
+        found = f"{join(better)}: lower held-out loss than random draws at the same total cost{partly}"
+        return f"{found}, which are shown to be better than {beaten}" if worse else found
+    if worse:
+        return f"random draws at the same total cost are shown to be better than {beaten}{partly}"
+    return f"no scored arm is shown to be better than random draws at the same total cost{partly}"
 
 
 def share(ratio: float) -> str:
@@ -78,19 +119,27 @@ def share(ratio: float) -> str:
 
 
 def write_statements(judged: Sequence[Judged]) -> list[str]:
-    """Who wins at equal selection, at equal cost, and against the full set."""
-    against: list[tuple[str, Find]] = [
-        ("At equal selection, against random draws of the same size", get_same_size),
-        ("At equal cost, against random draws of the same total compute with scoring included", get_same_cost),
-        ("Against the full set", get_full),
-    ]
-    lines = [f"The lowest mean loss is that of {judged[0].arm} ({judged[0].loss:.4f})."]
-    for where, find in against:
-        found = {word: list_where(judged, find, word) for word in ("lower", "higher", "not shown")}
-        parts = [f"{word}: {join(arms)}" for word, arms in found.items() if arms]
+    """Who wins at equal selection, at equal cost, and against the full set, and of how many that were tried."""
+    if not judged:
+        return []
+    lines = [f"The lowest mean loss is that of {judged[0].arm} ({judged[0].loss:.4f} by response tokens)."]
+    for where, find in COLUMNS.items():
+        parts = [f"{word}: {join(arms)}" for word, arms in group(judged, find).items()]
         if parts:
             lines.append(f"{where}, {'; '.join(parts)}.")
     return lines
+
+
+def describe_correction(judged: Sequence[Judged]) -> str:
+    """How many differences were tried in each column, and that this is accounted for."""
+    places = ("at equal selection", "at equal cost", "against the full set")
+    tried = [sum(bool((pair := find(one)) and pair.tokens.parts) for one in judged) for find in COLUMNS.values()]
+    counts = join([f"{count} {place}" for count, place in zip(tried, places, strict=True) if count])
+    return (
+        f'Differences that were tried: {counts or "none"}. "Lower" and "higher" are adjusted for their number in each '
+        f"column (Holm): if no arm differed from another, any such word would stand in a column of a table with a "
+        f"probability of {LEVEL:.0%}."
+    )
 
 
 def write_power(judged: Sequence[Judged]) -> str:
@@ -100,35 +149,25 @@ def write_power(judged: Sequence[Judged]) -> str:
     if not parts:
         return "Power: one seed has no interval, so no difference could have been shown. Give --seeds 2 or more."
     return (
-        f"Power: the smallest difference that this comparison could have shown is {' and '.join(parts)} (medians over "
-        "the arms). A true difference must be about as large as the number in brackets to be shown in four of five "
-        "such comparisons."
+        f"Power: the smallest difference that this comparison could have shown is {' and '.join(parts)} (by response "
+        "tokens, medians over the arms). A true difference must be about as large as the first number in brackets to "
+        "be shown in four of five such comparisons. The others are half of the 95 % interval that would be left with "
+        "all samples that there could be (seeds alone) and with ever more seeds (samples alone)."
     )
 
 
 def _describe_power(judged: Sequence[Judged], find: Find) -> str:
-    differences = [found for one in judged if (found := find(one)) is not None and not math.isnan(found.half)]
+    differences = [pair.tokens for one in judged if (pair := find(one)) is not None and pair.tokens.parts]
     if not differences:
         return ""
-    smallest, reliable, seeds, samples = (
-        np.median([value(one) for one in differences])
-        for value in (
-            lambda one: one.smallest,
-            lambda one: one.reliably_shown,
-            lambda one: one.half,
-            lambda one: (one.high - one.low) / 2,
-        )
-    )
+    values: list[Callable[[Difference], float]] = [
+        lambda one: one.smallest,
+        lambda one: one.reliably_shown,
+        lambda one: one.half_of_seeds,
+        lambda one: one.half_of_samples,
+    ]
+    smallest, reliable, seeds, samples = (np.median([value(one) for one in differences]) for value in values)
     return f"{smallest:.4f} nats [{reliable:.4f}; seeds alone {seeds:.4f}, samples alone {samples:.4f}]"
-
-
-def count_by_chance(judged: Sequence[Judged]) -> str:
-    """How many differences there are, of which some are shown by chance alone."""
-    count = sum(find(one) is not None for one in judged for find in (get_same_size, get_same_cost, get_full))
-    return (
-        f"Of {count} differences, about {0.05 * count:.1f} would leave zero outside of one interval of 95 % if no arm "
-        "differed from another."
-    )
 
 
 def join(names: Sequence[str]) -> str:

@@ -12,7 +12,6 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
-from scipy import stats
 
 from miwv_trainer import MIWVConfig
 from tests.helpers.launch import ROOT
@@ -30,7 +29,6 @@ from comparison.corruption import (
     truncate,
 )
 from comparison.dealing import deal, hold, leave_launcher
-from comparison.judgement import Judged, Losses, judge
 from comparison.plan import Plan, Run, describe_identity, make_controls
 from comparison.results import Result, check_settings, estimate_seconds, is_made_by
 from comparison.schedule import (
@@ -43,113 +41,6 @@ from comparison.schedule import (
 )
 from comparison.scoring import count_later_rounds
 from comparison.sharing import read_stored, share_rounds
-from comparison.statistics import (
-    Difference,
-    average,
-    bootstrap_interval,
-    choose_rates,
-    compute_difference,
-)
-from comparison.tables import format_difference, format_markdown, format_text, make_table
-from comparison.wording import share, write_power, write_statements, write_verdict
-
-# Statistics
-
-
-def test_students_interval_of_a_worked_example() -> None:
-    # Differences by seed of 1, 2 and 3: mean 2, standard deviation 1; t(0.975, 2) = 4.3027 from any table.
-    ours, theirs = np.array([[11.0, 11], [22, 22], [33, 33]]), np.array([[10.0, 10], [20, 20], [30, 30]])
-    found = compute_difference(ours, theirs, np.array([1.0, 3.0]))
-    assert found.mean == 2 and found.half == pytest.approx(4.3027 / math.sqrt(3), abs=1e-4)
-    assert found.low == found.high == 2  # all samples have the same difference
-    assert found.word == "not shown" and found.seeds == 3
-
-
-def test_students_interval_is_scipys() -> None:
-    generator = np.random.default_rng(0)
-    ours, theirs = generator.normal(size=(5, 20)), generator.normal(size=(5, 20))
-    weights = generator.integers(1, 50, 20).astype(float)
-    by_seed = [np.average(one - other, weights=weights) for one, other in zip(ours, theirs, strict=True)]
-    low, high = stats.ttest_1samp(by_seed, 0).confidence_interval(0.95)
-    found = compute_difference(ours, theirs, weights)
-    assert (found.mean - found.half, found.mean + found.half) == pytest.approx((low, high))
-
-
-def test_the_bootstrap_is_scipys() -> None:
-    generator = np.random.default_rng(1)
-    differences, weights = generator.normal(0.3, 1, 80), generator.integers(1, 50, 80).astype(float)
-
-    def weighted_mean(d: np.ndarray, w: np.ndarray, axis: int = -1) -> np.ndarray:
-        return (d * w).sum(axis=axis) / w.sum(axis=axis)
-
-    expected = stats.bootstrap(
-        (differences, weights), weighted_mean, paired=True, vectorized=True, method="percentile", n_resamples=20_000,
-        random_state=generator,
-    ).confidence_interval  # fmt: skip
-    assert bootstrap_interval(differences, weights) == pytest.approx((expected.low, expected.high), abs=0.02)
-    # The spread of means of 10,000 draws is known from theory where all weights are equal.
-    low, high = bootstrap_interval(differences, np.ones(80))
-    assert (high - low) / 2 == pytest.approx(1.96 * differences.std() / math.sqrt(80), rel=0.05)
-
-
-@pytest.mark.parametrize(
-    ("mean", "half", "low", "high", "word"),
-    [
-        (-2.0, 1.0, -3.0, -1.0, "lower"),
-        (2.0, 1.0, 1.0, 3.0, "higher"),
-        (-2.0, 3.0, -3.0, -1.0, "not shown"),  # the seeds do not show it
-        (-2.0, 1.0, -3.0, 0.1, "not shown"),  # the samples do not
-        (-2.0, math.nan, -3.0, -1.0, "not shown"),  # one seed
-    ],
-)
-def test_a_difference_is_shown_where_both_intervals_exclude_zero(
-    mean: float, half: float, low: float, high: float, word: str
-) -> None:
-    assert Difference(mean, half, low, high, 3).word == word
-
-
-def test_what_could_have_been_shown() -> None:
-    found = Difference(0.0, 0.4303, -0.1, 0.3, 3)
-    assert found.smallest == 0.4303 and Difference(0.0, 0.1, -0.1, 0.3, 3).smallest == pytest.approx(0.2)
-    # t(0.975, 2) = 4.3027 and t(0.8, 2) = 1.0607: half / 4.3027 is the standard error.
-    assert found.reliably_shown == pytest.approx(0.4303 * (4.3027 + 1.0607) / 4.3027, abs=1e-4)
-    # Of normal quantiles 1.96 and 0.8416, where the samples are the wider interval.
-    assert Difference(0.0, 0.01, -0.5, 0.5, 3).reliably_shown == pytest.approx(0.5 * (1.96 + 0.8416) / 1.96, abs=1e-4)
-    assert math.isnan(Difference(0.0, math.nan, -0.1, 0.3, 1).reliably_shown)
-
-
-def test_a_difference_of_that_size_is_shown_in_four_of_five_comparisons() -> None:
-    """By simulation: five seeds, a spread that is known, and the true difference that `reliably_shown` names."""
-    generator = np.random.default_rng(2)
-    draws = generator.normal(size=(4000, 5))
-    halves = stats.t.ppf(0.975, 4) * draws.std(axis=1, ddof=1) / math.sqrt(5)
-    true = Difference(0.0, float(stats.t.ppf(0.975, 4) / math.sqrt(5)), 0.0, 0.0, 5).reliably_shown
-    shown = (draws.mean(axis=1) + true - halves > 0).mean()
-    assert 0.72 < shown < 0.88
-
-
-def test_losses_are_averaged_over_response_tokens() -> None:
-    # A response of 3 tokens at 1 nat and one of 1 token at 5 nats: 8 nats over 4 tokens.
-    assert average(np.array([[1.0, 5.0]]), np.array([3.0, 1.0])) == pytest.approx([2.0])
-
-
-def test_a_rate_is_judged_on_samples_that_did_not_choose_it() -> None:
-    # Even samples are best at rate 1, odd ones at rate 0. So even ones are judged at rate 0, and odd ones at rate 1.
-    losses = np.array([[[2.0, 1, 2, 1], [2, 1, 2, 1]], [[1.0, 2, 1, 2], [1, 2, 1, 2]]])
-    found, chosen = choose_rates(losses, np.ones(4))
-    assert chosen == (0, 1) and found.tolist() == [[2, 2, 2, 2]] * 2
-    alone, chosen = choose_rates(losses[:1], np.ones(4))
-    assert chosen == (0, 0) and np.array_equal(alone, losses[0])
-
-
-def test_tuning_is_not_rewarded_for_noise() -> None:
-    """Rates that do not differ: taking the best by all samples would be lower than the mean; this is not."""
-    generator = np.random.default_rng(3)
-    losses = generator.normal(size=(2000, 3, 1, 40))
-    found = np.mean([choose_rates(one, np.ones(40))[0].mean() for one in losses])
-    greedy = np.mean([one.mean(axis=(1, 2)).min() for one in losses])
-    assert abs(found) < 0.02 < 0.1 < -greedy
-
 
 # Arms
 
@@ -411,20 +302,6 @@ def test_arms_of_like_cost_share_draws_that_cost_no_more() -> None:
     assert make_controls({}, 1) == ([], {})
 
 
-def test_arms_that_see_samples_more_often_have_draws_of_their_own() -> None:
-    costs, passes = {"a": 1000, "b": 1001, "c": 1002, "d": 2000}, {"a": None, "b": 6.0, "c": None, "d": 6.0}
-    controls, assigned = make_controls(costs, 500, passes)
-    assert [(arm.name, arm.target, arm.passes) for arm in controls] == [
-        ("random at 2 times the cost", 1000, None),
-        ("random at 2 times the cost, seen 6 times", 1001, 6.0),
-        ("random at 4 times the cost, seen 6 times", 2000, 6.0),
-    ]
-    first, second, third = (arm.name for arm in controls)
-    assert assigned == {"a": first, "b": second, "c": first, "d": third}
-    found = [describe_identity(arm) for arm in controls]
-    assert found == [{"target": 1000}, {"target": 1001, "passes": 6.0}, {"target": 2000, "passes": 6.0}]
-
-
 @pytest.mark.parametrize("seed", range(20))
 def test_names_of_draws_at_equal_cost_are_distinct(seed: int) -> None:
     costs = np.exp(np.random.default_rng(seed).uniform(0, 6, 40)) * 1000
@@ -642,110 +519,3 @@ def test_time_left_is_that_of_the_same_arm_where_it_is_known() -> None:
     assert estimate_seconds(done, [("a", 9), ("b", 9), ("c", 500)], processes=1) == pytest.approx(10 + 30 + 10)
     assert estimate_seconds(done, [("a", 9)], processes=2) == 5.0 and estimate_seconds(done, [], 1) == 0
     assert estimate_seconds([replace(done[0], trained_tokens=0)], [("a", 9)], 1) is None
-
-
-# Judgement
-
-
-PLAN = Plan(
-    [Arm("full set", None), Arm("random", {}), Arm("miwv", {}), Arm("more", {}, 9)],
-    {"miwv": "random", "full set": "random"},
-    {"miwv": "more"},
-)
-
-
-def all_results(miwv: float, more: float, scoring: int = 57_000, seeds: int = 3) -> list[Result]:
-    """Losses of four samples of which the second cannot be evaluated; all arms have the same noise."""
-    found = [result("untrained", 0, [9.0, math.nan, 9, 9], rate=0.0)]
-    for seed in range(seeds):
-        noise = 0.01 * seed
-        for arm, loss in (("full set", 2.0), ("random", 3.0), ("miwv", miwv), ("more", more)):
-            losses = [loss + noise, math.nan, loss - noise / 2, loss]
-            found.append(result(arm, seed, losses, scoring if arm == "miwv" else 0))
-    return found
-
-
-def judged_of(results: list[Result]) -> list[Judged]:
-    return judge(Losses(results, "held-out samples", np.array([10, 10, 10, 10])), PLAN, [0.1])
-
-
-def test_arms_are_judged_lowest_first_and_against_what_the_plan_says() -> None:
-    judged = judged_of(all_results(2.5, 2.2))
-    assert [one.arm for one in judged] == ["full set", "more", "miwv", "random"]
-    miwv = judged[2]
-    assert miwv.same_size is not None and miwv.same_cost is not None and miwv.full is not None
-    found = [miwv.same_size.mean, miwv.same_cost.mean, miwv.full.mean]
-    assert found == pytest.approx([-0.5, 0.3, 0.5]) and miwv.same_size.word == "lower"
-    assert miwv.size_ratio == 20 and miwv.compute == 60_000
-    assert judged[3].same_size is None and judged[0].full is None
-    assert Losses(all_results(1, 1), "held-out samples", np.ones(4)).untrained == 9.0
-
-
-NONE = "No scored arm is shown to be better than random draws of as many samples, which cost a twentieth of the compute"
-BETTER = (
-    "miwv: lower held-out loss than random draws of as many samples, but no scored arm is shown to be better than "
-    "random draws of the same total cost"
-)
-
-
-@pytest.mark.parametrize(
-    ("miwv", "more", "seeds", "verdict"),
-    [
-        (3.0, 2.9, 3, f"{NONE}."),
-        (3.2, 2.9, 3, f"{NONE}, and miwv is shown to be worse."),
-        (2.5, 2.5, 3, f"{BETTER}."),
-        (2.5, 2.2, 3, f"{BETTER}, and miwv is shown to be worse."),
-        (2.5, 2.7, 3, "miwv: lower held-out loss than random draws of the same total cost."),
-        (3.0, 3.2, 3, "miwv: lower held-out loss than random draws of the same total cost (at equal selection: none)."),
-        (2.5, 2.7, 1, "One seed shows nothing: give --seeds 2 or more."),
-    ],
-)
-def test_the_verdict_is_one_sentence(miwv: float, more: float, seeds: int, verdict: str) -> None:
-    assert write_verdict(judged_of(all_results(miwv, more, seeds=seeds))) == verdict
-
-
-def test_without_a_scored_arm_there_is_no_cost_to_weigh() -> None:
-    """The same losses of an arm that forwards nothing: a column of the dataset, or the longest responses."""
-    verdicts = [write_verdict(judged_of(all_results(loss, 3, scoring=0))) for loss in (3.0, 2.5)]
-    assert verdicts == [
-        "No arm is shown to have a lower held-out loss than random draws of as many samples.",
-        "miwv: lower held-out loss than random draws of as many samples.",
-    ]
-    both = [*all_results(3.0, 3.0), *(result("longest", seed, [2.0, math.nan, 2.0, 2.1]) for seed in range(3))]
-    plan = Plan([*PLAN.arms, Arm("longest", {})], {**PLAN.same_size, "longest": "random"}, PLAN.same_cost)
-    found = write_verdict(judge(Losses(both, "held-out samples", np.full(4, 10)), plan, [0.1]))
-    assert found == f"{NONE}; longest, without scoring, trained a lower loss than random draws of as many samples."
-
-
-def test_shares_in_words() -> None:
-    found = [share(ratio) for ratio in (1.3, 2.2, 3.4, 19.9, 7.0)]
-    assert found == [f"{words} of the compute" for words in ("77%", "half", "a third", "a twentieth", "1/7")]
-
-
-def test_statements_name_who_wins_at_what() -> None:
-    lines = write_statements(judged_of(all_results(2.5, 2.2)))
-    assert lines[0] == "The lowest mean loss is that of full set (2.0017)."
-    assert lines[1] == "At equal selection, against random draws of the same size, lower: full set and miwv."
-    assert lines[2].endswith("with scoring included, higher: miwv.")
-    assert lines[3] == "Against the full set, higher: more, miwv and random."
-
-
-def test_the_power_line_names_both_intervals() -> None:
-    power = write_power(judged_of(all_results(2.5, 2.2)))
-    assert "seeds alone 0.0000, samples alone 0.0000] at equal selection and 0.0000 nats" in power
-    assert "one seed has no interval" in write_power(judged_of(all_results(2.5, 2.2, seeds=1)))
-
-
-def test_tables_leave_out_columns_in_which_there_is_nothing() -> None:
-    judged = judged_of(all_results(2.5, 2.2))
-    head, *rows = make_table(judged)
-    assert "ROUGE-L" not in head and "learning rate" not in head and "against random, equal cost" in head
-    assert all(len(row) == len(head) for row in rows)
-    row = dict(zip(head, rows[2], strict=True))
-    assert row["selection"] == "miwv" and row["total compute"] == "60 (×20)"
-    assert row["against random, equal cost"].endswith("higher; costs ×20.00")
-    assert row["against random, equal selection"] == "-0.5000 ± 0.0000 [-0.5000, -0.5000] lower"
-    markdown = format_markdown(make_table(judged)).splitlines()
-    assert markdown[1].startswith("| --- | ---: |") and len({line.count("|") for line in markdown}) == 1
-    assert "-0.5000 lower" in format_text(judged) and "nan" not in format_text(judged)
-    assert format_difference(Difference(0.1, math.nan, 0.05, 0.2, 1)) == "+0.1000 [+0.0500, +0.2000] not shown"
