@@ -57,6 +57,7 @@ def main() -> None:
         check_has_runs(Path(arguments.output))
     setting = prepare(arguments)
     check_same_comparison(setting)
+    check_same_arms(setting)
     setting = learn_known(setting)
     scores = Scores(setting)
     if rank == 0:
@@ -89,6 +90,13 @@ def check_same_comparison(setting: Setting) -> None:
     check_settings(setting.output, described, {"pool": setting.samples.pool.fingerprint, **data})
 
 
+def check_same_arms(setting: Setting) -> None:
+    """Refuses an arm of whose name the folder holds runs of another configuration, before anything is scored."""
+    arguments = setting.arguments
+    for run in Plan(setting.arms, {}, {}).list_runs(arguments.seeds, arguments.learning_rates):
+        read_made(setting, run)
+
+
 def describe_start(setting: Setting) -> str:
     """What is about to be compared."""
     arguments, samples = setting.arguments, setting.samples
@@ -106,8 +114,7 @@ def make_runs(setting: Setting, scores: Scores, runs: Sequence[Run], processes: 
     orders = Orders(setting, scores)
 
     def is_done(run: Run) -> bool:
-        result = read_result(find_file(setting, run))
-        return is_made_by(result, describe_identity(run.arm), is_derived=run.arm.target is not None)
+        return read_made(setting, run) is not None
 
     left = [run for run in runs if not is_done(run)]
     print(f"{len(left)} of {len(runs)} runs to go.", flush=True)
@@ -115,7 +122,7 @@ def make_runs(setting: Setting, scores: Scores, runs: Sequence[Run], processes: 
         result = make_run(setting, scores, run)
         write_result(find_file(setting, run), result)
         left = [run for run in runs if not is_done(run)]
-        done = [found for run in runs if (found := read_result(find_file(setting, run))) is not None]
+        done = read_results(setting, runs)
         seconds = estimate_seconds(done, list(count_left(left, orders)), processes)
         left_in_words = "" if seconds is None else f" (about {seconds / 60:.0f} min left)"
         place = f"[{len(runs) - len(left)}/{len(runs)}]"
@@ -128,9 +135,21 @@ def find_file(setting: Setting, run: Run) -> Path:
     return setting.output / RUNS / f"{run.slug}.json"
 
 
+def read_made(setting: Setting, run: Run) -> Result | None:
+    """The result of a run; None if there is none yet, or one at another cost."""
+    result = read_result(find_file(setting, run))
+    is_asked = is_made_by(result, describe_identity(run.arm), is_derived=run.arm.target is not None)
+    return result if is_asked else None
+
+
+def read_results(setting: Setting, runs: Sequence[Run]) -> list[Result]:
+    """The results that are there, of runs as they are asked for."""
+    return [found for run in runs if (found := read_made(setting, run)) is not None]
+
+
 def show(setting: Setting, plan: Plan, runs: Sequence[Run]) -> None:
     """Prints the table, and writes the page and the picture."""
-    results = [found for run in runs if (found := read_result(find_file(setting, run))) is not None]
+    results = read_results(setting, runs)
     if len(results) < 2 or results[0].arm != UNTRAINED:
         raise SystemExit(explain_too_few_runs(setting.output))
     sections = make_sections(setting, plan, results)

@@ -29,6 +29,7 @@ class Arm:
 
     Args:
         target: Tokens, a trained one counted three times, that a random draw may cost. None: the steps of all arms.
+        passes: How often such a draw sees each of its samples. None: as often as arms of `--fraction` do.
         is_draw: Whether the comparison itself made it, as the random draws of its size. A random draw that the user
             typed is an arm like any other.
     """
@@ -36,6 +37,7 @@ class Arm:
     name: str
     settings: dict[str, Any] | None
     target: int | None = None
+    passes: float | None = None
     is_draw: bool = field(default=False, compare=False)
 
     @property

@@ -80,15 +80,26 @@ def make_plan(setting: Setting, scores: Scores) -> Plan:
     random = next(arm for arm in setting.arms if arm.name == RANDOM)
     # For the names only, so of more seeds than are run: a single draw may be of short samples.
     base = TRAINED * sum(orders.count_tokens(random, seed) for seed in range(NAMING_DRAWS)) // NAMING_DRAWS
-    controls, same_cost = make_controls(costs, base)
+    passes = {arm.name: find_passes(setting, arm) for arm in setting.arms}
+    controls, same_cost = make_controls(costs, base, passes)
     fraction = setting.arguments.fraction
     same_size = {arm.name: find_random(arm, setting.arms, fraction).name for arm in setting.arms if arm.name != RANDOM}
     return Plan([*setting.arms, *controls], same_size, same_cost)
 
 
-def make_controls(costs: Mapping[str, int], base: int) -> tuple[list[Arm], dict[str, str]]:
+def find_passes(setting: Setting, arm: Arm) -> float | None:
+    """How often an arm of another fraction than `--fraction` sees a sample; None for the others."""
+    usual = setting.count_selected(setting.arguments.fraction)
+    selected = usual if arm.settings is None else setting.count_selected(setting.make_config(arm).fraction)
+    return None if selected == usual else max(1.0, setting.count / selected)
+
+
+def make_controls(
+    costs: Mapping[str, int], base: int, passes: Mapping[str, float | None] | None = None
+) -> tuple[list[Arm], dict[str, str]]:
     """
-    Random draws at the cost of each arm. Arms whose costs differ by a tenth at most are held against the same ones.
+    Random draws at the cost of each arm. Arms that see a sample equally often, and whose costs differ by a tenth at
+    most, are held against the same ones.
 
     The draws cost as much as the cheapest of these arms, so that chance is never given more than what it is held
     against.
@@ -96,17 +107,21 @@ def make_controls(costs: Mapping[str, int], base: int) -> tuple[list[Arm], dict[
     Args:
         costs: Predicted tokens of each arm, a trained one counted three times.
         base: Those of the random draws at equal selection.
+        passes: From `find_passes`, for each arm.
 
     Returns:
         The arms, and for each name in `costs` the name of its arm.
     """
-    controls: list[Arm] = []
+    controls: dict[float | None, list[Arm]] = {}
     assigned: dict[str, str] = {}
     for name, cost in sorted(costs.items(), key=lambda item: item[1]):
-        if not controls or cost > (1 + TOLERANCE) * (controls[-1].target or 0):
-            controls.append(Arm(f"random at {cost / base:.2g} times the cost", {"score": RANDOM}, target=cost))
-        assigned[name] = controls[-1].name
-    return controls, assigned
+        seen = (passes or {}).get(name)
+        alike = controls.setdefault(seen, [])
+        if not alike or cost > (1 + TOLERANCE) * (alike[-1].target or 0):
+            often = "" if seen is None else f", seen {seen:.3g} times"
+            alike.append(Arm(f"random at {cost / base:.2g} times the cost{often}", {"score": RANDOM}, cost, seen))
+        assigned[name] = alike[-1].name
+    return [arm for alike in controls.values() for arm in alike], assigned
 
 
 class Orders:
@@ -121,7 +136,8 @@ class Orders:
         setting, lengths = self.setting, self.setting.samples.lengths
         batch = BatchRule(setting.arguments.batch_size, seed, setting.arguments.micro_batch_size)
         if arm.target is not None:
-            passes = setting.count / setting.count_selected(setting.arguments.fraction)
+            usual = setting.count / setting.count_selected(setting.arguments.fraction)
+            passes = usual if arm.passes is None else arm.passes
             return fit_to_cost(self.draw_all(seed), arm.target, passes, lengths, batch)
         selection = self.scores.select(arm, seed)
         if arm.settings is None:
@@ -145,7 +161,7 @@ class Orders:
 def describe_identity(arm: Arm) -> dict[str, Any]:
     """What a stored result must have been made by."""
     if arm.target is not None:
-        return {"target": arm.target}
+        return {"target": arm.target} | ({} if arm.passes is None else {"passes": arm.passes})
     if arm.settings is None:
         return {"arm": "full set or untrained"}
     return {**arm.settings, **({"revision": REVISION} if is_revised(arm.settings) else {})}

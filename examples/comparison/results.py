@@ -22,7 +22,8 @@ class Result:
         rate: Learning rate; 0 for the untrained model.
         seed: Seed of the adapter, of the order and of random draws.
         identity: What the arm is: the fields of its configuration, and what it may cost.
-        samples: Number of selected samples, of the first selection where there are several.
+        samples: Number of selected samples that were trained; of the first selection where there are several, and of
+            the full set, all of them.
         tokens: Number of their response tokens.
         steps: Optimizer steps.
         seen: How often a sample was trained on, on average.

@@ -82,8 +82,8 @@ def train_fixed(setting: Setting, scores: Scores, run: Run) -> Trained:
     steps = len(order) // setting.arguments.batch_size
     trainer = make_trainer(setting, run, order, steps, train_sampling_strategy="sequential")
     trainer.train()
-    # Of random draws at equal cost, what is drawn is what is trained.
-    selection = np.unique(order) if run.arm.target is not None else scores.select(run.arm, run.seed)
+    # A selection may hold more samples than all steps train. The full set is named by what it is.
+    selection = np.unique(order) if run.arm.settings is not None else scores.select(run.arm, run.seed)
     scored = scores.count_tokens(run.arm) if run.arm.settings is not None and run.arm.target is None else 0
     return Trained(trainer.model, selection, steps, trainer.state.num_input_tokens_seen, scored)
 

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import cache, partial
 from itertools import islice
 
 import datasets
@@ -17,6 +18,7 @@ from miwv_trainer.data.chat_template import find_turn_markers, render_chat
 from miwv_trainer.data.columns import ColumnNames, check_names, read_any, read_conversation, read_instruction
 from miwv_trainer.data.content import hash_samples
 from miwv_trainer.data.conversation import Row
+from miwv_trainer.data.cuts import find_cut_samples
 from miwv_trainer.data.instructions import read_instructions
 from miwv_trainer.data.map_style import (
     ROWS_AT_ONCE,
@@ -124,6 +126,9 @@ def pool_from_tokenized(
             )
             whole = replace(turns, is_trained_whole=True)
     pool = add_opening(split_preamble(whole, markers), tokenizer)
+    if tokenizer is not None and with_hashes:
+        # Decoded once, and only where it is asked for.
+        pool = replace(pool, find_cut_samples=cache(partial(find_cut_samples, dataset, pool, tokenizer, markers)))
     return replace(
         pool,
         texts=read_instructions(dataset, pool, tokenizer, markers) if with_texts else None,

@@ -12,6 +12,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from miwv_trainer.data.columns import ColumnNames
+from miwv_trainer.data.conversation import Row
 from miwv_trainer.data.instructions import cut_users_words
 from miwv_trainer.data.map_style import ROWS_AT_ONCE, MapStyleDataset, has_own_columns, iterate_rows
 from miwv_trainer.data.pool import Pool, SampleHashes
@@ -59,12 +60,17 @@ def hash_samples(
 
 def hash_rows(dataset: MapStyleDataset, columns: ColumnNames | None = None) -> list[RowHashes]:
     """The hashes of all rows."""
+    return [hash_row(row, columns) for row in iterate_texts(dataset, columns)]
+
+
+def iterate_texts(dataset: MapStyleDataset, columns: ColumnNames | None = None) -> Iterator[Row]:
+    """All rows in order, if possible without the columns that say nothing as text."""
     if isinstance(dataset, datasets.Dataset) and has_own_columns(dataset):
         # Columns of token ids or of images are not decoded: they are most of the dataset.
         known = {*KNOWN, *(columns or {}).values()}
         if known & set(dataset.column_names):
             dataset = dataset.select_columns([name for name in dataset.column_names if name in known])
-    return [hash_row(row, columns) for row in iterate_rows(dataset)]
+    return iterate_rows(dataset)
 
 
 def _hash_tokens(
@@ -80,11 +86,11 @@ def _hash_tokens(
             skip_special_tokens=True,
         )
         for index, whole, question in zip(part, wholes, questions, strict=True):
-            answers = tokenizer.batch_decode(_list_answers(pool, index), skip_special_tokens=True)
+            answers = tokenizer.batch_decode(list_answers(pool, index), skip_special_tokens=True)
             yield hash_whole(whole), hash_words(question, answers), hash_answer(answers)
 
 
-def _list_answers(pool: Pool, index: int) -> list[np.ndarray]:
+def list_answers(pool: Pool, index: int) -> list[np.ndarray]:
     """The response tokens of a sample, one array for each gapless part."""
     mask, sample = pool.response_mask(index), pool.sample(index)
     borders = np.flatnonzero(np.diff(mask)) + 1

@@ -7,7 +7,7 @@ from a file give the same scores. Tokens lie in one flat array with offsets: a m
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
@@ -85,6 +85,8 @@ class Pool:
         opening: `(o,)` int32. The generation prompt, with which most prompts end; None if it is not known.
         column_scores: `(N,)` float32. The numbers of the dataset's `score_column`, NaN where there is none.
         hashes: By which a sample is found in a file, if they were asked for.
+        find_cut_samples: Finds the samples whose tokens hold less than their columns of text, which takes decoding all
+            of them; None where that cannot be told, or where nothing can have been cut.
     """
 
     preamble: np.ndarray
@@ -99,6 +101,7 @@ class Pool:
     opening: np.ndarray | None = field(default=None, compare=False)
     column_scores: np.ndarray | None = field(default=None, compare=False)
     hashes: SampleHashes | None = field(default=None, compare=False)
+    find_cut_samples: Callable[[], np.ndarray] | None = field(default=None, compare=False)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

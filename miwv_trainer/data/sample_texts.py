@@ -45,6 +45,38 @@ class RowHashes(NamedTuple):
     answer: int = UNKNOWN
 
 
+class RowTexts(NamedTuple):
+    """
+    What the columns of a row say, turn by turn.
+
+    Args:
+        questions: The user's turns.
+        answers: The turns that are answers, without calls of tools, whose form only a template knows.
+        parts: The instruction and the input of the last question, where they are in columns of their own.
+        whole: The text of the column `text`, in a row without turns.
+    """
+
+    questions: list[str]
+    answers: list[str]
+    parts: list[str]
+    whole: str | None = None
+
+
+def read_texts(row: Row, columns: ColumnNames | None = None) -> RowTexts | None:
+    """
+    What the columns of a row say; None where it has none that are known.
+
+    Args:
+        columns: The row's own names of what is read.
+    """
+    ways, text = _read_known(row, columns), row.get(TEXT_COLUMN)
+    if not ways:
+        return RowTexts([], [], [], whole=text) if isinstance(text, str) and text.strip() else None
+    messages, responses = ways[0].messages, _find_responses(ways[0])
+    questions = [get_text(message) for message in messages if message["role"] == "user"]
+    return RowTexts(questions, [get_text(messages[turn]) for turn in responses], list(ways[0].task or ()))
+
+
 def hash_row(row: Row, columns: ColumnNames | None = None) -> RowHashes:
     """
     The hashes of a row; none where it has no columns that are known.
@@ -52,9 +84,7 @@ def hash_row(row: Row, columns: ColumnNames | None = None) -> RowHashes:
     Args:
         columns: The row's own names of what is read.
     """
-    known = {*KNOWN, *(columns or {}).values()}
-    ways = read_ways({name: value for name, value in row.items() if name in known}, columns)
-    text = row.get(TEXT_COLUMN)
+    ways, text = _read_known(row, columns), row.get(TEXT_COLUMN)
     texts = _hash_text_column(text) if isinstance(text, str) and text.strip() else ()
     if not ways:
         return RowHashes(texts)
@@ -114,11 +144,22 @@ def strip_markers(text: str) -> str:
     return text[start:end] or text.strip()
 
 
+def _read_known(row: Row, columns: ColumnNames | None) -> list[Conversation]:
+    """The conversations in the columns that are known."""
+    known = {*KNOWN, *(columns or {}).values()}
+    return read_ways({name: value for name, value in row.items() if name in known}, columns)
+
+
+def _find_responses(conversation: Conversation) -> list[int]:
+    """The turns that are responses."""
+    messages = conversation.messages
+    turns = range(conversation.given, len(messages))
+    return [turn for turn in turns if is_answer(messages[turn]) and not is_blank(messages[turn])]
+
+
 def _split(conversation: Conversation) -> tuple[str, list[str]]:
     """The user's last words before the first response, and the responses."""
-    messages, given = conversation.messages, conversation.given
-    turns = range(given, len(messages))
-    responses = [turn for turn in turns if is_answer(messages[turn]) and not is_blank(messages[turn])]
+    messages, responses = conversation.messages, _find_responses(conversation)
     before = messages[: responses[0] if responses else len(messages)]
     question = next((get_text(message) for message in reversed(before) if message["role"] == "user"), "")
     return question, [describe_turn(messages[turn]) for turn in responses]

@@ -176,7 +176,14 @@ def _take_losses(inputs: RoundInputs, source: StoredRound) -> RoundInputs:
     kept = (
         None if further is None or measured.further_losses is None else measured.further_losses[:, : further.shape[1]]
     )
-    measured = replace(measured, given=inputs.earlier.given, further_exemplars=further, further_losses=kept)
+    measured = replace(
+        measured,
+        given=inputs.earlier.given,
+        further_exemplars=further,
+        further_losses=kept,
+        # What is selected, this run's tokenizer has made tokens of.
+        response_tokens=inputs.pool.response_tokens,
+    )
     return replace(inputs, earlier=measured, ages=ages, is_scored=np.zeros(len(inputs.pool), dtype=bool))
 
 

@@ -27,13 +27,14 @@ def match_rows(source: StoredRound, pool: Pool) -> StoredRound:
     question and its answers.
 
     Raises:
-        ValueError: the texts of some samples are not known, rows were changed, added or left out, or several fit.
+        ValueError: the texts of some samples are not known, rows were changed, added, left out or cut, or several fit.
     """
     name, theirs, ours = _choose_keys(source, pool)
-    if np.array_equal(theirs, ours):
-        return source
     if not np.array_equal(np.sort(theirs), np.sort(ours)):
         raise ValueError(_explain_difference(source, name, theirs, ours))
+    _check_whole(source, pool)
+    if np.array_equal(theirs, ours):
+        return source
     by_key, by_their_key = np.argsort(ours, kind="stable"), np.argsort(theirs, kind="stable")
     _check_one_fits(source, pool, name, by_key, by_their_key)
     order = np.empty(len(ours), dtype=np.int64)
@@ -58,6 +59,20 @@ def _choose_keys(source: StoredRound, pool: Pool) -> tuple[str, np.ndarray, np.n
             "the columns of text in the dataset, or give the Trainer its tokenizer as `processing_class`."
         )
     return name, theirs, ours
+
+
+def _check_whole(source: StoredRound, pool: Pool) -> None:
+    """Raises `ValueError` if samples were cut behind columns that hold the whole texts."""
+    if pool.hashes is None or not pool.hashes.from_columns or pool.find_cut_samples is None:
+        return
+    cut = pool.find_cut_samples()
+    if len(cut):
+        raise ValueError(
+            f"`scores_from` names scores of whole rows in {source.folder}, but {len(cut)} of this run's {len(pool)} "
+            f"samples are cut: their tokens lack the end of the answer or the beginning of the question that stands "
+            f"in the columns of text. The first is sample {cut[0]}. Raise the length at which samples are cut "
+            "(`max_length`), or leave such rows out of both runs."
+        )
 
 
 def _explain_difference(source: StoredRound, name: str, theirs: np.ndarray, ours: np.ndarray) -> str:

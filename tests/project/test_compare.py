@@ -4,6 +4,7 @@ import argparse
 import copy
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ sys.path.insert(0, str(EXAMPLES))
 
 import compare  # noqa: E402
 from adapter import make_adapter_trainer  # noqa: E402
-from comparison.arms import Arm  # noqa: E402
+from comparison.arms import Arm, list_arms  # noqa: E402
 from comparison.options import make_parser  # noqa: E402
 from comparison.plan import Orders, Run, make_plan  # noqa: E402
 from comparison.results import read_result, write_result  # noqa: E402
@@ -257,6 +258,80 @@ def test_each_seed_draws_a_first_selection_of_its_own(setting: Setting, settings
     assert not np.array_equal(*found)
 
 
+def test_arms_of_another_fraction_are_held_against_draws_that_are_seen_as_often(
+    setting: Setting, scores: Scores
+) -> None:
+    """16 samples are trained of a pool of 32: 4 of them 4 times, 8 twice, 16 once, or 16 of 24."""
+    arms = [Arm("MIWV", {}), *(Arm(f"{share:g}", {"fraction": share}) for share in (0.125, 0.5, 0.75))]
+    own = replace(setting, arms=list_arms(arms, 0.25))
+    its_scores = Scores(own)
+    its_scores.score()
+    plan, orders = make_plan(own, its_scores), Orders(own, its_scores)
+    controls = {arm.name: arm for arm in plan.arms}
+    used = {name: controls[plan.same_cost[name]] for name in ("MIWV", "0.125", "0.5", "0.75")}
+    assert [arm.passes for arm in used.values()] == [None, 4, 1, 1]
+    assert len({arm.slug for arm in plan.arms}) == len(plan.arms)
+    assert used["0.125"].name.endswith(" times the cost, seen 4 times")
+    few = orders.order(used["0.125"], 0)
+    selected = len(np.unique(few))
+    # Whole batches of 4 are drawn, of which each sample is seen 4 times, or as often as the last batches allow.
+    assert 3 < len(few) / selected <= 5 and len(few) / len(np.unique(orders.order(used["MIWV"], 0))) < 3
+    assert {orders.order(used["0.5"], 0).size} == {len(np.unique(orders.order(used["0.5"], 0)))}
+    most = make_run(own, its_scores, Run(Arm("0.75", {"fraction": 0.75}), 1e-3, 0))
+    assert len(its_scores.select(Arm("0.75", {"fraction": 0.75}), 0)) == 24
+    assert most.samples == 16 and most.seen == 1.0
+    trained = np.unique(orders.order(Arm("0.75", {"fraction": 0.75}), 0))
+    assert most.tokens == setting.samples.pool.response_tokens[trained].sum()
+
+
+def test_what_the_scores_of_another_run_have_cost_is_counted(setting: Setting, scores: Scores, tmp_path: Path) -> None:
+    """Once where the losses are read from a run that has read them itself; and later rounds are forwarded here."""
+    miwv, first = arm_of(setting, "MIWV"), tmp_path / "first"
+    score_and_select(setting.model, setting.samples.pool, setting.make_config(miwv), first)
+    again = replace(setting.make_config(miwv), scores_from=str(first))
+    assert score_and_select(setting.model, setting.samples.pool, again, tmp_path / "second").summary[
+        "tokens_forwarded"
+    ] == 0  # fmt: skip
+    arms = [
+        Arm("taken", {"scores_from": str(tmp_path / "second")}),
+        Arm("taken and rescored", {"scores_from": str(tmp_path / "second"), "rescore_strategy": "epoch"}),
+    ]
+    own = replace(setting, arms=list_arms(arms, 0.25))
+    its_scores = Scores(own)
+    its_scores.score()
+    cost = scores.count_tokens(miwv)
+    assert [its_scores.count_tokens(arm) for arm in arms] == [cost, cost]
+    assert make_plan(own, its_scores).same_cost.keys() == {"taken", "taken and rescored"}
+    trained = [make_run(own, its_scores, Run(arm, 1e-3, 0)) for arm in arms]
+    assert [one.scoring_tokens for one in trained] == [cost, 2 * cost]
+    predicted = [its_scores.predict_compute(arm, 1000) for arm in arms]
+    assert predicted == [cost + 3000, 2 * cost + 3000]
+    shutil.rmtree(first)
+    with pytest.raises(SystemExit, match="The cost of the scores of the arm 'taken' cannot be counted: There are no"):
+        its_scores.count_tokens(arms[0])
+
+
+def test_prompts_that_the_model_itself_embeds_are_counted(setting: Setting, scores: Scores) -> None:
+    arms = [
+        Arm("by the model", {"embedder": "model"}),
+        Arm("distant", {"score": "random", "embedder": "model", "max_selected_similarity": 0.99}),
+        Arm("plain", {"score": "random", "embedder": "model"}),
+        Arm("by the model, rescored", {"embedder": "model", "rescore_strategy": "epoch"}),
+    ]
+    own = replace(setting, arms=list_arms(arms, 0.25))
+    its_scores = Scores(own)
+    its_scores.score()
+    pool = setting.samples.pool
+    prompts = sum(len(pool.preamble) + len(pool.prompt(index)) for index in range(len(pool)))
+    model, distant, plain, rescored = (its_scores.count_cost(arm) for arm in arms)
+    assert model == rescored == (model.scored, prompts) and model.scored > 0
+    assert distant == (0, prompts) and plain == (0, 0)
+    # Exemplars are found once. Trees of other exemplars have about as many tokens.
+    trained = make_run(own, its_scores, Run(arms[3], 1e-3, 0))
+    assert trained.scoring_tokens == 2 * model.scored + prompts
+    assert its_scores.predict_compute(arms[3], 1000) == 2 * model.scored + prompts + 3000
+
+
 def test_an_arm_with_groups_and_rounds_begins_with_what_it_selects(setting: Setting) -> None:
     arm = Arm("groups and rounds", {"group_column": "topic", "rescore_strategy": "epoch"})
     scores = Scores(replace(setting, arms=[arm]))
@@ -395,6 +470,22 @@ def test_a_page_of_the_runs_so_far_makes_no_further_ones_and_says_what_is_missin
     assert f"- unfinished: 6 of {len(runs)} runs; arms that lack some, with those they have: {missing}\n" in page
     assert "--page-only" not in page and "| MIWV |" in page and (tmp_path / "comparison.png").is_file()
     assert "runs to go" not in capsys.readouterr().out
+    # Draws at another cost than the one of today are no result of this comparison.
+    stale = next(run for run in runs if run.arm.name == control)
+    other = read_result(compare.find_file(setting, next(run for run in runs if run.arm.name == "random")))
+    assert other is not None
+    write_result(compare.find_file(setting, stale), replace(other, arm=control, identity={"target": 1}))
+    typed([*given, "--page-only"])
+    page = (tmp_path / "comparison.md").read_text()
+    assert f"- unfinished: 6 of {len(runs)} runs" in page and f"| {control} |" not in page
+    # Runs of another configuration are refused, before the pool is scored for it.
+    changed = [*options, "--arm", "MIWV: score=zero_shot_loss", "--output", str(tmp_path)]
+    for more in (["--page-only"], []):
+        with pytest.raises(SystemExit, match='The arm .MIWV. was run as score="miwv", not as score="zero_shot_loss"'):
+            typed([*changed, *more])
+    rounds = [path.name for path in (tmp_path / "scores").iterdir() if path.is_dir()]
+    assert sorted(rounds) == ["longest", "miwv", "random"]
+    assert (tmp_path / "comparison.md").read_text() == page
 
 
 def results_of(output: Path) -> dict[str, dict[str, Any]]:

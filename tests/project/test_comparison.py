@@ -302,6 +302,20 @@ def test_arms_of_like_cost_share_draws_that_cost_no_more() -> None:
     assert make_controls({}, 1) == ([], {})
 
 
+def test_arms_that_see_samples_more_often_have_draws_of_their_own() -> None:
+    costs, passes = {"a": 1000, "b": 1001, "c": 1002, "d": 2000}, {"a": None, "b": 6.0, "c": None, "d": 6.0}
+    controls, assigned = make_controls(costs, 500, passes)
+    assert [(arm.name, arm.target, arm.passes) for arm in controls] == [
+        ("random at 2 times the cost", 1000, None),
+        ("random at 2 times the cost, seen 6 times", 1001, 6.0),
+        ("random at 4 times the cost, seen 6 times", 2000, 6.0),
+    ]
+    first, second, third = (arm.name for arm in controls)
+    assert assigned == {"a": first, "b": second, "c": first, "d": third}
+    found = [describe_identity(arm) for arm in controls]
+    assert found == [{"target": 1000}, {"target": 1001, "passes": 6.0}, {"target": 2000, "passes": 6.0}]
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_names_of_draws_at_equal_cost_are_distinct(seed: int) -> None:
     costs = np.exp(np.random.default_rng(seed).uniform(0, 6, 40)) * 1000

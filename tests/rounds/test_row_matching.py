@@ -8,8 +8,11 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+from tokenizers import ByteLevelBPETokenizer
+from transformers import PreTrainedTokenizerFast
 
 from miwv_trainer import (
+    Measured,
     MIWVConfig,
     attach,
     pool_from_rows,
@@ -232,3 +235,42 @@ def test_the_same_tokens_are_the_same_rows(tmp_path: Path, scored: StoredRound) 
     pool = replace(pool_from_rows(dataset(), other_tokenizer()), hashes=None)
     found = taken(pool, tmp_path, by_rows(output_of(scored)))
     np.testing.assert_array_equal(found.column("miwv"), scored.column("miwv"))
+
+
+def prefer_long(measured: Measured) -> np.ndarray:
+    """A score of the user's own that counts tokens."""
+    return measured.response_tokens - np.exp(-measured.zero_shot_loss)
+
+
+COUNTING: dict[str, dict[str, Any]] = {
+    "a guard": {"min_response_tokens": 9},
+    "a budget": {"selection_budget": "tokens"},
+    "bands": {"length_bands": 3},
+    "a residual": {"score": "residual_miwv"},
+    "a function": {"score": prefer_long, "extra_losses": "zero_shot"},
+}
+
+
+@pytest.mark.parametrize("name", COUNTING)
+def test_tokens_are_counted_by_this_runs_tokenizer(name: str, tmp_path: Path) -> None:
+    """The other one knows words in capitals, which are single letters to this run's."""
+    rows = [
+        {**row, "output": row["output"].upper()} if place % 2 else row
+        for place, row in enumerate(instruction_rows(COUNT))
+    ]
+    core = ByteLevelBPETokenizer()
+    core.train_from_iterator([row["output"].upper() for row in rows], vocab_size=400, show_progress=False)
+    other = PreTrainedTokenizerFast(tokenizer_object=core._tokenizer, eos_token="</s>", pad_token="</s>")
+    source = score_and_select(
+        small_model(), pool_from_rows(dataset(rows), other), MIWVConfig(**VALUES), tmp_path / "small"
+    )
+    pool = pool_from_rows(dataset(rows), tiny_tokenizer())
+    values = COUNTING[name]
+    found = taken(pool, tmp_path / "found", by_rows(output_of(source), **values))
+    again = select_again(found, MIWVConfig(**{**VALUES, **values})).selection
+    assert found.selection.tolist() == np.sort(again).tolist()
+    # By the tokens of the other run, it would be another selection.
+    assert set(select_again(source, MIWVConfig(**{**VALUES, **values})).selection) != set(found.selection)
+    np.testing.assert_array_equal(found.column("response_tokens"), pool.response_tokens)
+    if name == "a guard":
+        assert pool.response_tokens[found.selection].min() >= 9 and (pool.response_tokens < 9).any()
