@@ -174,6 +174,17 @@ def _choose_probes(allowed: np.ndarray) -> np.ndarray:
     return indices[np.linspace(0, len(indices) - 1, min(PROBES, len(indices))).astype(int)]
 
 
+def identify_model(scorer: Scorer, exemplars: Exemplars) -> ModelFingerprint:
+    """What the model of a scorer is known by. All ranks call this together, with the model in evaluation mode."""
+    pool, context = scorer.pool, scorer.context
+    probes = _choose_probes(find_scorable(pool, get_one_shot_exemplars(exemplars, scorer.config), context))
+    # Each alone: padded to the longest of the four, they took more than twice their tokens.
+    batches = plan_zero_shot(pool, context, 1, probes, scorer.sharing)
+    # Every rank scores the same four samples, as under ZeRO-3 and FSDP all must run the same forwards.
+    losses = score_batches(scorer.restrict_to_this_rank(), batches)
+    return fingerprint_model(scorer.model, losses.zero_shot)
+
+
 def identify_round(
     scorer: Scorer,
     exemplars: Exemplars,
@@ -202,11 +213,6 @@ def identify_round(
     elif source is not None:
         fingerprint["scores_from"] = source
     elif get_score(config).needs_forwards:
-        probes = _choose_probes(find_scorable(pool, get_one_shot_exemplars(exemplars, config), context))
-        # Each alone: padded to the longest of the four, they took more than twice their tokens.
-        batches = plan_zero_shot(pool, context, 1, probes, scorer.sharing)
-        # Every rank scores the same four samples, as under ZeRO-3 and FSDP all must run the same forwards.
-        losses = score_batches(scorer.restrict_to_this_rank(), batches)
-        fingerprint["model"] = fingerprint_model(scorer.model, losses.zero_shot)
+        fingerprint["model"] = identify_model(scorer, exemplars)
     identity = RoundIdentity(fingerprint=fingerprint, round=point.number, global_step=point.global_step)
     return scorer.world.broadcast_from_main(identity)

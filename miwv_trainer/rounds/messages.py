@@ -107,11 +107,26 @@ def describe_source(current: StoredRound) -> str:
 def describe_proxy(found: ProxyCheck) -> str:
     """How far the two models agree, and what each costs, in words."""
     correlation, overlap = found["rank_correlation"], found["overlap"]
-    agreement = "no correlation can be computed" if correlation is None else f"rank correlation {correlation:.2f}"
-    shared = "" if overlap is None else f", {overlap:.0%} of the selected in common"
-    price, whole = format_duration(found["seconds"], 1), format_duration(found["seconds_of_model"], 1)
+    # Earlier releases wrote neither what is compared nor a reason.
+    of, why = (f" ({found[name]})" if name in found else "" for name in ("compared", "reason"))
+    agreement = f"no correlation can be computed{why}"
+    if correlation is not None:
+        agreement = f"rank correlation {correlation:.2f}{of}"
+    shared = "" if overlap is None else f", {overlap:.0%} of the best in common"
     number = f"{found['samples']} sample{'' if found['samples'] == 1 else 's'}"
-    return f"on {number} {agreement}{shared}; {price} for the pool, the model would take {whole}"
+    return f"on {number} {agreement}{shared}{_describe_prices(found)}"
+
+
+def _describe_prices(found: ProxyCheck) -> str:
+    """What the two models' forwards of the pool cost, as far as they were timed."""
+    small, whole = (
+        None if seconds is None else format_duration(seconds, 1)
+        for seconds in (found["seconds"], found["seconds_of_model"])
+    )
+    if whole is None:
+        return "" if small is None else f"; {small} to forward the pool"
+    model = f"the model would take {whole}"
+    return f"; {model} to forward the pool" if small is None else f"; {small} to forward the pool, {model}"
 
 
 def describe_threshold(choice: Choice, config: MIWVConfig) -> str:

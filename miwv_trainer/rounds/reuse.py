@@ -35,10 +35,11 @@ def is_same_round(found: RoundIdentity, identity: RoundIdentity) -> bool:
     model, other_model = fingerprint.pop("model", None), other.pop("model", None)
     point = (found.get("round"), found.get("global_step"))
     is_same_point = point == (identity["round"], identity["global_step"])
-    return is_same_point and fingerprint == other and _is_same_model(model, other_model)
+    return is_same_point and fingerprint == other and is_same_model(model, other_model)
 
 
-def _is_same_model(found: ModelFingerprint | None, other: ModelFingerprint | None) -> bool:
+def is_same_model(found: ModelFingerprint | None, other: ModelFingerprint | None) -> bool:
+    """Whether two models are the same, their losses within the dtype's tolerance."""
     if found is None or other is None:
         return found is other
     losses, others = found["zero_shot_losses"], other["zero_shot_losses"]

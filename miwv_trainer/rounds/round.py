@@ -34,7 +34,7 @@ from miwv_trainer.rounds.messages import (
     warn_of_unmeasured,
     warn_of_unscorable,
 )
-from miwv_trainer.rounds.proxy import check_proxy
+from miwv_trainer.rounds.proxy import check_proxy, renew_check
 from miwv_trainer.rounds.reuse import find_finished, open_journal, read_earlier_seconds
 from miwv_trainer.rounds.source import describe_origin, hash_losses, read_source
 from miwv_trainer.rounds.statistics import Cost, compute_statistics, count_epochs
@@ -67,6 +67,7 @@ class ScoredRound:
         layout: How samples shared a forward; `"none"` if nothing was forwarded.
         attention: How layers attended in rows of trees; `"none"` if there were none.
         earlier_seconds: Time that killed attempts at the same round took.
+        forward_seconds: Time of the pass over the pool in all attempts, without checks and refinement.
         journal: The file that the losses were written to; None if nothing was forwarded.
     """
 
@@ -74,6 +75,7 @@ class ScoredRound:
     layout: str = "none"
     attention: str = "none"
     earlier_seconds: float = 0.0
+    forward_seconds: float = 0.0
     journal: Journal | None = None
 
     def forget(self) -> None:
@@ -120,12 +122,12 @@ def run_round(
         if finished is not None:
             if world.is_main:
                 logger.info("Round %d was finished before and is read from %s.", point.number, finished.folder)
-            return replace(finished, was_there=True)
+            return replace(renew_check(scorer, inputs, store, finished), was_there=True)
         is_forwarded = source is None and get_score(config).needs_forwards and not point.is_drawn_again
         scored = _score(scorer, inputs, store, identity) if is_forwarded else _score_nothing(inputs.pool)
     seconds = time.perf_counter() - started + scored.earlier_seconds
     measured = inputs.merge(scored.refined.losses)
-    proxy = check_proxy(scorer, inputs, scored.refined.losses, seconds)
+    proxy = check_proxy(scorer, inputs, scored.refined.losses, scored.forward_seconds)
     choice = _select(scorer, inputs, measured, scored, store, source)
     cost = _add_up(scored, seconds, inputs, choice)
     summary = {
@@ -188,7 +190,8 @@ def _score(scorer: Scorer, inputs: RoundInputs, store: Store, identity: RoundIde
     refined = score_refined(scorer, exemplars, plan.layout, ranking, journal)
     refined = replace(refined, seconds=refined.seconds + refined_earlier)
     journal.close()
-    return ScoredRound(refined, plan.layout, attention, earlier + refined_earlier, journal)
+    seconds = earlier + refined.first_seconds
+    return ScoredRound(refined, plan.layout, attention, earlier + refined_earlier, seconds, journal)
 
 
 def _rank_alike(inputs: RoundInputs, world: World) -> Ranking:

@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import nn
@@ -50,12 +50,14 @@ class Refined:
         samples: How many were scored again.
         tokens: Tokens forwarded for these.
         seconds: Time for these.
+        first_seconds: Time of the pass before, over all samples.
     """
 
     losses: Losses
     samples: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    first_seconds: float = 0.0
 
 
 def score_refined(
@@ -67,18 +69,20 @@ def score_refined(
 
     A model that cannot compute in float32 keeps the losses it has, and a log line says why.
     """
-    world = scorer.world
+    world, started = scorer.world, time.perf_counter()
     with watch_autocast(scorer.model) as noticed:
         losses = score_pool(scorer, exemplars, layout, Recording(journal))
+    first = Refined(losses, first_seconds=time.perf_counter() - started)
     is_low = world.broadcast_from_main(any(noticed) or any(map(is_low_precision, scorer.model.parameters())))
     if not is_low or not scorer.config.refine_near_threshold:
-        return Refined(losses)
+        return first
     obstacle = _find_obstacle(scorer.model, world)
     if obstacle is not None:
         if world.is_main:
             logger.info("Samples near the threshold are not scored again in float32: %s.", obstacle)
-        return Refined(losses)
-    return refine(scorer, exemplars, losses, layout, ranking, journal)
+        return first
+    refined = refine(scorer, exemplars, losses, layout, ranking, journal)
+    return replace(refined, first_seconds=first.first_seconds)
 
 
 def refine(

@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from miwv_trainer.storage.stored_round import (
     add_version,
     read_round_files,
     write_round_files,
+    write_summary,
 )
 
 logger = logging.getLogger(__name__)
@@ -81,6 +83,11 @@ class Store:
         with atomic_folder(folder) as partial:
             scores = write_round_files(partial, columns, described)
         return StoredRound(number, folder, scores, described)
+
+    def replace_summary(self, finished: StoredRound, summary: RoundSummary) -> StoredRound:
+        """Writes another summary beside the scores of a finished round, and returns the round with it."""
+        write_summary(finished.folder, summary)
+        return replace(finished, summary=summary)
 
     def read_round(self, number: int, fingerprint: JsonObject | None = None) -> StoredRound:
         """

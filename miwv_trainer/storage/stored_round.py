@@ -9,6 +9,7 @@ from typing import Literal, TypedDict, cast
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from typing_extensions import NotRequired
 
 from miwv_trainer.storage.atomic import atomic_path, write_text
 from miwv_trainer.storage.provenance import (
@@ -107,19 +108,30 @@ class ProxyCheck(TypedDict):
 
     Args:
         model: The name or folder of the model in training.
+        fingerprint: What that model is known by, as a round's own is in its fingerprint.
+        asked: How many samples both were to score (`proxy_check`).
+        compared: What both rank the samples by: the score; MIWV or the zero-shot loss where a score of the user's own
+            is the same by both.
         samples: How many samples both have scored.
-        rank_correlation: Spearman's, of the two models' scores; None if it cannot be computed.
-        overlap: Share of the best `fraction` of these samples that both models select.
-        seconds: What the smaller model took for the pool.
-        seconds_of_model: What the model in training would take at its speed on these samples.
+        rank_correlation: Spearman's, of what is compared; None if it cannot be computed.
+        overlap: Share of the best `fraction` of these samples that both models have.
+        seconds: What the forwards of the smaller model took for the pool, without its checks and without the
+            refinement in float32; None if that was not timed.
+        seconds_of_model: What those of the model in training would take at its speed on these samples; None if it
+            forwarded nothing.
+        reason: Why there is no correlation; only where there is none.
     """
 
     model: str
+    fingerprint: JsonObject
+    asked: int
+    compared: str
     samples: int
     rank_correlation: float | None
     overlap: float | None
-    seconds: float
-    seconds_of_model: float
+    seconds: float | None
+    seconds_of_model: float | None
+    reason: NotRequired[str]
 
 
 class RoundNotes(TypedDict, total=False):
@@ -255,9 +267,14 @@ def write_round_files(folder: Path, columns: Mapping[str, np.ndarray], summary: 
     scores = _make_table(columns)
     with atomic_path(folder / SCORES_FILE) as path:
         pq.write_table(scores, path)
+    write_summary(folder, summary)
+    return scores
+
+
+def write_summary(folder: Path, summary: RoundSummary) -> None:
+    """Writes the summary of a round into its folder, whole or not at all."""
     # NaN is no JSON: Python would write it, and other programs could not read the file.
     write_text(folder / SUMMARY_FILE, json.dumps(summary, indent=2, allow_nan=False) + "\n")
-    return scores
 
 
 def read_round_files(folder: Path, number: int, fingerprint: JsonObject | None) -> StoredRound:
