@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from comparison.own_scores import Places, load_own_score, take_own_score
 from miwv_trainer import MIWVConfig
 
 FULL, RANDOM, LONGEST, UNTRAINED = "full set", "random", "longest", "untrained"
@@ -60,14 +61,16 @@ class Arm:
         """
         given = self.settings or {}
         own = given.get("fraction", fraction)
-        return None if own is None else float(own), MIWVConfig(**fill_settings(given, rescore_steps=1)).selection_budget
+        budget = MIWVConfig(**fill_settings(load_own_score(given), rescore_steps=1)).selection_budget
+        return None if own is None else float(own), budget
 
 
 def parse_arm(typed: str) -> Arm:
     """
     An arm from `"name: key=value, key=value"`.
 
-    Values are numbers, `true`, `false`, `none`, lists in brackets, or text, quoted or not.
+    Values are numbers, `true`, `false`, `none`, lists in brackets, or text, quoted or not. A `score` may be the name of
+    a function or of an array's file, and stays that name.
 
     Raises:
         argparse.ArgumentTypeError: there is no name, a part is no `key=value`, a key is unknown or reserved, or its
@@ -87,8 +90,8 @@ def parse_arm(typed: str) -> Arm:
             raise argparse.ArgumentTypeError(f"arm {name!r}: {key!r} is set by the comparison itself; leave it out")
         settings[key] = parse_value(value)
     try:
-        MIWVConfig(**fill_settings(settings, rescore_steps=1))
-    except (TypeError, ValueError) as error:  # it names the key, what was given and what is allowed
+        MIWVConfig(**fill_settings(load_own_score(settings), rescore_steps=1))
+    except (OSError, TypeError, ValueError) as error:  # it names the key, what was given and what is allowed
         raise argparse.ArgumentTypeError(f"arm {name!r}: {error}") from error
     return Arm(name, settings)
 
@@ -110,19 +113,22 @@ def parse_value(typed: str) -> object:
         return typed
 
 
-def make_config(arm: Arm, common: dict[str, Any], rescore_steps: int) -> MIWVConfig:
+def make_config(arm: Arm, common: dict[str, Any], rescore_steps: int, places: Places | None = None) -> MIWVConfig:
     """
     The configuration of an arm.
 
     Args:
         common: What all arms have that do not say otherwise.
         rescore_steps: What an arm has that is rescored by steps and does not say otherwise.
+        places: Of the samples in the dataset; None if it is none of the user's.
 
     Raises:
-        SystemExit: its values exclude each other, or what all arms have; the message names the arm.
+        SystemExit: its values exclude each other, or what all arms have, or do not fit the dataset; the message names
+            the arm.
     """
     try:
-        return MIWVConfig(**fill_settings({**common, **(arm.settings or {})}, rescore_steps))
+        settings = {**common, **take_own_score(arm.settings or {}, places)}
+        return MIWVConfig(**fill_settings(settings, rescore_steps))
     except (TypeError, ValueError) as error:
         typed = ", ".join(f"{key}={json.dumps(value)}" for key, value in (arm.settings or {}).items())
         raise SystemExit(f'--arm "{arm.name}: {typed}": {error}') from error

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from comparison.arms import RANDOM, UNTRAINED, Arm, find_random
+from comparison.own_scores import describe_numbers
 from comparison.schedule import TRAINED, BatchRule, count_tokens, fit_to_cost, order_samples
 from comparison.scoring import Scores
 from comparison.setting import Setting
@@ -164,7 +165,8 @@ def describe_identity(arm: Arm) -> dict[str, Any]:
         return {"target": arm.target} | ({} if arm.passes is None else {"passes": arm.passes})
     if arm.settings is None:
         return {"arm": "full set or untrained"}
-    return {**arm.settings, **({"revision": REVISION} if is_revised(arm.settings) else {})}
+    revision = {"revision": REVISION} if is_revised(arm.settings) else {}
+    return {**arm.settings, **describe_numbers(arm.settings), **revision}
 
 
 def is_revised(settings: Mapping[str, Any]) -> bool:

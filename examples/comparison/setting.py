@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 
 from comparison.arms import Arm, list_arms, make_config
 from comparison.dealing import hold
-from comparison.samples import KNOWN, Samples, load_samples
+from comparison.samples import KNOWN, Samples, explain, load_samples
 from comparison.schedule import fraction_of, round_to_batches
 from miwv_trainer import MIWVConfig, MIWVDataSampler, load_model
 
@@ -62,7 +62,8 @@ class Setting:
             "refine_near_threshold": arguments.refine,
             "sampler_seed": seed,
         }
-        config = make_config(arm, common, math.ceil(self.steps / (arguments.rescores + 1)))
+        rescore_steps = math.ceil(self.steps / (arguments.rescores + 1))
+        config = make_config(arm, common, rescore_steps, self.samples.places)
         config.fraction = fraction_of(self.count_selected(config.fraction), len(self.samples.pool))
         return config
 
@@ -78,7 +79,8 @@ def prepare(arguments: argparse.Namespace) -> Setting:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     arguments.micro_batch_size = choose_micro_batch(arguments.batch_size, arguments.micro_batch_size, device)
     path = str(arguments.model or find_default_model())
-    model, tokenizer = load_pretrained(path)
+    with explain(f"--model {path}"):
+        model, tokenizer = load_pretrained(path)
     samples, evaluated = load_samples(arguments, tokenizer)
     if len(samples.pool) < arguments.batch_size:
         raise SystemExit(f"The pool has {len(samples.pool)} samples, less than a batch of {arguments.batch_size}.")

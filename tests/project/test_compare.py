@@ -18,7 +18,16 @@ import numpy as np
 import pytest
 import torch
 
-from miwv_trainer import attach, pool_from_rows, read_rounds, score_and_select
+from miwv_trainer import (
+    attach,
+    load_rows,
+    pool_from_rows,
+    pool_from_tokenized,
+    read_rounds,
+    score_and_select,
+    to_dataset,
+    tokenize,
+)
 from tests.helpers.launch import ROOT, torchrun
 from tests.helpers.tiny import instruction_rows, save_tiny
 
@@ -27,11 +36,11 @@ sys.path.insert(0, str(EXAMPLES))
 
 import compare  # noqa: E402
 from adapter import make_adapter_trainer  # noqa: E402
-from comparison.arms import Arm, list_arms  # noqa: E402
+from comparison.arms import Arm, list_arms, parse_arm  # noqa: E402
 from comparison.options import make_parser  # noqa: E402
-from comparison.plan import Orders, Run, make_plan  # noqa: E402
+from comparison.plan import Orders, Run, describe_identity, make_plan  # noqa: E402
 from comparison.results import read_result, write_result  # noqa: E402
-from comparison.samples import split_dataset  # noqa: E402
+from comparison.samples import load_samples, split_dataset  # noqa: E402
 from comparison.schedule import count_tokens  # noqa: E402
 from comparison.scoring import Scores, is_rescored  # noqa: E402
 from comparison.setting import Setting, choose_micro_batch, prepare  # noqa: E402
@@ -145,6 +154,122 @@ def test_an_arm_selects_by_columns_of_the_dataset(
     with pytest.raises(SystemExit, match="The arm 'none': .*qualty"):
         monkeypatch.setitem(scores.scorings, "none", scores.scorings["random"])
         scores.select(Arm("none", {"score_column": "qualty"}), seed=0)
+
+
+def test_an_arm_selects_by_a_function_of_the_users(setting: Setting, scores: Scores) -> None:
+    """By the losses of the round that MIWV has, which is scored once for both, also where it is scored again."""
+    typed = "own: score=tests.helpers.own_scores:middle_miwv, extra_losses=both"
+    arms = [parse_arm(typed), parse_arm(f"{typed}, rescore_strategy=epoch".replace("own", "own again", 1))]
+    arms.append(parse_arm("shortest: score=tests.helpers.own_scores:shortest_first"))
+    own = Scores(replace(setting, arms=[*setting.arms, *arms]))
+    assert own.scorings["own"].slug == own.scorings["MIWV"].slug
+    assert own.scorings["shortest"].slug == own.scorings["random"].slug
+    own.score()
+    stored = own.read(arm_of(setting, "MIWV"))
+    miwv, tokens = stored.column("miwv"), stored.column("response_tokens")
+    middle = np.where(tokens % 2 == 1, np.inf, np.abs(miwv - np.nanmedian(miwv)))
+    expected = np.sort(np.argsort(middle, kind="stable")[:8])
+    assert np.array_equal(own.select(arms[0], 0), expected)
+    assert np.array_equal(own.select(arms[2], 0), np.sort(np.argsort(tokens, kind="stable")[:8]))
+    trained = train_rescored(setting, own, Run(arms[1], 1e-3, 0))
+    trained.model.unload()
+    assert np.array_equal(trained.selection, expected)
+    assert describe_identity(arms[0]) == arms[0].settings
+
+
+@pytest.mark.parametrize("name", ["pool.jsonl", "table"])
+def test_an_array_has_a_number_for_each_row_of_the_dataset(
+    folder: Path, options: list[str], setting: Setting, tmp_path: Path, name: str
+) -> None:
+    """As a column of the same numbers: in a pool that is shuffled, cut, without long samples, and has copies."""
+    rows = load_rows(str(folder / "pool.jsonl"))
+    data = folder / name
+    if name == "table":
+        data = tmp_path / name
+        to_dataset(rows).save_to_disk(data)
+    lengths = pool_from_rows(rows, setting.tokenizer).lengths
+    longest = sorted(lengths)[-4]
+    numbers = np.random.default_rng(0).permutation(SAMPLES).astype(float)
+    numbers[5] = np.nan
+    np.save(tmp_path / "scores.npy", numbers)
+    cut = f"--dataset {data} --longest {longest} --max-samples 36 --corrupt duplicated=0.25 --output {tmp_path}"
+    given = [*options, *cut.split(), "--arm", f"own: score={tmp_path / 'scores.npy'}"]
+    setting = prepare(make_parser(None).parse_args(given))
+    scores = Scores(setting)
+    scores.score()
+    arm = arm_of(setting, "own")
+    places = np.asarray(setting.samples.rows["quality"])  # the column holds the number of the row
+    assert len(places) == 28 > len(np.unique(places)) and lengths[places].max() <= longest
+    of_rows = numbers[places]
+    best = np.argsort(np.where(np.isnan(of_rows), np.inf, -of_rows), kind="stable")
+    assert np.array_equal(scores.select(arm, 0), np.sort(best[: len(scores.select(arm, 0))]))
+    again = replace(arm, settings={**(arm.settings or {}), "rescore_strategy": "epoch"})
+    trained = train_rescored(setting, scores, Run(again, 1e-3, 0))
+    trained.model.unload()
+    assert np.array_equal(trained.selection, scores.select(arm, 0))
+    assert "numbers" in describe_identity(arm)
+
+
+@pytest.mark.parametrize("name", ["pool.jsonl", "table"])
+def test_the_pool_is_the_one_that_the_datasets_own_shuffle_makes(
+    folder: Path, options: list[str], setting: Setting, tmp_path: Path, name: str
+) -> None:
+    """Results of earlier versions are of that pool."""
+    rows: Any = load_rows(str(folder / "pool.jsonl"))
+    if name == "table":
+        rows = to_dataset(rows)
+        rows.save_to_disk(tmp_path / name)
+    path = tmp_path / name if name == "table" else folder / name
+    arguments = make_parser(None).parse_args([*options, "--dataset", str(path), "--max-samples", "30"])
+    found, expected = split_dataset(arguments, setting.tokenizer), rows.shuffle(seed=0).select(range(30))
+    assert [row["quality"] for row in found.held_out] == [row["quality"] for row in expected][:HELD_OUT]
+    assert [row["quality"] for row in found.pool] == [row["quality"] for row in expected][HELD_OUT:]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            ["--arm", "own: score={here}/short.npy"],
+            "own.*is '.*short.npy', an array of shape .3,., but .* has 40 rows: ",
+        ),
+        (["--dataset", "nothere.jsonl"], "^--dataset nothere.jsonl: There is no file 'nothere.jsonl'[^\n]*$"),
+        (["--evaluate", "nothere.jsonl"], "^--evaluate nothere.jsonl: There is no file 'nothere.jsonl'[^\n]*$"),
+        (["--model", "{here}/none"], "^--model .*none: No model could be loaded from .*none'[^\n]*$"),
+        (["--columns", "prompt=q,response=a"], "^--dataset .*pool.jsonl: [^\n]*'q'[^\n]*$"),
+    ],
+)
+def test_what_is_not_there_is_told_in_one_line(
+    options: list[str], tmp_path: Path, given: list[str], message: str
+) -> None:
+    np.save(tmp_path / "short.npy", np.arange(3.0))
+    words = [word.format(here=tmp_path) for word in given]
+    with pytest.raises(SystemExit, match=message):
+        prepare(make_parser(None).parse_args([*options, *words, "--output", str(tmp_path)]))
+
+
+def test_the_other_datasets_are_read_by_the_same_names_where_they_have_them(
+    folder: Path, options: list[str], setting: Setting, tmp_path: Path
+) -> None:
+    for name in ("pool", "other"):
+        rows = [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
+        texts = [json.dumps({"q": row["instruction"], "a": row["output"]}) + "\n" for row in rows]
+        (tmp_path / f"{name}-of-others.jsonl").write_text("".join(texts))
+    same, usual = str(tmp_path / "other-of-others.jsonl"), str(folder / "other.jsonl")
+    given = [
+        "--dataset",
+        str(tmp_path / "pool-of-others.jsonl"),
+        "--columns",
+        "prompt=q,response=a",
+        "--evaluate",
+        same,
+    ]
+    _, evaluated = load_samples(make_parser(None).parse_args([*options, *given]), setting.tokenizer)
+    assert list(evaluated) == ["held-out samples", "other.jsonl", "other-of-others.jsonl"]
+    for file, columns in ((same, {"prompt": "q", "response": "a"}), (usual, None)):
+        rows = tokenize(load_rows(file).shuffle(seed=0).select(range(HELD_OUT)), setting.tokenizer, columns)
+        expected = pool_from_tokenized(rows, setting.tokenizer)
+        assert evaluated[Path(file).name].pool.fingerprint == expected.fingerprint
 
 
 def test_what_is_trained_is_what_was_planned(setting: Setting, scores: Scores) -> None:

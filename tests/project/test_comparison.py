@@ -29,6 +29,7 @@ from comparison.corruption import (
     truncate,
 )
 from comparison.dealing import deal, hold, leave_launcher
+from comparison.own_scores import Places
 from comparison.plan import Plan, Run, describe_identity, make_controls
 from comparison.results import Result, check_settings, estimate_seconds, is_made_by
 from comparison.schedule import (
@@ -79,6 +80,8 @@ def test_arms_are_parsed(typed: str, expected: dict[str, Any]) -> None:
         ("a: scores_dir=there", "arm 'a': 'scores_dir' is set by the comparison itself"),
         ("a: sampler_seed=1", "arm 'a': 'sampler_seed' is set by the comparison itself"),
         ("a: score=longest, loss_band=[0, 0.5]", "arm 'a': `loss_band` is"),
+        ("a: score=tests.helpers.own_scores:shortest", "arm 'a': `score` is 'tests.helpers.own_scores:shortest', but"),
+        ("a: score=nowhere.npy", "arm 'a': `score` is 'nowhere.npy', but there is no such file"),
     ],
 )
 def test_an_arm_that_is_none_is_named(typed: str, message: str) -> None:
@@ -91,6 +94,20 @@ def test_what_two_options_exclude_names_the_arm() -> None:
     with pytest.raises(SystemExit, match=r'--arm "a: rescore_budget=0.5": `rescore_budget` is 0.5'):
         make_config(Arm("a", {"rescore_budget": 0.5}), {"fraction": 0.1}, 3)
     assert make_config(Arm("a", {"rescore_strategy": "steps"}), {"fraction": 0.1}, 3).rescore_steps == 3
+
+
+def test_an_array_belongs_to_a_dataset_of_the_users(tmp_path: Path) -> None:
+    file = tmp_path / "scores.npy"
+    np.save(file, np.array([3.0, 1.0, 2.0, 0.0]))
+    arm = parse_arm(f"own: score={file}")
+    assert arm.settings == {"score": str(file)} and arm.find_size(0.1) == (0.1, "samples")
+    taken = make_config(arm, {}, 1, Places("pool.jsonl", 4, np.array([2, 0, 0])))
+    assert np.asarray(taken.score).tolist() == [2.0, 3.0, 3.0]
+    with pytest.raises(SystemExit, match="own: score=.*, an array, but the pool is Python's documentation strings"):
+        make_config(arm, {}, 1)
+    np.save(tmp_path / "others.npy", np.arange(4.0))
+    first, second = describe_identity(arm), describe_identity(parse_arm(f"own: score={tmp_path / 'others.npy'}"))
+    assert first["numbers"] != second["numbers"]
 
 
 def test_random_draws_the_longest_and_the_full_set_are_always_there() -> None:
