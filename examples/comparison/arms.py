@@ -61,8 +61,7 @@ class Arm:
         """
         given = self.settings or {}
         own = given.get("fraction", fraction)
-        budget = MIWVConfig(**fill_settings(load_own_score(given), rescore_steps=1)).selection_budget
-        return None if own is None else float(own), budget
+        return None if own is None else float(own), read_settings(given).selection_budget
 
 
 def parse_arm(typed: str) -> Arm:
@@ -90,7 +89,7 @@ def parse_arm(typed: str) -> Arm:
             raise argparse.ArgumentTypeError(f"arm {name!r}: {key!r} is set by the comparison itself; leave it out")
         settings[key] = parse_value(value)
     try:
-        MIWVConfig(**fill_settings(load_own_score(settings), rescore_steps=1))
+        read_settings(settings)
     except (OSError, TypeError, ValueError) as error:  # it names the key, what was given and what is allowed
         raise argparse.ArgumentTypeError(f"arm {name!r}: {error}") from error
     return Arm(name, settings)
@@ -132,6 +131,11 @@ def make_config(arm: Arm, common: dict[str, Any], rescore_steps: int, places: Pl
     except (TypeError, ValueError) as error:
         typed = ", ".join(f"{key}={json.dumps(value)}" for key, value in (arm.settings or {}).items())
         raise SystemExit(f'--arm "{arm.name}: {typed}": {error}') from error
+
+
+def read_settings(settings: dict[str, Any]) -> MIWVConfig:
+    """What the settings of an arm say by themselves, before it is known which pool they are for."""
+    return MIWVConfig(**fill_settings(load_own_score(settings), rescore_steps=1))
 
 
 def fill_settings(settings: dict[str, Any], rescore_steps: int) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from comparison.arms import FULL, RANDOM, UNTRAINED, Arm, fill_settings
+from comparison.arms import FULL, RANDOM, UNTRAINED, Arm, read_settings
 from comparison.plan import Plan
 from comparison.results import Result
 from comparison.statistics import (
@@ -17,7 +17,6 @@ from comparison.statistics import (
     compute_difference,
     pool_variances,
 )
-from miwv_trainer import MIWVConfig
 
 # A run has diverged if more than this share of samples has no finite loss. Samples of less are left out for all runs.
 DIVERGED = 0.1
@@ -178,7 +177,9 @@ class Losses:
         losses, chosen = choose_rates(arrays, self.weights)
         used = sorted(set(chosen))
         results = [runs[index][seed] for index in used for seed in seeds]
-        draws_anew = is_drawn(arm) or any(result.seen < 1 for result in results)
+        # Of a selection that is larger than all steps, each seed trains another part.
+        is_part = any(result.seen < 1 for result in results) or len({result.tokens for result in results}) > 1
+        draws_anew = is_drawn(arm) or is_part
         return Taken(losses, tuple(seeds), tuple(left[index] for index in used), results, draws_anew)
 
     def find_diverged(self, rates: Sequence[float]) -> list[Result]:
@@ -191,7 +192,7 @@ def is_drawn(arm: Arm) -> bool:
     """Whether each seed draws other samples."""
     if arm.settings is None:
         return False
-    config = MIWVConfig(**fill_settings(arm.settings, rescore_steps=1))
+    config = read_settings(arm.settings)
     return arm.is_baseline or config.score == RANDOM or config.selection == "sample"
 
 

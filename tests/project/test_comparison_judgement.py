@@ -170,8 +170,19 @@ def test_arms_that_draw_for_each_seed_are_known() -> None:
         Arm("c", {}),
         Arm("d", {"rescore_strategy": "steps"}),
         Arm("e", {"score": "longest"}),
+        Arm("f", {"score": "tests.helpers.own_scores:shortest_first"}),
     ]
     assert not any(map(is_drawn, fixed))
+
+
+def test_an_arm_of_which_each_seed_trains_another_part_is_known() -> None:
+    """More samples are selected than all steps train: those that were trained have other numbers of tokens."""
+    found = all_results(2.5, 2.2)
+    parts = [replace(result, tokens=100 + result.seed) if result.arm == "miwv" else result for result in found]
+    arm = next(arm for arm in PLAN.arms if arm.name == "miwv")
+    for results, draws_anew in ((found, False), (parts, True)):
+        taken = losses_of(results).take(arm, [0.1])
+        assert taken is not None and taken.draws_anew is draws_anew
 
 
 # Losses that are not finite
