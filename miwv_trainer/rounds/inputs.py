@@ -136,7 +136,7 @@ def prepare_inputs(
     else:  # Whatever fits the context of this run, the losses are those of the other.
         can_score = has_losses(read_measured(source), get_score(config))
     if needs_forwards and not can_score.any():
-        raise ValueError(explain_nothing_scorable(pool, scored_behind, scorer.context))
+        raise ValueError(explain_nothing_scorable(pool, scored_behind, scorer.context, scorer.has_proxys_context))
     nothing = np.full(len(pool), np.nan, dtype=np.float32)
     _check_guards(can_score if needs_forwards else pool.has_prompt_and_response, pool, exemplars, config)
     # Of seed and round, so that each round draws anew and a resumed one draws what it drew before.

@@ -228,15 +228,18 @@ def explain_no_finite_loss(is_proxy: bool) -> str:
     )
 
 
-def warn_of_unscorable(number: int, pool: Pool, exemplars: np.ndarray, context: int, is_lost: np.ndarray) -> None:
+def warn_of_unscorable(
+    number: int, pool: Pool, exemplars: np.ndarray, context: int, is_lost: np.ndarray, is_proxy: bool = False
+) -> None:
     """
     Logs how many samples are left out, and whose exemplars were cut.
 
     Args:
         exemplars: `(N,)` index of each sample's exemplar, or `(N, m)` of its nearest ones.
         is_lost: `(N,)` bool, the samples whose loss is NaN or infinite.
+        is_proxy: Whether the context is that of a smaller model that scores.
     """
-    reasons = dict(count_unscorable(pool, exemplars, context))
+    reasons = dict(count_unscorable(pool, exemplars, context, is_proxy))
     reasons["a loss that is not finite"] = int(is_lost.sum())
     found = {reason: count for reason, count in reasons.items() if count}
     if found:
@@ -250,8 +253,8 @@ def warn_of_unscorable(number: int, pool: Pool, exemplars: np.ndarray, context: 
     is_cut = has_exemplar & (len(pool.preamble) + pool.lengths + pool.lengths[nearest] > context)
     if is_cut.any():
         logger.warning(
-            "Round %d: the exemplar of %d sample(s) was cut at its beginning, because none fits the %d tokens of the "
-            "context together with the sample.", number, int(is_cut.sum()), context,
+            "Round %d: the exemplar of %d sample(s) was cut at its beginning, because none fits the %d tokens of %s "
+            "together with the sample.", number, int(is_cut.sum()), context, _name_context(is_proxy),
         )  # fmt: skip
 
 
@@ -268,21 +271,25 @@ def warn_of_unmeasured(number: int, is_measured: np.ndarray, folder: str) -> Non
         )
 
 
-def count_unscorable(pool: Pool, exemplars: np.ndarray, context: int) -> Mapping[str, int]:
+def _name_context(is_proxy: bool) -> str:
+    return "the `scorer`'s context" if is_proxy else "the context"
+
+
+def count_unscorable(pool: Pool, exemplars: np.ndarray, context: int, is_proxy: bool = False) -> Mapping[str, int]:
     """Counts unscorable samples by reason, each once, under the first reason that applies."""
     is_incomplete = ~pool.has_prompt_and_response
     is_too_long = ~is_incomplete & (len(pool.preamble) + pool.lengths >= context)
     has_only_copies = ~is_incomplete & ~is_too_long & (rank_columns(exemplars)[:, 0] == NO_EXEMPLAR)
     return {
         "no prompt or no response": int(is_incomplete.sum()),
-        f"more tokens than the context of {context} leaves room for": int(is_too_long.sum()),
+        f"more tokens than {_name_context(is_proxy)} of {context} leaves room for": int(is_too_long.sum()),
         ONLY_COPIES: int(has_only_copies.sum()),
     }
 
 
-def explain_nothing_scorable(pool: Pool, exemplars: np.ndarray, context: int) -> str:
-    """The error if not one sample can be scored."""
-    reasons = count_unscorable(pool, exemplars, context)
+def explain_nothing_scorable(pool: Pool, exemplars: np.ndarray, context: int, is_proxy: bool = False) -> str:
+    """The error if not one sample can be scored. `is_proxy` says that the context is a smaller model's."""
+    reasons = count_unscorable(pool, exemplars, context, is_proxy)
     listed = "; ".join(f"{count} with {reason}" for reason, count in reasons.items() if count)
     advice_on_copies = (
         '; copies may serve as exemplars with `preset="paper"` or `allow_identical_exemplars=True`'
@@ -291,5 +298,5 @@ def explain_nothing_scorable(pool: Pool, exemplars: np.ndarray, context: int) ->
     )
     return (
         f"Not one of the {len(pool)} samples can be scored: {listed}. Give samples that differ and that fit the "
-        f"context{advice_on_copies}."
+        f"context{', or a `scorer` with a longer one' if is_proxy else ''}{advice_on_copies}."
     )

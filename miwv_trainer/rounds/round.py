@@ -239,7 +239,9 @@ def _select(
         raise ValueError(explain_no_finite_loss(is_proxy=scorer.stands_for is not None))
     if world.is_main and get_score(config).needs_forwards and not inputs.point.is_drawn_again:
         if source is None:
-            warn_of_unscorable(number, inputs.pool, inputs.scored_behind, inputs.context, is_lost)
+            warn_of_unscorable(
+                number, inputs.pool, inputs.scored_behind, inputs.context, is_lost, scorer.has_proxys_context
+            )
         else:
             warn_of_unmeasured(number, has_losses(measured, get_score(config)), str(source.folder))
     embeddings = find_embeddings(scorer, store, may_embed=number == 0) if config.needs_embeddings else None

@@ -20,7 +20,7 @@ from miwv_trainer.rounds.row_matching import match_rows
 from miwv_trainer.scoring.scorer import Scorer
 from miwv_trainer.selection.scores import get_score, needs_exemplars
 from miwv_trainer.storage.provenance import JsonObject
-from miwv_trainer.storage.store import Store
+from miwv_trainer.storage.store import FOLDER, Store
 from miwv_trainer.storage.stored_round import SUMMARY_FILE, ScoresOrigin, StoredRound
 
 # What decides the exemplars besides the pool. The context does too, but only of samples that are nearly as long: a
@@ -53,7 +53,7 @@ def read_source(scorer: Scorer, store: Store) -> StoredRound | None:
 
 
 def _read_round(folder: str, store: Store) -> StoredRound:
-    source = Store(folder)
+    source = Store(Path(folder).expanduser())
     if source.folder.resolve() == store.folder.resolve():
         raise ValueError(
             f"`scores_from` is {folder!r}, the folder that this run itself writes to. Leave it out: a round that this "
@@ -61,10 +61,17 @@ def _read_round(folder: str, store: Store) -> StoredRound:
         )
     if 0 not in source.list_rounds():
         raise FileNotFoundError(
-            f"`scores_from` is {folder!r}, but there is no round 0 in {source.folder}. Give the folder that "
-            "`miwv score --output` or a Trainer wrote to."
+            f"`scores_from` is {folder!r}, but there is no round 0 in {source.folder}. {_advise_on_folder(source)}"
         )
     return source.read_round(0)
+
+
+def _advise_on_folder(source: Store) -> str:
+    """Which folder to give, where a part of a run's folder was given instead."""
+    above = next((each for each in source.output.absolute().parents if 0 in Store(each).list_rounds()), None)
+    if above is not None and (above / FOLDER) in (source.output.absolute(), *source.output.absolute().parents):
+        return f"Give {str(above)!r}, which holds it."
+    return "Give the folder that `miwv score --output` or a Trainer wrote to."
 
 
 def _match_samples(source: StoredRound, pool: Pool, match: str) -> StoredRound:
@@ -92,6 +99,12 @@ def _check_exemplars(source: StoredRound, scorer: Scorer) -> None:
             f"`scores_from` names scores without exemplars, which this run needs: {source.folder} was made with "
             f"score = {source.summary['config']['score']!r}, this run has score = "
             f'{describe_score(scorer.config.score)!r}. Give a run with `score="miwv"`.'
+        )
+    if get_embedder(scorer.config.embedder).array is not None and _is_moved(source):
+        raise ValueError(
+            f"`embedder` is an array, which has a line for each row, and this run's rows stand in another order than "
+            f"those of {source.folder}, so that the two arrays cannot be compared. Bring rows and array to the order "
+            "of that run, or score the pool of this run (without `scores_from`)."
         )
     theirs = source.summary["fingerprint"]
     ours = fingerprint_exemplars(scorer.pool, scorer.config, scorer.context)
@@ -137,15 +150,19 @@ def copy_exemplars(source: StoredRound, store: Store, config: MIWVConfig, finger
     # Not compared by fingerprint: they lie beside the round, and are moved aside with it.
     embeddings = Store(source.folder.parent.parent).read_embeddings({})
     if embeddings is not None:
-        # The numbers of the lines in that run, whose order may be another.
-        order = source.column("index")
-        is_moved = not np.array_equal(order, np.arange(len(order)))
-        store.write_embeddings(embeddings[order] if is_moved else embeddings, fingerprint)
+        in_order = embeddings[source.column("index")] if _is_moved(source) else embeddings
+        store.write_embeddings(in_order, fingerprint)
     elif get_embedder(config.embedder).is_model_in_training:
         raise FileNotFoundError(
             f"There are no embeddings in {source.folder.parent}, by which the selection is to be diverse. Score that "
             "pool again, or choose without `diversity` and `max_selected_similarity`."
         )
+
+
+def _is_moved(source: StoredRound) -> bool:
+    """Whether the samples stand in another order than in the run that measured them."""
+    order = source.column("index")
+    return not np.array_equal(order, np.arange(len(order)))
 
 
 def take_exemplars(source: StoredRound, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -98,6 +98,11 @@ class Scorer:
     checked: dict[str, CheckedModel] = field(default_factory=dict)
     stands_for: "Scorer | None" = None
 
+    @property
+    def has_proxys_context(self) -> bool:
+        """Whether it is a smaller model, and no setting, that limits how long a sequence may be."""
+        return self.stands_for is not None and self.context != self.config.scoring_max_length
+
     def follow(self, plan: ScoringPlan) -> "Scorer":
         """This scorer with the limits of an earlier process, whose journal of the same round holds `plan`."""
         return replace(self, context=plan.context, memory=plan.memory)

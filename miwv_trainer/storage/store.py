@@ -98,7 +98,12 @@ class Store:
             ValueError: it is damaged, has another format version, or was made from something else than `fingerprint`.
         """
         folder = self.round_folder(number)
-        if not (folder / SUMMARY_FILE).is_file():
+        if folder.is_dir() and not (folder / SUMMARY_FILE).is_file():
+            raise FileNotFoundError(
+                f"{folder} lacks its {SUMMARY_FILE}, so that nothing tells what its scores were made from. Bring the "
+                "file back, or move the folder away and score the pool again."
+            )
+        if not folder.is_dir():
             found = ", ".join(map(str, self.list_rounds())) or "none"
             raise FileNotFoundError(f"There is no round {number} in {self.folder} (rounds there: {found}).")
         return read_round_files(folder, number, fingerprint)

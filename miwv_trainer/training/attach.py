@@ -86,6 +86,7 @@ def attach(
     )
     check_batches(trainer.args, sampler)
     callback = MIWVCallback(config, sampler, pool, scorer)
+    callback.is_scorer_checked = True
     # Not `trainer.log`: SFTTrainer's adds the metrics that it gathered since its last entry, and then forgets them, so
     # that the next entry of the training would lack them.
     callback.log = partial(Trainer.log, trainer)

@@ -37,7 +37,7 @@ from miwv_trainer.training.begin import TrainingStart, begin_run, check_dataset,
 from miwv_trainer.training.collator_check import check_collator
 from miwv_trainer.training.console import Console
 from miwv_trainer.training.dataloader import check_sampler
-from miwv_trainer.training.proxy import check_scorer, place_on
+from miwv_trainer.training.proxy import check_scorer, place_on, unwrap_scorer
 from miwv_trainer.training.resume import read_run_state
 from miwv_trainer.training.run import TrainingRun
 from miwv_trainer.training.sampler import MIWVDataSampler
@@ -83,6 +83,7 @@ class MIWVCallback(TrainerCallback, ExportableState):
 
     Attributes:
         rounds: The rounds of this run so far, as they lie on disk.
+        is_scorer_checked: Whether the scorer was compared with the pool already; `attach` sets it.
         log: Gets the statistics of each round; `attach` sets it to the `log` of [`~transformers.Trainer`].
 
     Raises:
@@ -114,7 +115,8 @@ class MIWVCallback(TrainerCallback, ExportableState):
         self.config = replace(config, sampler_seed=sampler.seed)
         self.sampler = sampler
         self.pool = pool
-        self.scorer = scorer
+        self.scorer = unwrap_scorer(scorer)
+        self.is_scorer_checked = False
         self.log: Callable[[dict[str, float]], None] | None = None
         self._run: TrainingRun | None = None
 
@@ -145,7 +147,7 @@ class MIWVCallback(TrainerCallback, ExportableState):
                 dataset = cast(MapStyleDataset, dataloader.dataset)
                 with world.run_together("reading the pool"):
                     self.pool = read_pool(dataset, processing_class, model.config, self.config)
-            if is_read_now and self.scorer is not None:  # Otherwise `attach` has checked it.
+            if self.scorer is not None and not self.is_scorer_checked:
                 check_scorer(self.scorer, processing_class, self.pool, self.config)
             check_training(start, self.config, self.sampler, self.pool)
             if not is_read_now:

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import cast
 
 import torch
 from transformers import PreTrainedModel
@@ -14,6 +15,7 @@ from miwv_trainer.data.models import load_tokenizer
 from miwv_trainer.data.pool import Pool
 from miwv_trainer.data.vocabulary import describe_vocabulary_difference, find_tokenizer
 from miwv_trainer.distributed.sharding import is_whole
+from miwv_trainer.distributed.wrappers import unwrap_model
 from miwv_trainer.own_scores import describe_score
 from miwv_trainer.scoring.memory import read_sizes
 from miwv_trainer.scoring.model_checks import check_model_kind
@@ -42,6 +44,7 @@ def check_scorer(proxy: PreTrainedModel, processing_class: object, pool: Pool, c
             "`scorer` must be a loaded model (`AutoModelForCausalLM.from_pretrained(...)`), but got "
             f"{describe_given(given)}."
         )
+    proxy = cast(PreTrainedModel, unwrap_model(proxy))
     try:
         check_model_kind(proxy, advice="Give an `AutoModelForCausalLM`, or leave the `scorer` out.")
     except ValueError as error:
@@ -82,6 +85,12 @@ def check_scorer(proxy: PreTrainedModel, processing_class: object, pool: Pool, c
             f"The `scorer` has another vocabulary than the Trainer's tokenizer: they differ in {difference}. "
             f"{OTHER_TOKENIZER}"
         )
+
+
+def unwrap_scorer(proxy: PreTrainedModel | None) -> PreTrainedModel | None:
+    """The model inside DataParallel or another wrapper. What is no model stays, for `check_scorer` to refuse."""
+    given: object = proxy
+    return cast(PreTrainedModel, unwrap_model(given)) if isinstance(given, torch.nn.Module) else proxy
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Round 0 read from another run: one scored pool feeds a sweep; what does not go together is refused by both values."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -221,3 +222,45 @@ def test_the_command_line_reads_and_says_whose_scores_they_are(
     # By these, `miwv select` and `miwv report` find the samples in a file in which they stand elsewhere.
     assert all(np.array_equal(found.column(name), scored.column(name)) for name in HASHES)
     assert found.column("ids_hash").all() and found.column("text_hash").all() and found.column("words_hash").all()
+
+
+def test_a_part_of_a_runs_folder_names_the_whole(tmp_path: Path, scored: StoredRound) -> None:
+    right = output_of(scored)
+    for part in ("miwv", "miwv/round-000", "miwv/round-000/scores.parquet"):
+        config = MIWVConfig(embedder="tfidf", scores_from=f"{right}/{part}")
+        with pytest.raises(FileNotFoundError, match=f"there is no round 0 in .* Give '{right}', which holds it"):
+            score_and_select(tiny_model(), pool_of(), config, tmp_path)
+    # Another folder beside it is no part of it.
+    config = MIWVConfig(embedder="tfidf", scores_from=f"{right}/nothing")
+    with pytest.raises(FileNotFoundError, match="Give the folder that `miwv score --output` or a Trainer wrote to"):
+        score_and_select(tiny_model(), pool_of(), config, tmp_path)
+
+
+def test_a_home_folder_is_expanded(tmp_path: Path, scored: StoredRound, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(Path(output_of(scored)).parent))
+    config = MIWVConfig(fraction=0.25, embedder="tfidf", scores_from=f"~/{Path(output_of(scored)).name}")
+    found = score_and_select(tiny_model(), pool_of(), config, tmp_path)
+    assert found.summary["scores_from"]["folder"] == output_of(scored)
+
+
+def test_a_round_without_its_summary_is_told_as_such(tmp_path: Path, scored: StoredRound) -> None:
+    shutil.copytree(output_of(scored), tmp_path / "copy")
+    (tmp_path / "copy" / "miwv" / "round-000" / "round.json").unlink()
+    config = MIWVConfig(embedder="tfidf", scores_from=str(tmp_path / "copy"))
+    with pytest.raises(
+        FileNotFoundError, match=r"round-000 lacks its round\.json, .*Bring the file back, or move"
+    ) as error:
+        score_and_select(tiny_model(), pool_of(), config, tmp_path / "out")
+    assert "rounds there" not in str(error.value)
+
+
+def test_an_array_is_refused_where_rows_stand_in_another_order(tmp_path: Path) -> None:
+    vectors = np.random.default_rng(0).normal(size=(COUNT, 8)).astype("float32")
+    values: dict[str, Any] = {"fraction": 0.25, "match": "rows", "scores_from": str(tmp_path / "source")}
+    score_and_select(tiny_model(), pool_of(), MIWVConfig(embedder=vectors), tmp_path / "source")
+    rows = pool_from_rows(tiny_dataset(COUNT).select(range(COUNT)[::-1]), tiny_tokenizer())
+    words = "`embedder` is an array, .*rows stand in another order than those of .*Bring rows and array to the order"
+    with pytest.raises(ValueError, match=words):
+        score_and_select(tiny_model(), rows, MIWVConfig(embedder=vectors[::-1].copy(), **values), tmp_path / "out")
+    found = score_and_select(tiny_model(), pool_of(), MIWVConfig(embedder=vectors, **values), tmp_path / "out")
+    assert found.summary["tokens_forwarded"] == 0

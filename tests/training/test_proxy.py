@@ -9,7 +9,15 @@ import torch
 from scipy.stats import spearmanr
 from transformers import BertConfig, BertForSequenceClassification
 
-from miwv_trainer import MIWVConfig, attach, pool_from_rows, score_and_select
+from miwv_trainer import (
+    MIWVCallback,
+    MIWVConfig,
+    MIWVDataSampler,
+    attach,
+    pool_from_rows,
+    pool_from_tokenized,
+    score_and_select,
+)
 from miwv_trainer.report.tables import format_rounds
 from miwv_trainer.rounds.proxy import choose_spread, share_best
 from miwv_trainer.storage.stored_round import StoredRound
@@ -181,3 +189,65 @@ def test_all_losses_that_a_score_needs_are_compared(values: dict[str, Any], tmp_
     found, _ = trained_by(tmp_path, small_model(), proxy_check=24, **values)
     assert found.summary["proxy"]["samples"] > 8
     assert found.summary["proxy"]["rank_correlation"] is not None
+
+
+def by_hand(folder: Path, scorer: Any, given: bool, **values: Any) -> Any:
+    """A Trainer with a MIWVCallback that was made by hand, with a pool of its own or without."""
+    trainer = noting_trainer(folder)
+    pool = pool_from_tokenized(trainer.train_dataset, trainer.processing_class) if given else None
+    sampler = MIWVDataSampler(COUNT, fraction=0.25, seed=1)
+    trainer._get_train_sampler = lambda *_, **__: sampler
+    config = MIWVConfig(**{**VALUES, "proxy_check": 0, **values})
+    trainer.add_callback(MIWVCallback(config, sampler, pool, scorer=scorer))
+    return trainer
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["own pool", "the Trainer's"])
+def test_a_callback_by_hand_checks_its_scorer_too(given: bool, tmp_path: Path) -> None:
+    small = small_model()
+    small.save_pretrained(tmp_path / "other")
+    tiny_tokenizer(special_tokens=["<|a|>", "<|b|>", "<|c|>"], eos_token="<|a|>").save_pretrained(tmp_path / "other")
+    other = type(small).from_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match="The `scorer` has another vocabulary than the Trainer's tokenizer"):
+        by_hand(tmp_path / "run", other, given).train()
+    with pytest.raises(ValueError, match="a `scorer` is not trained: it would give the same scores in every round"):
+        by_hand(tmp_path / "run", small, given, rescore_strategy="epoch").train()
+    with pytest.raises(TypeError, match=r"`scorer` must be a loaded model .*, but got 'small'"):
+        by_hand(tmp_path / "run", "small", given).train()
+    assert not list((tmp_path / "run").glob("miwv/round*"))
+    by_hand(tmp_path / "run", small, given).train()
+
+
+def test_a_scorer_forwards_nothing_after_the_first_round(tmp_path: Path) -> None:
+    """It lies on the device in that round alone."""
+    small, steps = small_model(), []
+    trainer = noting_trainer(tmp_path, num_train_epochs=3)
+    small.register_forward_pre_hook(lambda *_: steps.append(trainer.state.global_step))
+    values = {"selection": "sample", "resample_each_epoch": True, "proxy_check": 8}
+    callback = attach(trainer, MIWVConfig(**VALUES, **values), scorer=small)
+    trainer.train()
+    assert len(callback.rounds) == 3 and set(steps) == {0}
+    assert ["proxy" in each.summary for each in callback.rounds] == [True, False, False]
+
+
+def test_a_scorer_is_taken_out_of_its_wrapper(tmp_path: Path) -> None:
+    found, _ = trained_by(tmp_path / "run", torch.nn.DataParallel(small_model()))
+    by_small = scored_by(small_model(), tmp_path / "small")
+    np.testing.assert_allclose(found.column("miwv"), by_small.column("miwv"), atol=2e-5)
+
+
+def test_a_scorers_context_is_named_where_samples_do_not_fit_it(tmp_path: Path, caplog: Any) -> None:
+    pool = pool_from_rows(tiny_dataset(COUNT), tiny_tokenizer())
+    middle = int(np.median(pool.lengths)) + len(pool.preamble)
+    too_long = int((len(pool.preamble) + pool.lengths >= middle).sum())
+    assert 0 < too_long < COUNT
+    trained_by(tmp_path / "some", tiny_model(tiny_config(max_position_embeddings=middle)), proxy_check=0)
+    words = f"{too_long} with more tokens than the `scorer`'s context of {middle} leaves room for"
+    assert words in caplog.text and f"none fits the {middle} tokens of the `scorer`'s context" in caplog.text
+    with pytest.raises(
+        ValueError, match="32 with more tokens than the `scorer`'s context of 9 .*, or a `scorer` with a"
+    ):
+        trained_by(tmp_path / "none", tiny_model(tiny_config(max_position_embeddings=9)))
+    # A setting is no property of the smaller model.
+    with pytest.raises(ValueError, match="32 with more tokens than the context of 9 leaves room for. Give samples"):
+        trained_by(tmp_path / "set", small_model(), scoring_max_length=9)
