@@ -32,7 +32,7 @@ def draw_comparison(sections: Sequence[Section], path: Path) -> None:
 def draw_losses(panel: Any, judged: Sequence[Judged], title: str) -> None:
     """A dot for each run, and a bar for each arm's mean."""
     for height, one in enumerate(judged):
-        colour = OTHER if one.same_cost is None else SCORED
+        colour = SCORED if one.is_scored else OTHER
         panel.plot(one.losses, [height] * len(one.losses), "o", color=colour, alpha=0.6, markersize=5)
         panel.plot([one.loss], [height], "|", color=colour, markersize=16, markeredgewidth=2)
         if one.arm == RANDOM:

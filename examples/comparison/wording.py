@@ -171,5 +171,6 @@ def _describe_power(judged: Sequence[Judged], find: Find) -> str:
 
 
 def join(names: Sequence[str]) -> str:
-    """`a, b and c`."""
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else ""
+    """`a, b and c`; a name with a comma, such as that of random draws of equal tokens, stands in quotes."""
+    shown = [f'"{name}"' if "," in name else name for name in names]
+    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}" if shown else ""

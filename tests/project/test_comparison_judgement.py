@@ -18,7 +18,7 @@ from comparison.plan import Plan
 from comparison.results import Result
 from comparison.statistics import Difference, Variance, compute_difference, pool_variances
 from comparison.tables import format_difference, format_markdown, format_text, make_sample_table, make_table
-from comparison.wording import describe_correction, share, write_power, write_statements, write_verdict
+from comparison.wording import describe_correction, join, share, write_power, write_statements, write_verdict
 
 NAME = "held-out samples"
 PLAN = Plan(
@@ -394,3 +394,8 @@ def test_the_table_by_samples_has_its_own_losses_and_order() -> None:
     judged = judged_of(found, (97, 1, 1, 1))
     assert [row[0] for row in make_table(judged)[1:]] == ["random", "miwv"]
     assert make_sample_table(judged)[1][:2] == ["miwv", "2.7500 ± 0.0000"]
+
+
+def test_a_name_with_a_comma_is_told_from_two_names() -> None:
+    assert join(["random", "random, equal tokens", "a"]) == 'random, "random, equal tokens" and a'
+    assert [join([]), join(["a"]), join(["a", "b"])] == ["", "a", "a and b"]
