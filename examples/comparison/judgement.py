@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from comparison.arms import FULL, RANDOM, UNTRAINED, Arm, read_settings
+from comparison.arms import FULL, RANDOM, UNTRAINED, Arm
 from comparison.plan import Plan
 from comparison.results import Result
 from comparison.statistics import (
@@ -192,8 +192,8 @@ def is_drawn(arm: Arm) -> bool:
     """Whether each seed draws other samples."""
     if arm.settings is None:
         return False
-    config = read_settings(arm.settings)
-    return arm.is_baseline or config.score == RANDOM or config.selection == "sample"
+    # The settings and not their configuration, in which the score may be an array.
+    return arm.is_baseline or arm.settings.get("score") == RANDOM or arm.settings.get("selection") == "sample"
 
 
 def judge(losses: Losses, plan: Plan, rates: Sequence[float]) -> list[Judged]:

@@ -3,6 +3,7 @@
 import math
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -162,7 +163,8 @@ def test_spreads_are_pooled_over_draws_and_over_other_arms() -> None:
         assert pair is not None and pair.tokens.half == pytest.approx(expected.half)
 
 
-def test_arms_that_draw_for_each_seed_are_known() -> None:
+def test_arms_that_draw_for_each_seed_are_known(tmp_path: Path) -> None:
+    np.save(tmp_path / "scores.npy", np.arange(4.0))
     drawn = [Arm("random", {"score": "random"}), Arm("a", {"selection": "sample"}), Arm("b", {"score": "random"})]
     assert all(map(is_drawn, [*drawn, Arm("more", {"score": "random"}, target=9)]))
     fixed = [
@@ -171,6 +173,7 @@ def test_arms_that_draw_for_each_seed_are_known() -> None:
         Arm("d", {"rescore_strategy": "steps"}),
         Arm("e", {"score": "longest"}),
         Arm("f", {"score": "tests.helpers.own_scores:shortest_first"}),
+        Arm("g", {"score": str(tmp_path / "scores.npy")}),
     ]
     assert not any(map(is_drawn, fixed))
 
