@@ -89,10 +89,13 @@ def make_plan(setting: Setting, scores: Scores) -> Plan:
 
 
 def find_passes(setting: Setting, arm: Arm) -> float | None:
-    """How often an arm of another fraction than `--fraction` sees a sample; None for the others."""
-    usual = setting.count_selected(setting.arguments.fraction)
-    selected = usual if arm.settings is None else setting.count_selected(setting.make_config(arm).fraction)
-    return None if selected == usual else max(1.0, setting.count / selected)
+    """How often an arm sees a sample, by its own fraction; None if as often as by `--fraction`."""
+    usual = setting.count / setting.count_selected(setting.arguments.fraction)
+    if arm.settings is None:
+        return None
+    # Of more samples than all steps train, those that are trained are seen once.
+    own = max(1.0, setting.count / setting.count_selected(setting.make_config(arm).fraction))
+    return None if own == max(1.0, usual) else own
 
 
 def make_controls(
@@ -119,7 +122,7 @@ def make_controls(
         seen = (passes or {}).get(name)
         alike = controls.setdefault(seen, [])
         if not alike or cost > (1 + TOLERANCE) * (alike[-1].target or 0):
-            often = "" if seen is None else f", seen {seen:.3g} times"
+            often = "" if seen is None else ", seen once" if seen == 1 else f", seen {seen:.3g} times"
             alike.append(Arm(f"random at {cost / base:.2g} times the cost{often}", {"score": RANDOM}, cost, seen))
         assigned[name] = alike[-1].name
     return [arm for alike in controls.values() for arm in alike], assigned

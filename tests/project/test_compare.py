@@ -38,7 +38,7 @@ import compare  # noqa: E402
 from adapter import make_adapter_trainer  # noqa: E402
 from comparison.arms import Arm, list_arms, parse_arm  # noqa: E402
 from comparison.options import make_parser  # noqa: E402
-from comparison.plan import Orders, Run, describe_identity, make_plan  # noqa: E402
+from comparison.plan import Orders, Run, describe_identity, find_passes, make_plan  # noqa: E402
 from comparison.results import read_result, write_result  # noqa: E402
 from comparison.samples import load_samples, split_dataset  # noqa: E402
 from comparison.schedule import count_tokens  # noqa: E402
@@ -397,6 +397,10 @@ def test_arms_of_another_fraction_are_held_against_draws_that_are_seen_as_often(
     assert [arm.passes for arm in used.values()] == [None, 4, 1, 1]
     assert len({arm.slug for arm in plan.arms}) == len(plan.arms)
     assert used["0.125"].name.endswith(" times the cost, seen 4 times")
+    assert used["0.5"].name.endswith(" times the cost, seen once")
+    # Where all steps see the usual selection once, an arm of a larger fraction sees its samples as often.
+    assert find_passes(replace(own, steps=2), arms[2]) is None
+    assert find_passes(own, Arm("full set", None)) is None
     few = orders.order(used["0.125"], 0)
     selected = len(np.unique(few))
     # Whole batches of 4 are drawn, of which each sample is seen 4 times, or as often as the last batches allow.
