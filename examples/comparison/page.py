@@ -26,9 +26,10 @@ less than three forwards. That is not deducted, which favours scoring.
 tokens*, each response token of the held-out samples counts the same, as in the training loss, so that long responses
 decide. *By samples*, each held-out sample counts the same. The verdict calls an arm lower or higher where both agree.
 
-**Differences** are paired by seed and by sample: mean ± half of the 95 % interval, which covers adapter, order and
-draws (seeds) and the choice of the held-out samples together. "lower" and "higher" stand where the difference is shown
-at 5 %, adjusted for the number of differences in the column. This is stricter than an interval that excludes zero.
+**Differences** are over the same seeds and paired by sample: mean ± half of the 95 % interval, which covers adapter,
+order and draws (seeds) and the choice of the held-out samples together. "lower" and "higher" stand where the difference
+is shown at 5 %, adjusted for the number of differences in the column. This is stricter than an interval that excludes
+zero.
 "Equal selection" is random draws of as many samples, or of as many response tokens for arms that are chosen by tokens.
 "Equal cost" is random draws that cost as much as scoring and training of the arm together, or a little less; "costs ×"
 is the arm's cost as a multiple of theirs.

@@ -138,7 +138,7 @@ def describe_correction(judged: Sequence[Judged]) -> str:
     return (
         f'Differences that were tried: {counts or "none"}. "Lower" and "higher" are adjusted for their number in each '
         f"column (Holm): if no arm differed from another, any such word would stand in a column of a table with a "
-        f"probability of {LEVEL:.0%}."
+        f"probability of at most {LEVEL:.0%}."
     )
 
 

@@ -123,8 +123,9 @@ def test_seeds_are_paired_by_their_number() -> None:
     found += [make_result("miwv", seed, [loss] * 4, scoring=9000) for seed, loss in ((2, 1.0), (0, 4.0))]
     pair = find(judged_of(found), "miwv").same_size
     assert pair is not None and pair.tokens.mean == pytest.approx(-1.0) and pair.tokens.seeds == 2
-    # Tuned: seed 1 has no run at the second rate.
-    both = [*found, *(replace(one, rate=0.2) for one in found if one.arm != "untrained" and one.seed != 1)]
+    # Tuned: seed 1 has no run at the second rate, which is worse.
+    worse = [replace(one, rate=0.2, losses={NAME: [9.0] * 4}) for one in found[1:] if one.seed != 1]
+    both = [*found, *worse]
     pair = find(judge(losses_of(both), PLAN, [0.1, 0.2]), "miwv").same_size
     assert pair is not None and pair.tokens.mean == pytest.approx(-1.0) and pair.tokens.seeds == 2
 
