@@ -93,7 +93,7 @@ class Scores:
         """What an arm selects, and how it ranks the whole pool."""
         try:
             return select_again(self.read(arm), self.setting.make_config(arm, seed), self.setting.samples.rows)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, OSError, TypeError, ValueError) as error:
             raise SystemExit(f"The arm {arm.name!r}: {error}") from error
 
     def measure_difficulty(self, arm: Arm, seed: int) -> np.ndarray | None:

@@ -154,6 +154,9 @@ def test_an_arm_selects_by_columns_of_the_dataset(
     with pytest.raises(SystemExit, match="The arm 'none': .*qualty"):
         monkeypatch.setitem(scores.scorings, "none", scores.scorings["random"])
         scores.select(Arm("none", {"score_column": "qualty"}), seed=0)
+    with pytest.raises(SystemExit, match="The arm 'spread': There are no embeddings in"):
+        monkeypatch.setitem(scores.scorings, "spread", scores.scorings["random"])  # a round that embeds nothing
+        scores.select(Arm("spread", {"score": "random", "max_selected_similarity": 0.9}), seed=0)
 
 
 def test_an_arm_selects_by_a_function_of_the_users(setting: Setting, scores: Scores) -> None:
