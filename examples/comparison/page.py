@@ -14,8 +14,11 @@ from miwv_trainer import __version__
 
 EXPLANATION = """
 Every arm trains for {steps} steps of {batch} samples, and every batch is full. Arms with the same seed begin with the
-same adapter and follow the same order of positions. The exceptions are the random draws at a multiple of the cost: they
-train for more steps on more samples, until they have cost as much as an arm's scoring and training.
+same adapter and follow the same order of positions. The exceptions are arms with an `epoch_order` by difficulty, and
+the random draws at a multiple of the cost: they train for more steps on more samples, until they have cost as much as
+an arm's scoring and training. The multiple in their name is that of the arm, against ten random draws on average.
+
+**Samples** are those that were trained, of the full set all. "Times seen" is how often, on average.
 
 **Total compute** is in thousands of tokens forwarded, padding included: scoring, in all rounds, and training, where a
 token counts three times (forward and backward). × is its multiple of that of random draws of the same size. An encoder
@@ -73,7 +76,7 @@ def build_page(sections: Sequence[Section], facts: Mapping[str, str]) -> str:
     first = sections[0]
     lines = [
         "# Does it help to select?\n",
-        f"**{write_verdict(first.judged)}**\n",
+        f"**{'Unfinished. ' if 'unfinished' in facts else ''}{write_verdict(first.judged)}**\n",
         write_power(first.judged) + "\n",
         "![differences to random draws, with intervals](comparison.png)\n",
         *(f"- {name}: {fact}" for name, fact in facts.items() if name not in ("steps", "batch", "seeds", "rates")),

@@ -71,12 +71,17 @@ class Difference:
     @property
     def half_of_seeds(self) -> float:
         """What `half` would be with all the samples that there could be."""
-        return compute_half_width(self.parts[:2], LEVEL)
+        return self._compute_half_of(self.parts[:2])
 
     @property
     def half_of_samples(self) -> float:
         """What `half` would be with ever more seeds."""
-        return compute_half_width(self.parts[2:], LEVEL)
+        return self._compute_half_of(self.parts[2:])
+
+    def _compute_half_of(self, parts: tuple[Variance, ...]) -> float:
+        # With less freedom than the whole, a part alone would have the wider interval.
+        half = compute_half_width(parts, LEVEL)
+        return half if math.isnan(half) else min(half, self.half)
 
     @property
     def word(self) -> str:

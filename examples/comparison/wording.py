@@ -85,7 +85,7 @@ def _judge_at_equal_size(scored: Sequence[Judged]) -> str:
     if better:
         found = f"{join(better)}: lower held-out loss than random draws of as many samples{partly}"
         return f"{found}, which are shown to be better than {join(worse)}" if worse else found
-    cost = share(min(one.size_ratio for one in compared))
+    cost = describe_shares([one.size_ratio for one in compared])
     found = f"No scored arm is shown to be better than random draws of as many samples, which cost {cost}{partly}"
     if not worse:
         return found
@@ -108,6 +108,12 @@ def _judge_at_equal_cost(scored: Sequence[Judged]) -> str:
     if worse:
         return f"random draws at the same total cost are shown to be better than {beaten}{partly}"
     return f"no scored arm is shown to be better than random draws at the same total cost{partly}"
+
+
+def describe_shares(ratios: Sequence[float]) -> str:
+    """What draws cost of several arms: `a quarter to a third of the compute`."""
+    low, high = share(max(ratios)), share(min(ratios))
+    return low if low == high else f"{low.removesuffix(' of the compute')} to {high}"
 
 
 def share(ratio: float) -> str:
@@ -147,7 +153,10 @@ def write_power(judged: Sequence[Judged]) -> str:
     at_size, at_cost = (_describe_power(judged, find) for find in (get_same_size, get_same_cost))
     parts = [f"{part} {where}" for part, where in ((at_size, "at equal selection"), (at_cost, "at equal cost")) if part]
     if not parts:
-        return "Power: one seed has no interval, so no difference could have been shown. Give --seeds 2 or more."
+        return (
+            "Power: one seed has no interval, so no difference could have been shown. Give --seeds 2 or more, or let "
+            "the comparison go on."
+        )
     return (
         f"Power: the smallest difference that this comparison could have shown is {' and '.join(parts)} (by response "
         "tokens, medians over the arms). A true difference must be about as large as the first number in brackets to "

@@ -599,6 +599,7 @@ def test_a_page_of_the_runs_so_far_makes_no_further_ones_and_says_what_is_missin
     assert results_of(tmp_path) == before
     page, control = (tmp_path / "comparison.md").read_text(), plan.same_cost["MIWV"]
     missing = f"full set 1, longest 1, MIWV 1, {control} 0"
+    assert "\n**Unfinished. " in page
     assert f"- unfinished: 6 of {len(runs)} runs; arms that lack some, with those they have: {missing}\n" in page
     assert "--page-only" not in page and "| MIWV |" in page and (tmp_path / "comparison.png").is_file()
     assert "runs to go" not in capsys.readouterr().out

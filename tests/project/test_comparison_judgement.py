@@ -19,7 +19,15 @@ from comparison.plan import Plan
 from comparison.results import Result
 from comparison.statistics import Difference, Variance, compute_difference, pool_variances
 from comparison.tables import format_difference, format_markdown, format_text, make_sample_table, make_table
-from comparison.wording import describe_correction, join, share, write_power, write_statements, write_verdict
+from comparison.wording import (
+    describe_correction,
+    describe_shares,
+    join,
+    share,
+    write_power,
+    write_statements,
+    write_verdict,
+)
 
 NAME = "held-out samples"
 PLAN = Plan(
@@ -403,3 +411,9 @@ def test_the_table_by_samples_has_its_own_losses_and_order() -> None:
 def test_a_name_with_a_comma_is_told_from_two_names() -> None:
     assert join(["random", "random, equal tokens", "a"]) == 'random, "random, equal tokens" and a'
     assert [join([]), join(["a"]), join(["a", "b"])] == ["", "a", "a and b"]
+
+
+def test_the_cost_of_draws_is_told_of_all_arms() -> None:
+    assert describe_shares([4.2, 4.0, 3.2]) == "a quarter to a third of the compute"
+    assert describe_shares([20.1, 19.8]) == "a twentieth of the compute"
+    assert describe_shares([2.1, 1.25]) == "half to 80% of the compute"

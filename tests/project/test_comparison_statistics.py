@@ -21,6 +21,7 @@ from comparison.statistics import (
     average,
     choose_rates,
     compute_difference,
+    compute_half_width,
     count_effective,
     pool_variances,
     split_sample_variance,
@@ -197,3 +198,11 @@ def test_tuning_is_not_rewarded_for_noise() -> None:
     found = np.mean([choose_rates(one, np.ones(40))[0].mean() for one in losses])
     greedy = np.mean([one.mean(axis=(1, 2)).min() for one in losses])
     assert abs(found) < 0.02 < 0.1 < -greedy
+
+
+def test_a_part_of_the_noise_has_no_wider_interval_than_the_whole() -> None:
+    """Two seeds alone have a wide interval; much sample noise beside them has more degrees of freedom."""
+    parts = (Variance(1.0, 1.0), Variance(1.0, 1.0), Variance(4.0, 149.0))
+    found = Difference(0.0, 2, parts)
+    assert compute_half_width(parts[:2], 0.05) > found.half
+    assert found.half_of_seeds == found.half > found.half_of_samples > 0
