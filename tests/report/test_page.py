@@ -310,7 +310,7 @@ def test_the_page_says_whose_losses_it_shows(run: Path, tmp_path: Path) -> None:
     write_page(tmp_path, [first, second])
     page = (tmp_path / "report" / "index.html").read_text()
     assert "Round 0: losses read from runs/&lt;small&gt;, where small (float32) made them on 2026-12-01" in page
-    assert "Round 0 is scored by a smaller model: on 16 samples rank correlation 0.61, 50% of the selected in" in page
+    assert "Round 0 is scored by a smaller model: on 16 samples rank correlation 0.61, 50% of the best in" in page
     write_page(tmp_path, [second])
     page = (tmp_path / "report" / "index.html").read_text()
     assert "losses read from" not in page and "smaller model" not in page
