@@ -90,12 +90,16 @@ def make_plan(setting: Setting, scores: Scores) -> Plan:
 
 def find_passes(setting: Setting, arm: Arm) -> float | None:
     """How often an arm sees a sample, by its own fraction; None if as often as by `--fraction`."""
-    usual = setting.count / setting.count_selected(setting.arguments.fraction)
     if arm.settings is None:
         return None
     # Of more samples than all steps train, those that are trained are seen once.
-    own = max(1.0, setting.count / setting.count_selected(setting.make_config(arm).fraction))
-    return None if own == max(1.0, usual) else own
+    own = max(1.0, count_passes(setting, setting.make_config(arm).fraction))
+    return None if own == max(1.0, count_passes(setting, setting.arguments.fraction)) else own
+
+
+def count_passes(setting: Setting, fraction: float) -> float:
+    """How often all steps see a sample of a selection."""
+    return setting.count / setting.count_selected(fraction)
 
 
 def make_controls(
@@ -140,7 +144,7 @@ class Orders:
         setting, lengths = self.setting, self.setting.samples.lengths
         batch = BatchRule(setting.arguments.batch_size, seed, setting.arguments.micro_batch_size)
         if arm.target is not None:
-            usual = setting.count / setting.count_selected(setting.arguments.fraction)
+            usual = count_passes(setting, setting.arguments.fraction)
             passes = usual if arm.passes is None else arm.passes
             return fit_to_cost(self.draw_all(seed), arm.target, passes, lengths, batch)
         selection = self.scores.select(arm, seed)

@@ -83,8 +83,7 @@ def _judge_at_equal_size(scored: Sequence[Judged]) -> str:
     better, worse = (list_where(compared, get_same_size, word) for word in ("lower", "higher"))
     partly = list_by_one(compared, get_same_size)
     if better:
-        found = f"{join(better)}: lower held-out loss than random draws of as many samples{partly}"
-        return f"{found}, which are shown to be better than {join(worse)}" if worse else found
+        return _tell_better(better, f"random draws of as many samples{partly}", join(worse))
     cost = describe_shares([one.size_ratio for one in compared])
     found = f"No scored arm is shown to be better than random draws of as many samples, which cost {cost}{partly}"
     if not worse:
@@ -103,11 +102,16 @@ def _judge_at_equal_cost(scored: Sequence[Judged]) -> str:
     partly = list_by_one(compared, get_same_cost)
     beaten = "every scored arm" if len(worse) == len(scored) > 1 else join(worse)
     if better:
-        found = f"{join(better)}: lower held-out loss than random draws at the same total cost{partly}"
-        return f"{found}, which are shown to be better than {beaten}" if worse else found
+        return _tell_better(better, f"random draws at the same total cost{partly}", beaten)
     if worse:
         return f"random draws at the same total cost are shown to be better than {beaten}{partly}"
     return f"no scored arm is shown to be better than random draws at the same total cost{partly}"
+
+
+def _tell_better(better: Sequence[str], draws: str, beaten: str) -> str:
+    """The arms that are better than some draws, and those that these have beaten; `""` for none."""
+    found = f"{join(better)}: lower held-out loss than {draws}"
+    return f"{found}, which are shown to be better than {beaten}" if beaten else found
 
 
 def describe_shares(ratios: Sequence[float]) -> str:

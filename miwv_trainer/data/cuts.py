@@ -7,40 +7,34 @@ write calls of tools in their own form and replace letters. Such samples are not
 about 70 µs of CPU time each.
 """
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from miwv_trainer.data.columns import ColumnNames
-from miwv_trainer.data.content import iterate_texts, list_answers
-from miwv_trainer.data.instructions import cut_users_words
-from miwv_trainer.data.map_style import ROWS_AT_ONCE, MapStyleDataset
+from miwv_trainer.data.content import DecodedSample, decode_samples, iterate_texts
+from miwv_trainer.data.map_style import MapStyleDataset
 from miwv_trainer.data.pool import Pool
 from miwv_trainer.data.sample_texts import RowTexts, condense, read_texts
-from miwv_trainer.data.turn_markers import TurnMarkers, find_all_tokens, make_blank_test
+from miwv_trainer.data.turn_markers import TurnMarkers, find_all_tokens
 
 # What a tokenizer shows for the half of a character that a cut has left.
 HALF_CHARACTER = "\ufffd"
 
 
-class _Decoded(NamedTuple):
+class _Left(NamedTuple):
     """
-    What the tokens of a sample say.
+    What is left of a sample.
 
     Args:
-        whole: Everything, special tokens included.
-        question: The last user's words before the first response.
+        said: What its tokens say.
         has_user_header: Whether what opens a user's turn is still there.
-        answers: The gapless parts of the response.
         behind_prompt: Everything from the first response on.
     """
 
-    whole: str
-    question: str
+    said: DecodedSample
     has_user_header: bool
-    answers: list[str]
     behind_prompt: str
 
 
@@ -58,51 +52,38 @@ def find_cut_samples(
         dataset: The N rows that the pool was made of.
         columns: The dataset's own names of what is read.
     """
-    decoded = _decode(pool, tokenizer, markers)
+    decoded = decode_samples(pool, range(len(pool)), tokenizer, markers)
     told = (read_texts(row, columns) for row in iterate_texts(dataset, columns))
-    cut = [
-        index
-        for index, (texts, sample) in enumerate(zip(told, decoded, strict=True))
-        if texts is not None and _is_cut(texts, sample) and _is_cut(_rewrite(texts, tokenizer), sample)
-    ]
+    header = np.asarray(markers.user_header)
+    cut = []
+    for index, (texts, sample) in enumerate(zip(told, decoded, strict=True)):
+        if texts is None:
+            continue
+        has_header = len(header) > 0 and len(find_all_tokens(pool.prompt(index), header)) > 0
+        behind = tokenizer.decode(pool.sample(index)[pool.prompt_tokens[index] :], skip_special_tokens=True)
+        left = _Left(sample, has_header, behind)
+        if _is_cut(texts, left) and _is_cut(_rewrite(texts, tokenizer), left):
+            cut.append(index)
     return np.array(cut, dtype=np.int64)
 
 
-def _decode(pool: Pool, tokenizer: PreTrainedTokenizerBase, markers: TurnMarkers) -> Iterator[_Decoded]:
-    is_blank, header = make_blank_test(tokenizer), np.asarray(markers.user_header)
-    for start in range(0, len(pool), ROWS_AT_ONCE):
-        part = range(start, min(start + ROWS_AT_ONCE, len(pool)))
-        wholes = tokenizer.batch_decode([np.concatenate([pool.preamble, pool.sample(index)]) for index in part])
-        questions, behind = (
-            tokenizer.batch_decode(sequences, skip_special_tokens=True)
-            for sequences in (
-                [cut_users_words(pool.prompt(index), markers, is_blank, of_last_turn=True) for index in part],
-                [pool.sample(index)[pool.prompt_tokens[index] :] for index in part],
-            )
-        )
-        for index, whole, question, behind_prompt in zip(part, wholes, questions, behind, strict=True):
-            answers = tokenizer.batch_decode(list_answers(pool, index), skip_special_tokens=True)
-            has_header = len(header) > 0 and len(find_all_tokens(pool.prompt(index), header)) > 0
-            yield _Decoded(whole, question, has_header, answers, behind_prompt)
-
-
-def _is_cut(texts: RowTexts, sample: _Decoded) -> bool:
+def _is_cut(texts: RowTexts, sample: _Left) -> bool:
     if texts.whole is not None:
-        whole, left = condense(texts.whole), condense(sample.whole)
+        whole, left = condense(texts.whole), condense(sample.said.whole)
         return _is_beginning(left, whole) or _is_end(left, whole)
     return _is_cut_at_end(texts, sample) or _is_cut_at_beginning(texts, sample)
 
 
-def _is_cut_at_end(texts: RowTexts, sample: _Decoded) -> bool:
-    answers, parts = [condense(each) for each in texts.answers], [condense(each) for each in sample.answers]
+def _is_cut_at_end(texts: RowTexts, sample: _Left) -> bool:
+    answers, parts = [condense(each) for each in texts.answers], [condense(each) for each in sample.said.answers]
     # The loss may be on some of the answers only: where the last answer stands, nothing behind it was cut.
     if not answers or not parts or answers[-1] in condense(sample.behind_prompt):
         return False
     return _is_beginning("".join(parts), "".join(answers)) or _is_beginning(parts[-1], answers[-1])
 
 
-def _is_cut_at_beginning(texts: RowTexts, sample: _Decoded) -> bool:
-    question = condense(sample.question)
+def _is_cut_at_beginning(texts: RowTexts, sample: _Left) -> bool:
+    question = condense(sample.said.question)
     # A row's own task is a question and an input, of which a script may have rendered one.
     if sample.has_user_header or question in map(condense, (*texts.questions, *texts.parts)):
         return False
