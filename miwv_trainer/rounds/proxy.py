@@ -21,7 +21,7 @@ from miwv_trainer.rounds.messages import describe_proxy
 from miwv_trainer.rounds.reuse import is_same_model
 from miwv_trainer.rounds.statistics import compute_rank_correlation
 from miwv_trainer.scoring.isolation import leave_no_trace
-from miwv_trainer.scoring.layout import choose_layout, count_planned_tokens, score_pool
+from miwv_trainer.scoring.layout import count_planned_tokens, plan_scoring, score_pool
 from miwv_trainer.scoring.losses import Losses
 from miwv_trainer.scoring.rows import find_scorable, restrict_exemplars
 from miwv_trainer.scoring.scorer import Scorer
@@ -227,9 +227,10 @@ def _score_with_model(trained: Scorer, inputs: RoundInputs, samples: np.ndarray)
         nothing = np.full(len(trained.pool), np.nan, dtype=np.float32)
         return Losses(nothing, nothing, 0), None
     whole = restrict_exemplars(inputs.is_scored, inputs.scored_behind)
-    layout = choose_layout(trained, exemplars)
+    plan = plan_scoring(trained, exemplars)
+    trained = trained.follow(plan)
     started = time.perf_counter()
-    losses = score_pool(trained, exemplars, layout)
+    losses = score_pool(trained, exemplars, plan.layout)
     seconds = time.perf_counter() - started
-    tokens = count_planned_tokens(trained, whole, layout)
+    tokens = count_planned_tokens(trained, whole, plan.layout)
     return losses, trained.world.broadcast_from_main(seconds) * tokens / max(losses.tokens_forwarded, 1)

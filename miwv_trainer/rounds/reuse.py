@@ -10,7 +10,7 @@ from miwv_trainer.distributed.world import World
 from miwv_trainer.own_scores import is_function
 from miwv_trainer.rounds.identity import ModelFingerprint
 from miwv_trainer.rounds.inputs import read_measured
-from miwv_trainer.scoring.layout import EQUAL, choose_layout
+from miwv_trainer.scoring.layout import EQUAL, plan_scoring
 from miwv_trainer.scoring.refine import REFINED
 from miwv_trainer.scoring.scorer import Scorer, ScoringPlan
 from miwv_trainer.selection.scores import get_draw_seed, get_score, score_samples
@@ -110,7 +110,7 @@ def open_journal(
         if world.is_main:
             logger.info("Round %d goes on where it was interrupted, by its journal in %s.", identity["round"], folder)
         return Journal(folder, world.rank, found), ScoringPlan.from_header(found)
-    plan = ScoringPlan(scorer.context, choose_layout(scorer, exemplars), scorer.memory)
+    plan = plan_scoring(scorer, exemplars)
     return Journal(folder, world.rank, {**identity, **plan.to_header()}), plan
 
 

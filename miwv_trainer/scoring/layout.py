@@ -23,10 +23,9 @@ from miwv_trainer.scoring.attention import (
     choose_tree_attention,
     find_attention_obstacle,
     find_tree_obstacle,
-    find_window,
 )
 from miwv_trainer.scoring.causality import check_causal
-from miwv_trainer.scoring.context import find_context_length, get_text_config
+from miwv_trainer.scoring.context import find_context_length
 from miwv_trainer.scoring.isolation import watch_autocast
 from miwv_trainer.scoring.losses import NOT_RECORDED, Losses, Recording, score_batches, score_trees
 from miwv_trainer.scoring.memory import BatchSize
@@ -40,7 +39,8 @@ from miwv_trainer.scoring.rows import (
     plan_losses,
     restrict_exemplars,
 )
-from miwv_trainer.scoring.scorer import CheckedModel, Scorer
+from miwv_trainer.scoring.scorer import CheckedModel, Scorer, ScoringPlan
+from miwv_trainer.scoring.tree_samples import choose_samples
 from miwv_trainer.scoring.trees import make_tree_batches, plan_trees
 from miwv_trainer.selection.scores import get_score
 
@@ -49,7 +49,6 @@ logger = logging.getLogger(__name__)
 ZERO_SHOT_ONLY = "zero_shot"
 # Rows of equal length share a forward, for models that right padding changes.
 EQUAL, ZERO_SHOT_EQUAL = "equal", "zero_shot_equal"
-MOST_BRANCHES = 4
 _warned: WeakSet[nn.Module] = WeakSet()
 
 
@@ -159,6 +158,41 @@ def choose_layout(scorer: Scorer, exemplars: np.ndarray) -> str:
             type(get_inner_model(model)).__name__, obstacle, _advise_on_padded_rows(config),
         )  # fmt: skip
     return "padded"
+
+
+def plan_scoring(scorer: Scorer, exemplars: np.ndarray) -> ScoringPlan:
+    """
+    The layout of [`choose_layout`], and the way to attend and the limits of forwards that go with it.
+
+    Where trees have other losses than padded rows, or fail, a model that takes masks is asked again with masks: these
+    need nothing but the model's own attention.
+
+    Raises:
+        ValueError: `layout="tree"` or an `attention` was asked for and the model cannot take it.
+    """
+    scorer = _find_way_to_attend(scorer, exemplars)
+    return ScoringPlan(scorer.context, choose_layout(scorer, exemplars), scorer.memory, scorer.config.attention)
+
+
+def _find_way_to_attend(scorer: Scorer, exemplars: np.ndarray) -> Scorer:
+    """The scorer, with masks if only with these its trees have the losses of padded rows."""
+    model, config = scorer.model, scorer.config
+    way = choose_tree_attention(model, config.attention)
+    takes_others = config.attention == "auto" and way != "mask" and find_attention_obstacle(model, "mask") is None
+    if not takes_others or config.layout == "padded" or not get_score(config).needs_exemplars:
+        return scorer
+    checked = _check_forwards(scorer, exemplars)
+    if checked.tree_obstacle is None or _find_known_obstacle(scorer, exemplars, checked.is_equal) is not None:
+        return scorer
+    with_masks = scorer.attend_by("mask")
+    if _check_forwards(with_masks, exemplars).tree_obstacle is not None:
+        return scorer
+    if _is_first(model):
+        logger.warning(
+            '%s attends by masks in rows of trees: otherwise %s. `attention="mask"` silences this.',
+            type(get_inner_model(model)).__name__, checked.tree_obstacle,
+        )  # fmt: skip
+    return with_masks
 
 
 def _is_first(model: nn.Module) -> bool:
@@ -279,20 +313,12 @@ def _find_rope_obstacle(scorer: Scorer, exemplars: np.ndarray) -> str | None:
 def _compare_layouts(scorer: Scorer, exemplars: np.ndarray) -> str | None:
     """Scores a few samples both ways on every rank; returns the difference if it is too large on any rank."""
     with scorer.world.run_turn("comparing trees with padded rows"):
-        found = _compare_layouts_here(scorer.restrict_to_this_rank(), exemplars)
-    return next((each for each in scorer.world.all_gather(found) if each is not None), None)
-
-
-def _compare_layouts_here(scorer: Scorer, exemplars: np.ndarray) -> str | None:
-    groups = _choose_related(scorer, exemplars)
-    groups += _choose_beyond_window(scorer, exemplars, groups)
-    found = next(filter(None, (_compare_samples(scorer, exemplars, few) for few in groups)), None)
-    asked = scorer.config.attention
-    if found is None or choose_tree_attention(scorer.model, asked) != "varlen":
-        return found
-    # Models loaded with FlashAttention take no masks.
-    advice = "" if find_attention_obstacle(scorer.model, "mask") else '; try `attention="mask"`'
-    return f'{found} (by `attention="varlen"`{advice})'
+        here = scorer.restrict_to_this_rank()
+        groups = choose_samples(here, exemplars)
+        found = next(filter(None, (_compare_samples(here, exemplars, few) for few in groups)), None)
+    found = next((each for each in scorer.world.all_gather(found) if each is not None), None)
+    attention = choose_tree_attention(scorer.model, scorer.config.attention)
+    return f'{found} (by `attention="{attention}"`)' if found is not None else None
 
 
 def _compare_samples(scorer: Scorer, exemplars: np.ndarray, few: np.ndarray) -> str | None:
@@ -319,50 +345,3 @@ def _compare_samples(scorer: Scorer, exemplars: np.ndarray, few: np.ndarray) -> 
     noise = np.abs(alone - score("padded")).mean()
     too_much = difference > max(least, 10 * noise)
     return f"the losses of {len(few)} samples differ by {difference:.2g} on average" if too_much else None
-
-
-def _choose_related(scorer: Scorer, exemplars: np.ndarray) -> list[np.ndarray]:
-    """
-    Groups of an exemplar of two samples or more and a few of these, which make a row with branches that could be
-    confused: the shortest row, and the longest that a check may take, as a window hides nothing from short rows.
-    """
-    pool, context = scorer.pool, scorer.context
-    can_score = np.flatnonzero(find_scorable(pool, exemplars, context))
-    shared = np.bincount(exemplars[can_score], minlength=len(pool))
-    crowded = np.flatnonzero(shared >= min(2, shared.max()))
-
-    def take_branches(order: int) -> np.ndarray:
-        """The first few branches of each trunk, the shortest ones if `order` is 1, the longest if it is -1."""
-        by_trunk = can_score[np.lexsort((order * pool.lengths[can_score], exemplars[can_score]))]
-        trunks = exemplars[by_trunk]
-        return by_trunk[np.arange(len(trunks)) - np.searchsorted(trunks, trunks) < MOST_BRANCHES]
-
-    def measure(branches: np.ndarray) -> np.ndarray:
-        """Tokens of the row of each crowded trunk."""
-        behind = np.bincount(exemplars[branches], weights=pool.lengths[branches], minlength=len(pool))
-        return len(pool.preamble) + pool.lengths[crowded] + behind[crowded]
-
-    def choose(trunk: int, branches: np.ndarray) -> np.ndarray:
-        return np.union1d(branches[exemplars[branches] == trunk], np.intersect1d([trunk], can_score))
-
-    short, long = take_branches(1), take_branches(-1)
-    shortest = choose(int(crowded[np.argmin(measure(short))]), short)
-    limit = min(scorer.limit_checked_row(exemplars), scorer.size_batches(exemplars).tokens_per_row)
-    rows = np.where(measure(long) <= limit, measure(long), 0)
-    longest = choose(int(crowded[np.argmax(rows)]), long)
-    return [shortest, longest] if rows.any() and not np.array_equal(shortest, longest) else [shortest]
-
-
-def _choose_beyond_window(scorer: Scorer, exemplars: np.ndarray, groups: list[np.ndarray]) -> list[np.ndarray]:
-    """
-    The sample with the longest sequence behind its exemplar, if only there a window hides something: a family that is
-    given no window, or another one, has the right losses where all sequences are shorter.
-    """
-    pool = scorer.pool
-    window = find_window(get_text_config(get_inner_model(scorer.model)))
-    can_score = np.flatnonzero(find_scorable(pool, exemplars, scorer.context))
-    lengths = np.zeros(len(pool), dtype=np.int64)
-    lengths[can_score] = len(pool.preamble) + pool.lengths[can_score] + pool.lengths[exemplars[can_score]]
-    if window is None or lengths.max() <= window or any(lengths[few].max() > window for few in groups):
-        return []
-    return [np.array([np.argmax(lengths)])]

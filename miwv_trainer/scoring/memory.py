@@ -69,12 +69,16 @@ class BatchSize:
 def measure_memory(model: nn.Module, world: World, asked: AttentionChoice = "auto") -> MemoryBudget:
     """The memory budget, the same on every rank. All ranks call this together."""
     device = next(model.parameters()).device
-    on_cpu = device.type == "cpu"
-    longest_row = ROW_WITHOUT_MASK
-    if choose_tree_attention(model, asked) == "mask":
-        longest_row = ROW_WITH_MASK_ON_CPU if on_cpu else ROW_WITH_MASK_ON_ACCELERATOR
-    free = find_least_free_memory(device, world)
-    return MemoryBudget(free, longest_row, TOKENS_ON_CPU if on_cpu else TOKENS_ON_ACCELERATOR)
+    longest_batch = TOKENS_ON_CPU if device.type == "cpu" else TOKENS_ON_ACCELERATOR
+    return MemoryBudget(find_least_free_memory(device, world), find_longest_row(model, asked), longest_batch)
+
+
+def find_longest_row(model: nn.Module, asked: AttentionChoice) -> int:
+    """Most tokens of a row of trees that make scoring faster, by how layers attend."""
+    if choose_tree_attention(model, asked) != "mask":
+        return ROW_WITHOUT_MASK
+    is_on_cpu = next(model.parameters()).device.type == "cpu"
+    return ROW_WITH_MASK_ON_CPU if is_on_cpu else ROW_WITH_MASK_ON_ACCELERATOR
 
 
 def size_batches(model: nn.Module, config: MIWVConfig, memory: MemoryBudget, work: int | None = None) -> BatchSize:

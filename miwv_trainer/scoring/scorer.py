@@ -12,6 +12,7 @@ import numpy as np
 from torch import nn
 from transformers import PreTrainedModel
 
+from miwv_trainer.choices import AttentionChoice
 from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.pool import NO_EXEMPLAR, Pool, rank_columns
 from miwv_trainer.distributed.world import World
@@ -22,6 +23,7 @@ from miwv_trainer.scoring.memory import (
     LEAST_TOKENS,
     BatchSize,
     MemoryBudget,
+    find_longest_row,
     measure_memory,
     size_batches,
 )
@@ -34,26 +36,32 @@ from miwv_trainer.storage.journal import PlanHeader
 @dataclass(frozen=True)
 class ScoringPlan:
     """
-    The three decisions of a round, which are written into its journal's header.
+    The decisions of a round, which are written into its journal's header.
 
     Args:
         context: Longest sequence, in tokens, that is forwarded.
         layout: How samples share a forward, from [`~miwv_trainer.scoring.layout.choose_layout`].
         memory: What limits the size of forwards.
+        attention: How layers attend in rows of trees, as asked for, or as the forwards before the first row have found.
     """
 
     context: int
     layout: str
     memory: MemoryBudget
+    attention: AttentionChoice
 
     def to_header(self) -> PlanHeader:
         """The plan as entries of a journal's header."""
-        return PlanHeader(context=self.context, layout=self.layout, memory=asdict(self.memory))
+        return PlanHeader(
+            context=self.context, layout=self.layout, memory=asdict(self.memory), attention=self.attention
+        )
 
     @classmethod
     def from_header(cls, header: PlanHeader) -> "ScoringPlan":
         """The plan among the entries of a journal's header."""
-        return cls(header["context"], header["layout"], MemoryBudget(**header["memory"]))
+        return cls(
+            header["context"], header["layout"], MemoryBudget(**header["memory"]), header.get("attention", "auto")
+        )
 
 
 @dataclass(frozen=True)
@@ -105,7 +113,16 @@ class Scorer:
 
     def follow(self, plan: ScoringPlan) -> "Scorer":
         """This scorer with the limits of an earlier process, whose journal of the same round holds `plan`."""
-        return replace(self, context=plan.context, memory=plan.memory)
+        asked = self.config.attention
+        config = replace(self.config, attention=plan.attention if asked == "auto" else asked)
+        return replace(self, config=config, context=plan.context, memory=plan.memory)
+
+    def attend_by(self, attention: AttentionChoice) -> "Scorer":
+        """This scorer with another way to attend in rows of trees, and rows as long as that way allows."""
+        if attention == self.config.attention:
+            return self
+        memory = replace(self.memory, longest_row=find_longest_row(self.model, attention))
+        return replace(self, config=replace(self.config, attention=attention), memory=memory)
 
     def restrict_to_this_rank(self) -> "Scorer":
         """A scorer for forwards that each rank makes by itself, without a progress bar."""

@@ -14,10 +14,11 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TypedDict, cast
+from typing import IO, NotRequired, TypedDict, cast
 
 import numpy as np
 
+from miwv_trainer.choices import AttentionChoice
 from miwv_trainer.storage.atomic import delete
 from miwv_trainer.storage.provenance import JsonObject
 from miwv_trainer.storage.stored_round import RoundIdentity
@@ -31,11 +32,12 @@ SYNC_SHARE = 0.01
 
 
 class PlanHeader(TypedDict):
-    """How a round composes its forwards, decided when its journal is begun."""
+    """How a round composes its forwards, decided when its journal is begun. Older versions wrote no `attention`."""
 
     context: int
     layout: str
     memory: JsonObject
+    attention: NotRequired[AttentionChoice]
 
 
 class JournalHeader(RoundIdentity, PlanHeader, total=False):

@@ -14,7 +14,7 @@ from miwv_trainer.config import MIWVConfig
 from miwv_trainer.data.pool import Pool
 from miwv_trainer.distributed.world import World
 from miwv_trainer.scoring.isolation import leave_no_trace
-from miwv_trainer.scoring.layout import choose_layout, score_pool
+from miwv_trainer.scoring.layout import plan_scoring, score_pool
 from miwv_trainer.scoring.model_checks import check_model
 from miwv_trainer.scoring.scorer import prepare_scorer
 from tests.helpers.losses import losses_by_hand, pool_of
@@ -185,8 +185,8 @@ def score_family(model: PreTrainedModel, layout: str = "auto") -> Outcome:
         check_model(model, pool)
         with leave_no_trace(model):
             scorer = prepare_scorer(model, pool, config, World(0, 1, torch.device("cpu"), quiet=True))
-            taken = choose_layout(scorer, EXEMPLARS)
-            found = score_pool(scorer, EXEMPLARS, taken)
+            plan = plan_scoring(scorer, EXEMPLARS)
+            found = score_pool(scorer.follow(plan), EXEMPLARS, plan.layout)
     except ValueError as error:
         return Outcome(reason=str(error), is_ours=type(model).__name__ in str(error))
     except Exception as error:
@@ -194,4 +194,4 @@ def score_family(model: PreTrainedModel, layout: str = "auto") -> Outcome:
     context = min(scorer.context, 10_000)
     expected = losses_by_hand(model, samples, EXEMPLARS, context)
     difference = np.abs(np.stack([found.zero_shot, found.one_shot]) - expected)
-    return Outcome(taken, float(difference.max()))
+    return Outcome(plan.layout, float(difference.max()))

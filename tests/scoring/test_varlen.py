@@ -1,7 +1,9 @@
 """Rows of trees as sequences for variable-length attention: what they show, and the same losses as padded rows."""
 
 import inspect
+import json
 import logging
+import re
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -26,8 +28,8 @@ from miwv_trainer.scoring import varlen as varlen_module
 from miwv_trainer.scoring.attention import choose_tree_attention, find_tree_obstacle, use_tree_attention
 from miwv_trainer.scoring.float32 import use_float32
 from miwv_trainer.scoring.isolation import leave_no_trace
-from miwv_trainer.scoring.layout import check_layout, choose_layout
-from miwv_trainer.scoring.scorer import prepare_scorer
+from miwv_trainer.scoring.layout import check_layout, choose_layout, plan_scoring
+from miwv_trainer.scoring.scorer import ScoringPlan, prepare_scorer
 from miwv_trainer.scoring.tree_masks import find_sequences
 from miwv_trainer.scoring.trees import Tree, make_tree_row
 from miwv_trainer.scoring.varlen import KERNELS, VARLEN, Sequences, VarlenKernel, find_varlen_obstacle, make_sequences
@@ -314,14 +316,12 @@ def test_layers_that_ask_for_more_than_the_kernel_has_fall_back(
     monkeypatch.setitem(AttentionInterface._global_mapping, VARLEN, attend)
     assert choose(tiny_model(), case) == "padded"
     assert "a forward of trees fails (ValueError: " in caplog.text
-    assert '(by `attention="varlen"`; try `attention="mask"`)' in caplog.text
+    assert '(by `attention="varlen"`)' in caplog.text
     assert f"variable-length attention computes no {text}" in caplog.text
 
 
-def test_attention_that_is_not_causal_from_the_bottom_right_is_noticed(
-    case: tuple[Pool, np.ndarray], monkeypatch: pytest.MonkeyPatch, caplog: Any
-) -> None:
-    """Before its version 2.1, FlashAttention aligned at the top left (Dao-AILab/flash-attention#1075)."""
+def align_at_the_top_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As FlashAttention before its version 2.1 (Dao-AILab/flash-attention#1075)."""
 
     def attend(query: Any, key: Any, value: Any, ends: Any, key_ends: Any, *_: Any, **options: Any) -> torch.Tensor:
         # A query that sees as many keys as there are queries up to it, counted from the first key.
@@ -330,11 +330,87 @@ def test_attention_that_is_not_causal_from_the_bottom_right_is_noticed(
             query, key[firsts], value[firsts], ends, ends, int(ends.diff().max()), int(ends.diff().max()), **options
         )
 
-    monkeypatch.setitem(KERNELS, "cpu", VarlenKernel(lambda: attend, (torch.float32,)))
+    monkeypatch.setitem(KERNELS, "cpu", VarlenKernel(lambda: attend, (torch.float32, torch.bfloat16)))
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", FLASH])
+def test_attention_that_is_not_causal_from_the_bottom_right_is_noticed(
+    implementation: str, case: tuple[Pool, np.ndarray], flash_stand_in: str, monkeypatch: Any, caplog: Any
+) -> None:
+    align_at_the_top_left(monkeypatch)
+    model = random_model("Llama", SMALL, implementation)
+    model = model.bfloat16() if implementation == FLASH else model
     with caplog.at_level(logging.WARNING):
-        assert choose(tiny_model(), case) == "padded"
-    assert "samples differ by" in caplog.text
-    assert '(by `attention="varlen"`; try `attention="mask"`)' in caplog.text
+        assert choose(model, case) == "padded"
+    assert "is scored in padded rows" in caplog.text and "samples differ by" in caplog.text
+    assert '(by `attention="varlen"`)' in caplog.text
+
+
+def test_masks_are_tried_before_padded_rows(
+    case: tuple[Pool, np.ndarray], monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    align_at_the_top_left(monkeypatch)
+    model = tiny_model()
+    with leave_no_trace(model), caplog.at_level(logging.WARNING):
+        scorer = prepare_scorer(model, case[0], MIWVConfig(), WORLD)
+        plan = plan_scoring(scorer, case[1])
+        trees = layout_module.score_pool(scorer.follow(plan), case[1], plan.layout)
+        padded = layout_module.score_pool(scorer, case[1], "padded")
+        again = plan_scoring(prepare_scorer(model, case[0], MIWVConfig(), WORLD, scorer.checked), case[1])
+    assert (plan.layout, plan.attention) == (again.layout, again.attention) == ("tree", "mask")
+    # Rows with masks are shorter, as their price grows with the square of the length.
+    assert plan.memory.longest_row < scorer.memory.longest_row
+    np.testing.assert_allclose(trees.one_shot, padded.one_shot, atol=1e-5)
+    (warning,) = caplog.messages
+    assert re.fullmatch(
+        r"LlamaForCausalLM attends by masks in rows of trees: otherwise the losses of . samples differ by \S+ on "
+        r'average \(by `attention="varlen"`\). `attention="mask"` silences this.', warning,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("implementation", "values", "expected"),
+    [
+        ("sdpa", {"attention": "varlen"}, ("padded", "varlen")),
+        ("sdpa", {"layout": "padded"}, ("padded", "auto")),
+        ("sdpa", {"attention": "segments"}, ("tree", "segments")),
+        (FLASH, {}, ("padded", "auto")),  # takes no masks
+    ],
+)
+def test_masks_are_not_tried_where_another_way_is_asked_for_or_the_model_takes_none(
+    implementation: str,
+    values: dict[str, Any],
+    expected: tuple[str, str],
+    case: tuple[Pool, np.ndarray],
+    flash_stand_in: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    align_at_the_top_left(monkeypatch)
+    model = random_model("Llama", SMALL, implementation)
+    model = model.bfloat16() if implementation == FLASH else model
+    with leave_no_trace(model):
+        plan = plan_scoring(prepare_scorer(model, case[0], MIWVConfig(**values), WORLD), case[1])
+    assert (plan.layout, plan.attention) == expected
+
+
+def test_a_resumed_round_attends_as_its_journal_says_or_as_is_asked_for_now(case: tuple[Pool, np.ndarray]) -> None:
+    scorer = prepare_scorer(tiny_model(), case[0], MIWVConfig(), WORLD)
+    plan = ScoringPlan(scorer.context, "tree", scorer.memory, "mask")
+    read = ScoringPlan.from_header(json.loads(json.dumps(plan.to_header())))
+    assert read == plan
+    assert scorer.follow(read).config.attention == "mask"
+    asked = prepare_scorer(tiny_model(), case[0], MIWVConfig(attention="segments"), WORLD)
+    assert asked.follow(read).config.attention == "segments"
+    before = plan.to_header()
+    del before["attention"]  # a journal of an earlier version
+    assert ScoringPlan.from_header(before).attention == "auto"
+
+
+def test_a_round_says_that_masks_took_the_place_of_the_kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    align_at_the_top_left(monkeypatch)
+    pool = pool_from_rows(tiny_dataset(24), tiny_tokenizer())
+    finished = finished_round(tiny_model(), pool, Store(tmp_path))
+    assert (finished.summary["layout"], finished.summary["attention"]) == ("tree", "mask")
 
 
 @pytest.mark.parametrize(("autocast", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
@@ -366,6 +442,20 @@ def test_queries_and_keys_that_norms_have_cast_to_float32_come_back_to_the_model
     assert found.dtype == torch.bfloat16 and found.shape == (6, 4, 8)
     with pytest.raises(ValueError, match=r"computes in torch.bfloat16 or torch.float16, and got torch.float32"):
         varlen_module._call_kernel(*(each.float() for each in states), make_sequences(row, CPU), 0.5)
+
+
+@pytest.mark.parametrize("window", [None, 5])
+def test_torchs_own_function_takes_what_a_layer_gives_it(window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On tensors without numbers, for which the function needs no GPU."""
+    if load_varlen_attention() is None:
+        pytest.skip("this torch has no variable-length attention with windows")
+    monkeypatch.setitem(KERNELS, "meta", KERNELS["cuda"])
+    # Autocast knows no such device.
+    monkeypatch.setattr(varlen_module, "_choose_dtype", lambda allowed, states: torch.bfloat16)
+    row, device = a_row(0), torch.device("meta")
+    states = [torch.empty(heads, len(row.ids), width, device=device) for heads, width in ((4, 20), (2, 20), (2, 12))]
+    found = varlen_module._call_kernel(*states, make_sequences(row, device, window), 0.5)
+    assert found.shape == (len(row.ids), 4, 12) and found.dtype == torch.bfloat16
 
 
 def test_torchs_own_function_takes_the_arguments_of_the_definition() -> None:
