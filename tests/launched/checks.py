@@ -166,18 +166,19 @@ def train(folder: Path, output: Path, count: int, fraction: float) -> dict:
 
 
 def train_by_others(folder: Path, output: Path, small: PreTrainedModel, encoder: str) -> dict:
-    """A smaller model scores for one training, and the next two take its scores."""
+    """A smaller model scores for one training, the next compares fewer samples, and two others take its scores."""
     values = {"fraction": 0.25, "embedder": encoder, "tokens_per_batch": 128, "proxy_check": 8}
     first, found = str(output / "proxy"), {}
-    for name, more in (
-        ("proxy", {}),
-        ("source", {"scores_from": first}),
-        ("rows", {"scores_from": first, "match": "rows", "score": "low_miwv"}),
+    for name, at, more in (
+        ("proxy", "proxy", {}),
+        ("again", "proxy", {"proxy_check": 6}),
+        ("source", "source", {"scores_from": first}),
+        ("rows", "rows", {"scores_from": first, "match": "rows", "score": "low_miwv"}),
     ):
-        trainer, seen = make_trainer(folder, output / name, 17)
+        trainer, seen = make_trainer(folder, output / at, 17)
         forwards = []
         trainer.model.register_forward_pre_hook(lambda module, _, to=forwards: to.append(module.training))
-        callback = attach(trainer, MIWVConfig(**values, **more), scorer=None if more else small)
+        callback = attach(trainer, MIWVConfig(**values | more), scorer=small if at == "proxy" else None)
         trainer.train()
         (scored,) = callback.rounds
         found[name] = {
