@@ -58,11 +58,16 @@ def main() -> None:
     setting = prepare(arguments)
     check_same_comparison(setting)
     check_same_arms(setting)
-    setting = learn_known(setting)
+    # A page is made of what there is: it needs neither the model that knows a part of the pool nor new scores.
+    if not arguments.page_only:
+        setting = learn_known(setting)
     scores = Scores(setting)
     if rank == 0:
         print(describe_start(setting), flush=True)
-    scores.score()
+    if arguments.page_only:
+        scores.check_scored()
+    else:
+        scores.score()
     plan = make_plan(setting, scores)
     runs = plan.list_runs(arguments.seeds, arguments.learning_rates)
     if not arguments.page_only:

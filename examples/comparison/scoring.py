@@ -60,6 +60,12 @@ class Scores:
                 arms = " and ".join(repr(name) for name, used in self.scorings.items() if used == scoring)
                 raise SystemExit(f"The pool cannot be scored for the arm {arms}: {error}") from error
 
+    def check_scored(self) -> None:
+        """Raises `SystemExit` if an arm's round is not there."""
+        missing = " and ".join(repr(name) for name, used in self.scorings.items() if not self._is_scored(used))
+        if missing:
+            raise SystemExit(f"The pool was not scored for the arm {missing}. Leave it out, or --page-only.")
+
     def _is_scored(self, scoring: Scoring) -> bool:
         found = read_stored(self.folder).get(scoring.slug)
         return found is not None and fits(found, scoring.config)

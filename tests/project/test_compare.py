@@ -616,6 +616,8 @@ def test_a_page_of_the_runs_so_far_makes_no_further_ones_and_says_what_is_missin
     for more in (["--page-only"], []):
         with pytest.raises(SystemExit, match='The arm .MIWV. was run as score="miwv", not as score="zero_shot_loss"'):
             typed([*changed, *more])
+    with pytest.raises(SystemExit, match="The pool was not scored for the arm 'IFD'. Leave it out, or --page-only."):
+        typed([*given, "--arm", "IFD: score=ifd", "--page-only"])
     rounds = [path.name for path in (tmp_path / "scores").iterdir() if path.is_dir()]
     assert sorted(rounds) == ["longest", "miwv", "random"]
     assert (tmp_path / "comparison.md").read_text() == page
@@ -714,7 +716,7 @@ def test_a_killed_comparison_goes_on_and_ends_the_same(
 
 @pytest.mark.slow
 def test_several_rates_are_shown_and_tuned_and_a_known_half_is_learnt_first(
-    options: list[str], finished: tuple[Path, str], tmp_path: Path
+    options: list[str], finished: tuple[Path, str], tmp_path: Path, typed: Callable[[list[str]], None]
 ) -> None:
     more = [
         "--learning-rates",
@@ -736,6 +738,16 @@ def test_several_rates_are_shown_and_tuned_and_a_known_half_is_learnt_first(
     assert titles == on and "| known |" in page and "50% known" in page
     untrained, learnt = (results_of(output)["untrained"]["losses"] for output in (finished[0], tmp_path))
     assert untrained["held-out samples"] != learnt["held-out samples"]
+    # A page of what there is needs no model that has learnt.
+    shutil.rmtree(tmp_path / "known-model")
+    typed([*options, *more, "--page-only"])
+    assert not (tmp_path / "known-model").exists()
+    tables = [[line for line in text.split("\n") if line.startswith("|")] for text in (page, read_page(tmp_path))]
+    assert tables[0] == tables[1]
+
+
+def read_page(output: Path) -> str:
+    return (output / "comparison.md").read_text()
 
 
 def test_a_result_is_read_as_it_was_written(setting: Setting, scores: Scores, tmp_path: Path) -> None:
