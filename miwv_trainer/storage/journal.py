@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, NotRequired, TypedDict, cast
+from typing import IO, TypedDict, cast
 
 import numpy as np
 
@@ -31,13 +31,16 @@ SYNC_SECONDS = 30.0
 SYNC_SHARE = 0.01
 
 
-class PlanHeader(TypedDict):
-    """How a round composes its forwards, decided when its journal is begun. Older versions wrote no `attention`."""
-
+class _Limits(TypedDict):
     context: int
     layout: str
     memory: JsonObject
-    attention: NotRequired[AttentionChoice]
+
+
+class PlanHeader(_Limits, total=False):
+    """How a round composes its forwards, decided when its journal is begun. Older versions wrote no `attention`."""
+
+    attention: AttentionChoice
 
 
 class JournalHeader(RoundIdentity, PlanHeader, total=False):
