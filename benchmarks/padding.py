@@ -1,6 +1,8 @@
-"""Which share of the tokens that padded rows forward is padding? Counted, without a forward.
+"""Which share of the tokens that padded rows forward is padding?
 
-python -m benchmarks.padding --pool ../shared/data/alpaca_gpt4_1k.jsonl.gz
+    python -m benchmarks.padding --pool ../shared/data/alpaca_gpt4_1k.jsonl.gz
+
+The tokens are counted; nothing is forwarded.
 """
 
 import argparse

@@ -16,25 +16,25 @@ import numpy as np
 from comparison.options import make_parser
 from comparison.samples import Samples, explain, load_samples
 from quickstart import find_default_model
-from scipy.stats import rankdata
+from sklearn.metrics import roc_auc_score
 
 from miwv_trainer import MIWVConfig, read_rounds, select_again
 from miwv_trainer.data.models import load_tokenizer
 from miwv_trainer.storage.stored_round import StoredRound
 
-SELECTIONS: dict[str, dict[str, Any]] = {
-    'score="ifd"': {"score": "ifd"},
-    'score="ifd", loss_band=[0.0, 0.7]': {"score": "ifd", "loss_band": [0.0, 0.7]},
-    'score="ifd", loss_band=[0.0, 0.5]': {"score": "ifd", "loss_band": [0.0, 0.5]},
-    'score="zero_shot_loss"': {"score": "zero_shot_loss"},
-    'score="zero_shot_loss", loss_band=[0.3, 0.7]': {"score": "zero_shot_loss", "loss_band": [0.3, 0.7]},
-    'score="miwv"': {"score": "miwv"},
-    'score="miwv", selection_budget="tokens"': {"selection_budget": "tokens"},
-    'score="miwv", loss_band=[0.0, 0.6]': {"loss_band": [0.0, 0.6]},
-    'score="low_miwv"': {"score": "low_miwv"},
-    'score="influence"': {"score": "influence"},
-    'preset="guarded"': {"preset": "guarded"},
-}
+SELECTIONS: list[dict[str, Any]] = [
+    {"score": "ifd"},
+    {"score": "ifd", "loss_band": [0.0, 0.7]},
+    {"score": "ifd", "loss_band": [0.0, 0.5]},
+    {"score": "zero_shot_loss"},
+    {"score": "zero_shot_loss", "loss_band": [0.3, 0.7]},
+    {"score": "miwv"},
+    {"score": "miwv", "selection_budget": "tokens"},
+    {"score": "miwv", "loss_band": [0.0, 0.6]},
+    {"score": "low_miwv"},
+    {"score": "influence"},
+    {"preset": "guarded"},
+]
 
 
 def main() -> None:
@@ -86,7 +86,8 @@ def read_scores(folder: Path, fingerprint: str) -> list[StoredRound]:
 def format_shares(rounds: list[StoredRound], samples: Samples, fault: str, fraction: float) -> list[str]:
     """A line for each selection that the stored losses allow: its samples, and how many of them are spoiled."""
     lines = [f"| selection | samples | {fault} |", "| --- | ---: | ---: |"]
-    for name, values in SELECTIONS.items():
+    for values in SELECTIONS:
+        name = ", ".join(f"{option}={json.dumps(value)}" for option, value in values.items())
         selection = select_from_any(rounds, {"fraction": fraction, "embedder": "tfidf", **values})
         found = ("", "not stored") if selection is None else (len(selection), f"{samples.share(fault, selection):.0%}")
         lines.append(f"| `{name}` | {found[0]} | {found[1]} |")
@@ -117,11 +118,9 @@ def format_separation(rounds: list[StoredRound], is_spoiled: np.ndarray) -> list
 
 
 def measure_separation(values: np.ndarray, is_spoiled: np.ndarray) -> float:
-    """The chance that a spoiled sample has a higher value than another, ties as a half (Mann and Whitney's U)."""
+    """The chance that a spoiled sample has a higher value than another, ties as a half."""
     is_known = np.isfinite(values)
-    ranks, spoiled = rankdata(values[is_known]), is_spoiled[is_known]
-    positives, negatives = int(spoiled.sum()), int((~spoiled).sum())
-    return float((ranks[spoiled].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+    return float(roc_auc_score(is_spoiled[is_known], values[is_known]))
 
 
 if __name__ == "__main__":

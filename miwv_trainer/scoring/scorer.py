@@ -112,7 +112,11 @@ class Scorer:
         return self.stands_for is not None and self.context != self.config.scoring_max_length
 
     def follow(self, plan: ScoringPlan) -> "Scorer":
-        """This scorer with the limits of an earlier process, whose journal of the same round holds `plan`."""
+        """
+        This scorer by a plan: its own, or that of an earlier process, whose journal of the same round holds it.
+
+        An `attention` that is asked for by name takes the place of the plan's.
+        """
         asked = self.config.attention
         config = replace(self.config, attention=plan.attention if asked == "auto" else asked)
         return replace(self, config=config, context=plan.context, memory=plan.memory)
